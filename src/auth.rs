@@ -1,0 +1,130 @@
+//! Who may log in, and how both ends of a login speak: clients here, and this proxy at the servers.
+//! Never reads or writes a socket: message bodies go in, and what to answer comes out.
+
+mod client;
+pub mod md5;
+pub mod scram;
+mod server;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::config::{Auth, AuthMethod, Secret, User};
+use scram::{Verifier, VerifierError};
+
+pub use client::{Accepted, AuthRequest, Cause, ClientAuth, Rejection, Step};
+pub use scram::Credential;
+pub use server::{AuthError, Reply, ServerAuth};
+
+/// The users of a config, ready to check logins against.
+pub struct Users {
+    method: AuthMethod,
+    /// Salts and mock verifiers derive from it. Kept over reloads: if it changed, so would the salts of
+    /// users that do not exist, while a configured verifier keeps its own.
+    secret: MockSecret,
+    by_name: HashMap<String, Entry>,
+}
+
+type MockSecret = [u8; 32];
+
+struct Entry {
+    configured: User,
+    /// Present if the user has one, or has a password that the method needs one of.
+    verifier: Option<Verifier>,
+}
+
+/// A verifier in the config that is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(r#"the verifier of user "{user}" is not valid: {error}"#)]
+pub struct UsersError {
+    pub user: String,
+    pub error: VerifierError,
+}
+
+impl Users {
+    /// Under SCRAM this derives a verifier from each password: about half a millisecond each.
+    pub fn new(auth: &Auth) -> Result<Users, UsersError> {
+        Users::build(auth, rand::random(), &HashMap::new())
+    }
+
+    /// As [`Users::new`] for a changed config; verifiers of unchanged users are kept.
+    pub fn reload(&self, auth: &Auth) -> Result<Users, UsersError> {
+        Users::build(auth, self.secret, &self.by_name)
+    }
+
+    pub fn method(&self) -> AuthMethod {
+        self.method
+    }
+
+    pub fn contains(&self, user: &str) -> bool {
+        self.by_name.contains_key(user)
+    }
+
+    /// The user's password, if it is configured in plain text.
+    pub fn password(&self, user: &str) -> Option<&Secret> {
+        self.by_name.get(user)?.configured.password.as_ref()
+    }
+
+    fn build(
+        auth: &Auth,
+        secret: MockSecret,
+        known: &HashMap<String, Entry>,
+    ) -> Result<Users, UsersError> {
+        let mut by_name = HashMap::with_capacity(auth.users.len());
+        for user in &auth.users {
+            let unchanged = known
+                .get(&user.name)
+                .filter(|entry| entry.configured == *user);
+            let verifier = match unchanged.and_then(|entry| entry.verifier.clone()) {
+                Some(verifier) => Some(verifier),
+                None => verifier(user, auth.method, &secret)?,
+            };
+            by_name.insert(
+                user.name.clone(),
+                Entry {
+                    configured: user.clone(),
+                    verifier,
+                },
+            );
+        }
+        Ok(Users {
+            method: auth.method,
+            secret,
+            by_name,
+        })
+    }
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Users({:?}, {} users)", self.method, self.by_name.len())
+    }
+}
+
+fn verifier(
+    user: &User,
+    method: AuthMethod,
+    secret: &MockSecret,
+) -> Result<Option<Verifier>, UsersError> {
+    match (&user.verifier, &user.password) {
+        (Some(text), _) => Verifier::parse(text.expose())
+            .map(Some)
+            .map_err(|error| UsersError {
+                user: user.name.clone(),
+                error,
+            }),
+        (None, Some(password)) if method == AuthMethod::ScramSha256 => {
+            let salt = scram::salt_for(secret, &user.name);
+            let iterations = scram::ITERATIONS_DEFAULT;
+            Ok(Some(Verifier::from_password(
+                password.expose(),
+                &salt,
+                iterations,
+            )))
+        }
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

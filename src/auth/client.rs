@@ -1,0 +1,255 @@
+//! A client's login at the proxy, as a state machine: password messages in, steps out.
+//! Never lets a client find out under SCRAM whether a user exists. Under trust it does, and under md5 it
+//! sees SCRAM for a user with a verifier, as with PostgreSQL.
+
+use super::md5;
+use super::scram::{
+    self, Credential, MECHANISM, NONCE_BYTES, ScramError, ServerExchange, Verifier,
+};
+use super::{Entry, Users};
+use crate::config::{AuthMethod, Secret};
+
+pub struct ClientAuth {
+    user: String,
+    /// What logs in to servers for this client, if its configured password does.
+    password: Option<Secret>,
+    /// Why the login will be refused, whatever the client answers.
+    doomed: Option<Cause>,
+    state: State,
+}
+
+enum State {
+    Md5 {
+        salt: [u8; 4],
+    },
+    /// Waits for SASLInitialResponse.
+    SaslInitial(ServerExchange),
+    /// The mechanism is chosen, the first SCRAM message is not here yet.
+    SaslFirst(ServerExchange),
+    SaslFinal(ServerExchange),
+    Over,
+}
+
+/// What the proxy does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send the request, and wait for a password message (`p`).
+    Send(AuthRequest),
+    /// Send AuthenticationSASLFinal if there is one, then AuthenticationOk.
+    Accept(Accepted),
+    /// Send an error and close.
+    Reject(Rejection),
+}
+
+/// The Authentication messages that ask for an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AuthRequest {
+    Md5Password { salt: [u8; 4] },
+    Sasl { mechanisms: &'static [&'static str] },
+    SaslContinue(Vec<u8>),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub sasl_final: Option<Vec<u8>>,
+    /// What the proxy can log in to servers with, as this user; `None` fits only a server that asks
+    /// for nothing.
+    pub credential: Option<Credential>,
+}
+
+/// Why a client is turned away. Displays as the text for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error(r#"role "{0}" does not exist"#)]
+    UnknownRole(String),
+    #[error(r#"password authentication failed for user "{user}""#)]
+    WrongPassword { user: String, cause: Cause },
+    #[error("client selected a SASL mechanism that was not offered")]
+    Mechanism,
+    #[error("malformed password message: {0}")]
+    Malformed(&'static str),
+    #[error("password message came out of turn")]
+    OutOfTurn,
+    #[error(transparent)]
+    Scram(ScramError),
+}
+
+/// What the log may say about a wrong password, and the client must not learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    #[error("the user is not configured")]
+    UnknownUser,
+    #[error("the user has no password")]
+    NoPassword,
+    #[error("the password does not match")]
+    Mismatch,
+}
+
+const MECHANISMS: &[&str] = &[MECHANISM];
+
+impl ClientAuth {
+    /// Begins a login. The nonce and the salt must be random and new.
+    pub fn new(
+        users: &Users,
+        user: &str,
+        nonce: [u8; NONCE_BYTES],
+        md5_salt: [u8; 4],
+    ) -> (ClientAuth, Step) {
+        let entry = users.by_name.get(user);
+        let password = entry.and_then(|entry| entry.configured.password.clone());
+        let (doomed, state, step) = match users.method {
+            AuthMethod::Trust => {
+                let step = match entry {
+                    Some(_) => Step::Accept(Accepted {
+                        sasl_final: None,
+                        credential: password.clone().map(Credential::Password),
+                    }),
+                    None => Step::Reject(Rejection::UnknownRole(user.to_owned())),
+                };
+                (None, State::Over, step)
+            }
+            // A verifier can only be asked for by SCRAM, so PostgreSQL's md5 method asks for that.
+            AuthMethod::Md5 if entry.is_none_or(|entry| entry.verifier.is_none()) => {
+                let state = State::Md5 { salt: md5_salt };
+                let request = AuthRequest::Md5Password { salt: md5_salt };
+                (
+                    missing(entry, password.is_some()),
+                    state,
+                    Step::Send(request),
+                )
+            }
+            AuthMethod::Md5 | AuthMethod::ScramSha256 => {
+                let verifier = entry.and_then(|entry| entry.verifier.clone());
+                let doomed = missing(entry, verifier.is_some());
+                let verifier = verifier.unwrap_or_else(|| Verifier::mock(&users.secret, user));
+                let exchange =
+                    ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce));
+                let request = AuthRequest::Sasl {
+                    mechanisms: MECHANISMS,
+                };
+                (doomed, State::SaslInitial(exchange), Step::Send(request))
+            }
+        };
+        (
+            ClientAuth {
+                user: user.to_owned(),
+                password,
+                doomed,
+                state,
+            },
+            step,
+        )
+    }
+
+    /// Takes the body of a `p` message. After anything but [`Step::Send`] the login is over.
+    pub fn on_password_message(&mut self, body: &[u8]) -> Step {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Md5 { salt } => self.on_md5(body, salt),
+            State::SaslInitial(exchange) => match parse_initial_response(body) {
+                Ok(Some(data)) => self.on_client_first(exchange, data),
+                Ok(None) => {
+                    self.state = State::SaslFirst(exchange);
+                    Step::Send(AuthRequest::SaslContinue(Vec::new()))
+                }
+                Err(rejection) => Step::Reject(rejection),
+            },
+            State::SaslFirst(exchange) => self.on_client_first(exchange, body),
+            State::SaslFinal(exchange) => self.on_client_final(exchange, body),
+            State::Over => Step::Reject(Rejection::OutOfTurn),
+        }
+    }
+
+    fn on_md5(&mut self, body: &[u8], salt: [u8; 4]) -> Step {
+        let Some((0, answer)) = body.split_last() else {
+            return Step::Reject(Rejection::Malformed("it does not end in a zero byte"));
+        };
+        let password = self.password.take();
+        match password {
+            Some(password) if md5::verify(&self.user, password.expose(), salt, answer) => {
+                let credential = Some(Credential::Password(password));
+                Step::Accept(Accepted {
+                    sasl_final: None,
+                    credential,
+                })
+            }
+            _ => self.wrong_password(),
+        }
+    }
+
+    fn on_client_first(&mut self, mut exchange: ServerExchange, data: &[u8]) -> Step {
+        match exchange.client_first(data) {
+            Ok(server_first) => {
+                self.state = State::SaslFinal(exchange);
+                Step::Send(AuthRequest::SaslContinue(server_first))
+            }
+            Err(error) => Step::Reject(Rejection::Scram(error)),
+        }
+    }
+
+    fn on_client_final(&mut self, mut exchange: ServerExchange, data: &[u8]) -> Step {
+        match exchange.client_final(data) {
+            Ok(server_final) => {
+                // Keys fit the verifier that the exchange was checked with. One that was derived
+                // from a configured password is not the server's, so there the password goes on.
+                let credential = match self.password.take() {
+                    Some(password) => Some(Credential::Password(password)),
+                    None => exchange.keys().cloned().map(Credential::Keys),
+                };
+                Step::Accept(Accepted {
+                    sasl_final: Some(server_final),
+                    credential,
+                })
+            }
+            Err(ScramError::WrongProof) => self.wrong_password(),
+            Err(error) => Step::Reject(Rejection::Scram(error)),
+        }
+    }
+
+    fn wrong_password(&self) -> Step {
+        let cause = self.doomed.unwrap_or(Cause::Mismatch);
+        Step::Reject(Rejection::WrongPassword {
+            user: self.user.clone(),
+            cause,
+        })
+    }
+}
+
+impl Rejection {
+    pub fn sqlstate(&self) -> &'static str {
+        match self {
+            Rejection::UnknownRole(_) => "28000",
+            Rejection::WrongPassword { .. } => "28P01",
+            Rejection::Mechanism
+            | Rejection::Malformed(_)
+            | Rejection::OutOfTurn
+            | Rejection::Scram(_) => "08P01",
+        }
+    }
+}
+
+fn missing(entry: Option<&Entry>, has_secret: bool) -> Option<Cause> {
+    match entry {
+        None => Some(Cause::UnknownUser),
+        Some(_) if !has_secret => Some(Cause::NoPassword),
+        Some(_) => None,
+    }
+}
+
+/// SASLInitialResponse: the mechanism, then the length of its data (−1 for none) and the data.
+fn parse_initial_response(body: &[u8]) -> Result<Option<&[u8]>, Rejection> {
+    let mechanism_end = (body.iter().position(|byte| *byte == 0))
+        .ok_or(Rejection::Malformed("the SASL mechanism has no end"))?;
+    let (mechanism, rest) = (&body[..mechanism_end], &body[mechanism_end + 1..]);
+    if mechanism != MECHANISM.as_bytes() {
+        return Err(Rejection::Mechanism);
+    }
+    let (length, data) = (rest.split_first_chunk())
+        .ok_or(Rejection::Malformed("the SASL response has no length"))?;
+    match i32::from_be_bytes(*length) {
+        -1 if data.is_empty() => Ok(None),
+        length if usize::try_from(length) == Ok(data.len()) => Ok(Some(data)),
+        _ => Err(Rejection::Malformed(
+            "the SASL response is not of the length that it tells",
+        )),
+    }
+}

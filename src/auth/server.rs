@@ -1,0 +1,165 @@
+//! The proxy's login at a server, as a state machine: Authentication messages in, password messages out.
+//! Never takes a server's word that a SCRAM login is done before the server has proved itself.
+
+use super::md5;
+use super::scram::{self, ClientExchange, Credential, MECHANISM, NONCE_BYTES, ScramError};
+use crate::config::Secret;
+
+/// How much of a server's list of mechanisms an error repeats.
+const MECHANISMS_SHOWN_MAX: usize = 200;
+
+pub struct ServerAuth {
+    user: String,
+    credential: Option<Credential>,
+    nonce: [u8; NONCE_BYTES],
+    state: State,
+}
+
+enum State {
+    Start,
+    /// A cleartext or md5 password is sent.
+    PasswordSent,
+    ScramFirst(ClientExchange),
+    ScramFinal(ClientExchange),
+    ScramVerified,
+    Over,
+}
+
+/// What to do about an Authentication message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Wait for the next.
+    Nothing,
+    /// Send a password message (`p`) with this body.
+    Send(Vec<u8>),
+    /// Logged in.
+    Done,
+}
+
+/// Why a login at a server cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    #[error(r#"server asks for a password, and none is known for user "{0}""#)]
+    MissingPassword(String),
+    #[error(
+        r#"server asks for a {method} password, and only SCRAM keys are known for user "{user}""#
+    )]
+    OnlyKeys { user: String, method: &'static str },
+    #[error("server asks for {0} authentication, which is not supported")]
+    Unsupported(&'static str),
+    #[error("server asks for authentication of the unknown kind {0}")]
+    Unknown(i32),
+    #[error("server offers no SASL mechanism that is supported, but {0}")]
+    Mechanisms(String),
+    #[error("server ended the SCRAM exchange without proving that it knows the password")]
+    Unproven,
+    #[error("server sent the authentication request {0} out of turn")]
+    OutOfTurn(i32),
+    #[error("server sent a malformed authentication request: {0}")]
+    Malformed(&'static str),
+    #[error(transparent)]
+    Scram(#[from] ScramError),
+}
+
+impl ServerAuth {
+    /// The nonce must be random and new.
+    pub fn new(user: &str, credential: Option<Credential>, nonce: [u8; NONCE_BYTES]) -> ServerAuth {
+        ServerAuth {
+            user: user.to_owned(),
+            credential,
+            nonce,
+            state: State::Start,
+        }
+    }
+
+    /// Takes an Authentication message (`R`): its code, and its body behind the code. After an error
+    /// the connection is of no use.
+    pub fn on_request(&mut self, code: i32, body: &[u8]) -> Result<Reply, AuthError> {
+        match (code, std::mem::replace(&mut self.state, State::Over)) {
+            (0, State::Start | State::PasswordSent | State::ScramVerified) => Ok(Reply::Done),
+            (0, State::ScramFirst(_) | State::ScramFinal(_)) => Err(AuthError::Unproven),
+            (3, State::Start) => {
+                let password = self.password("cleartext")?;
+                let reply = password_message(password.expose());
+                self.state = State::PasswordSent;
+                Ok(reply)
+            }
+            (5, State::Start) => {
+                let salt = (body.try_into())
+                    .map_err(|_| AuthError::Malformed("the md5 salt is not of 4 bytes"))?;
+                let password = self.password("md5")?;
+                let reply = password_message(&md5::response(&self.user, password.expose(), salt));
+                self.state = State::PasswordSent;
+                Ok(reply)
+            }
+            (10, State::Start) => {
+                require_scram(body)?;
+                let credential = self
+                    .credential
+                    .clone()
+                    .ok_or_else(|| self.missing_password())?;
+                let exchange = ClientExchange::new(credential, scram::nonce_text(self.nonce));
+                let reply = initial_response(&exchange.client_first());
+                self.state = State::ScramFirst(exchange);
+                Ok(reply)
+            }
+            (11, State::ScramFirst(mut exchange)) => {
+                let client_final = exchange.server_first(body)?;
+                self.state = State::ScramFinal(exchange);
+                Ok(Reply::Send(client_final))
+            }
+            (12, State::ScramFinal(mut exchange)) => {
+                exchange.server_final(body)?;
+                self.state = State::ScramVerified;
+                Ok(Reply::Nothing)
+            }
+            (0 | 3 | 5 | 10 | 11 | 12, _) => Err(AuthError::OutOfTurn(code)),
+            (2, _) => Err(AuthError::Unsupported("Kerberos V5")),
+            (6, _) => Err(AuthError::Unsupported("SCM credential")),
+            (7 | 8, _) => Err(AuthError::Unsupported("GSSAPI")),
+            (9, _) => Err(AuthError::Unsupported("SSPI")),
+            _ => Err(AuthError::Unknown(code)),
+        }
+    }
+
+    fn password(&self, method: &'static str) -> Result<&Secret, AuthError> {
+        match &self.credential {
+            Some(Credential::Password(password)) => Ok(password),
+            Some(Credential::Keys(_)) => Err(AuthError::OnlyKeys {
+                user: self.user.clone(),
+                method,
+            }),
+            None => Err(self.missing_password()),
+        }
+    }
+
+    fn missing_password(&self) -> AuthError {
+        AuthError::MissingPassword(self.user.clone())
+    }
+}
+
+fn password_message(password: &str) -> Reply {
+    Reply::Send([password.as_bytes(), b"\0"].concat())
+}
+
+/// SASLInitialResponse: the mechanism, then the data's length and the data.
+fn initial_response(data: &[u8]) -> Reply {
+    let length = i32::try_from(data.len()).expect("client-first is under 100 bytes");
+    Reply::Send([MECHANISM.as_bytes(), b"\0", &length.to_be_bytes(), data].concat())
+}
+
+/// AuthenticationSASL: zero-ended names, and an empty one at the end.
+fn require_scram(body: &[u8]) -> Result<(), AuthError> {
+    let names = (body.strip_suffix(b"\0\0")).ok_or(AuthError::Malformed(
+        "the list of SASL mechanisms has no end",
+    ))?;
+    if names
+        .split(|byte| *byte == 0)
+        .any(|name| name == MECHANISM.as_bytes())
+    {
+        return Ok(());
+    }
+    let names = String::from_utf8_lossy(names).replace('\0', ", ");
+    let shown: String = names.escape_debug().take(MECHANISMS_SHOWN_MAX).collect();
+    Err(AuthError::Mechanisms(shown))
+}

@@ -1,0 +1,504 @@
+//! Clients log in, and log in to servers: whole logins message by message, honest and not.
+
+use proptest::prelude::*;
+
+use super::scram::{ClientExchange, Keys, ServerExchange};
+use super::*;
+
+const NONCE: [u8; scram::NONCE_BYTES] = [7; scram::NONCE_BYTES];
+const SALT: [u8; 4] = [1, 2, 3, 4];
+
+fn user(name: &str, password: Option<&str>, verifier: Option<&Verifier>) -> User {
+    User {
+        name: name.to_owned(),
+        password: password.map(Secret::new),
+        verifier: verifier.map(|verifier| Secret::new(verifier.to_string())),
+    }
+}
+
+fn cheap_verifier() -> Verifier {
+    Verifier::from_password("secret", b"salt", 2)
+}
+
+/// `plain` by a password, `stored` by a verifier, `bare` by neither; the secret is always "secret".
+fn auth(method: AuthMethod) -> Auth {
+    let users = vec![
+        user("plain", Some("secret"), None),
+        user("stored", None, Some(&cheap_verifier())),
+        user("bare", None, None),
+    ];
+    Auth { method, users }
+}
+
+fn users(method: AuthMethod) -> Users {
+    Users::new(&auth(method)).unwrap()
+}
+
+fn begin(users: &Users, user: &str) -> (ClientAuth, Step) {
+    ClientAuth::new(users, user, NONCE, SALT)
+}
+
+fn password(text: &str) -> Option<Credential> {
+    Some(Credential::Password(Secret::new(text)))
+}
+
+fn sasl_initial(mechanism: &str, length: i32, data: &[u8]) -> Vec<u8> {
+    [mechanism.as_bytes(), b"\0", &length.to_be_bytes(), data].concat()
+}
+
+/// A client that answers as a server's login would, until the proxy decides.
+fn log_in(users: &Users, user: &str, credential: Option<Credential>) -> Step {
+    let (mut proxy, mut step) = begin(users, user);
+    let mut client = ServerAuth::new(user, credential, [8; scram::NONCE_BYTES]);
+    loop {
+        let (code, body) = match step {
+            Step::Send(AuthRequest::Md5Password { salt }) => (5, salt.to_vec()),
+            Step::Send(AuthRequest::Sasl { mechanisms }) => {
+                (10, [mechanisms.join("\0").as_bytes(), b"\0\0"].concat())
+            }
+            Step::Send(AuthRequest::SaslContinue(data)) => (11, data),
+            Step::Accept(ref accepted) => {
+                if let Some(data) = &accepted.sasl_final {
+                    assert_eq!(client.on_request(12, data), Ok(Reply::Nothing));
+                }
+                assert_eq!(client.on_request(0, b""), Ok(Reply::Done));
+                return step;
+            }
+            Step::Reject(_) => return step,
+        };
+        let Reply::Send(answer) = client.on_request(code, &body).unwrap() else {
+            panic!("{code}")
+        };
+        step = proxy.on_password_message(&answer);
+    }
+}
+
+/// The credential for servers that a successful login leaves.
+fn accepted(step: Step) -> Option<Credential> {
+    match step {
+        Step::Accept(accepted) => accepted.credential,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn wrong_password(user: &str, cause: Cause) -> Step {
+    Step::Reject(Rejection::WrongPassword {
+        user: user.to_owned(),
+        cause,
+    })
+}
+
+#[test]
+fn trust_takes_the_configured() {
+    let users = users(AuthMethod::Trust);
+    assert_eq!(accepted(log_in(&users, "plain", None)), password("secret"));
+    assert_eq!(accepted(log_in(&users, "stored", None)), None);
+    assert_eq!(accepted(log_in(&users, "bare", None)), None);
+    let Step::Reject(rejection) = log_in(&users, "ghost", None) else {
+        panic!()
+    };
+    assert_eq!(rejection.to_string(), r#"role "ghost" does not exist"#);
+    assert_eq!(rejection.sqlstate(), "28000");
+}
+
+#[test]
+fn md5_takes_the_right_password() {
+    let users = users(AuthMethod::Md5);
+    assert_eq!(
+        accepted(log_in(&users, "plain", password("secret"))),
+        password("secret")
+    );
+    let refused = [
+        ("plain", "Secret", Cause::Mismatch),
+        ("bare", "secret", Cause::NoPassword),
+        ("bare", "", Cause::NoPassword),
+        ("ghost", "secret", Cause::UnknownUser),
+    ];
+    for (user, text, cause) in refused {
+        assert_eq!(
+            log_in(&users, user, password(text)),
+            wrong_password(user, cause)
+        );
+        let (_, step) = begin(&users, user);
+        assert_eq!(step, Step::Send(AuthRequest::Md5Password { salt: SALT }));
+    }
+}
+
+#[test]
+fn md5_asks_for_scram_where_only_a_verifier_is_known() {
+    let users = users(AuthMethod::Md5);
+    let credential = accepted(log_in(&users, "stored", password("secret")));
+    assert!(
+        matches!(credential, Some(Credential::Keys(_))),
+        "{credential:?}"
+    );
+    let refused = log_in(&users, "stored", password("Secret"));
+    assert_eq!(refused, wrong_password("stored", Cause::Mismatch));
+}
+
+#[test]
+fn scram_takes_the_right_password() {
+    let users = users(AuthMethod::ScramSha256);
+    assert_eq!(
+        accepted(log_in(&users, "plain", password("secret"))),
+        password("secret")
+    );
+    let refused = [
+        ("plain", "Secret", Cause::Mismatch),
+        ("stored", "Secret", Cause::Mismatch),
+        ("bare", "secret", Cause::NoPassword),
+        ("ghost", "secret", Cause::UnknownUser),
+    ];
+    for (user, text, cause) in refused {
+        assert_eq!(
+            log_in(&users, user, password(text)),
+            wrong_password(user, cause)
+        );
+    }
+}
+
+#[test]
+fn a_login_by_a_verifier_leaves_keys_that_log_in_to_its_server() {
+    let users = users(AuthMethod::ScramSha256);
+    let keys = accepted(log_in(&users, "stored", password("secret")));
+    let Some(Credential::Keys(_)) = &keys else {
+        panic!("{keys:?}")
+    };
+    // The same verifier again, as the server that it was copied from would hold it.
+    assert_eq!(accepted(log_in(&users, "stored", keys.clone())), keys);
+}
+
+#[test]
+fn refusals_tell_a_client_nothing() {
+    let users = users(AuthMethod::ScramSha256);
+    let texts = ["plain", "ghost"].map(|user| {
+        let Step::Reject(rejection) = log_in(&users, user, password("wrong")) else {
+            panic!()
+        };
+        assert_eq!(rejection.sqlstate(), "28P01");
+        rejection.to_string().replace(user, "x")
+    });
+    assert_eq!(texts, [r#"password authentication failed for user "x""#; 2]);
+}
+
+/// The salt and iterations that the proxy sends for a user.
+fn cost(users: &Users, user: &str) -> String {
+    let (mut proxy, _) = begin(users, user);
+    match proxy.on_password_message(&sasl_initial("SCRAM-SHA-256", 9, b"n,,n=,r=c")) {
+        Step::Send(AuthRequest::SaslContinue(data)) => {
+            let text = String::from_utf8(data).unwrap();
+            text.split_once(",s=").unwrap().1.to_owned()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn users_that_exist_and_that_do_not_look_alike_over_time() {
+    let first = users(AuthMethod::ScramSha256);
+    let mut changed = auth(AuthMethod::ScramSha256);
+    changed.users[0].password = Some(Secret::new("changed"));
+    let second = first.reload(&changed).unwrap();
+    for user in ["plain", "stored", "bare", "ghost"] {
+        assert_eq!(cost(&first, user), cost(&first, user), "{user}");
+        assert_eq!(cost(&first, user), cost(&second, user), "{user}");
+    }
+    assert_eq!(cost(&first, "plain").len(), cost(&first, "ghost").len());
+    assert_ne!(cost(&first, "plain"), cost(&first, "ghost"));
+}
+
+#[test]
+fn a_reload_keeps_what_is_unchanged_and_takes_what_is_new() {
+    let first = users(AuthMethod::Md5);
+    assert!(
+        first.by_name["plain"].verifier.is_none(),
+        "md5 needs no verifier"
+    );
+    // A verifier that its password does not fit shows that it was kept and not derived again.
+    let mut scram = users(AuthMethod::ScramSha256);
+    scram.by_name.get_mut("plain").unwrap().verifier = Some(cheap_verifier());
+    let kept = scram.reload(&auth(AuthMethod::ScramSha256)).unwrap();
+    assert_eq!(kept.by_name["plain"].verifier, Some(cheap_verifier()));
+
+    let mut changed = auth(AuthMethod::ScramSha256);
+    changed.users[0].password = Some(Secret::new("changed"));
+    changed.users.remove(1);
+    let second = kept.reload(&changed).unwrap();
+    assert_eq!(
+        accepted(log_in(&second, "plain", password("changed"))),
+        password("changed")
+    );
+    assert!(!second.contains("stored") && second.contains("bare"));
+    assert_eq!(second.password("plain"), Some(&Secret::new("changed")));
+    assert_eq!(second.method(), AuthMethod::ScramSha256);
+}
+
+#[test]
+fn a_verifier_that_is_not_one_names_its_user() {
+    let verifier = Some(Secret::new("SCRAM-SHA-256$4096:hunter2"));
+    let users = vec![User {
+        name: "app".to_owned(),
+        password: None,
+        verifier,
+    }];
+    let error = Users::new(&Auth {
+        method: AuthMethod::ScramSha256,
+        users,
+    })
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the verifier of user \"app\" is not valid: not of the form \
+         SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>"
+    );
+}
+
+#[test]
+fn malformed_password_messages() {
+    let scram = users(AuthMethod::ScramSha256);
+    let first = b"n,,n=,r=c";
+    let no_length = Rejection::Malformed("the SASL response has no length");
+    let wrong_length = Rejection::Malformed("the SASL response is not of the length that it tells");
+    let cases = [
+        (
+            b"".to_vec(),
+            Rejection::Malformed("the SASL mechanism has no end"),
+        ),
+        (
+            b"SCRAM-SHA-256".to_vec(),
+            Rejection::Malformed("the SASL mechanism has no end"),
+        ),
+        (
+            sasl_initial("SCRAM-SHA-256-PLUS", 9, first),
+            Rejection::Mechanism,
+        ),
+        (sasl_initial("", 9, first), Rejection::Mechanism),
+        (b"SCRAM-SHA-256\0".to_vec(), no_length.clone()),
+        (b"SCRAM-SHA-256\0\0\0\0".to_vec(), no_length),
+        (
+            sasl_initial("SCRAM-SHA-256", 8, first),
+            wrong_length.clone(),
+        ),
+        (
+            sasl_initial("SCRAM-SHA-256", 10, first),
+            wrong_length.clone(),
+        ),
+        (
+            sasl_initial("SCRAM-SHA-256", -1, first),
+            wrong_length.clone(),
+        ),
+        (sasl_initial("SCRAM-SHA-256", -2, b""), wrong_length),
+    ];
+    for (body, rejection) in cases {
+        let (mut proxy, _) = begin(&scram, "plain");
+        assert_eq!(rejection.sqlstate(), "08P01");
+        assert_eq!(
+            proxy.on_password_message(&body),
+            Step::Reject(rejection),
+            "{body:?}"
+        );
+        // Whatever comes then, the login is over.
+        let again = sasl_initial("SCRAM-SHA-256", 9, first);
+        assert_eq!(
+            proxy.on_password_message(&again),
+            Step::Reject(Rejection::OutOfTurn)
+        );
+    }
+    let (mut proxy, _) = begin(&users(AuthMethod::Md5), "plain");
+    let unended = Rejection::Malformed("it does not end in a zero byte");
+    assert_eq!(proxy.on_password_message(b""), Step::Reject(unended));
+}
+
+#[test]
+fn the_first_scram_message_may_come_apart_from_the_mechanism() {
+    let users = users(AuthMethod::ScramSha256);
+    let (mut proxy, _) = begin(&users, "stored");
+    let step = proxy.on_password_message(&sasl_initial("SCRAM-SHA-256", -1, b""));
+    assert_eq!(step, Step::Send(AuthRequest::SaslContinue(Vec::new())));
+    let Credential::Password(secret) = password("secret").unwrap() else {
+        panic!()
+    };
+    let mut client = ClientExchange::new(Credential::Password(secret), "c".to_owned());
+    let Step::Send(AuthRequest::SaslContinue(data)) =
+        proxy.on_password_message(&client.client_first())
+    else {
+        panic!()
+    };
+    let step = proxy.on_password_message(&client.server_first(&data).unwrap());
+    assert!(matches!(step, Step::Accept(_)), "{step:?}");
+}
+
+fn server_auth(credential: Option<Credential>) -> ServerAuth {
+    ServerAuth::new("app", credential, NONCE)
+}
+
+fn keys() -> Option<Credential> {
+    let (client_key, server_key, salt) = ([1; 32], [2; 32], b"salt".to_vec());
+    Some(Credential::Keys(Keys {
+        client_key,
+        server_key,
+        salt,
+        iterations: 1,
+    }))
+}
+
+const SCRAM_OFFER: &[u8] = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+
+#[test]
+fn a_server_that_trusts() {
+    assert_eq!(server_auth(None).on_request(0, b""), Ok(Reply::Done));
+    assert_eq!(
+        server_auth(password("x")).on_request(0, b""),
+        Ok(Reply::Done)
+    );
+}
+
+#[test]
+fn a_server_that_takes_a_password() {
+    for (code, body, expected) in [
+        (3, &b""[..], b"secret\0".to_vec()),
+        (
+            5,
+            &SALT[..],
+            [md5::response("app", "secret", SALT).as_bytes(), b"\0"].concat(),
+        ),
+    ] {
+        let mut login = server_auth(password("secret"));
+        assert_eq!(login.on_request(code, body), Ok(Reply::Send(expected)));
+        assert_eq!(login.on_request(0, b""), Ok(Reply::Done));
+        let mut asked_twice = server_auth(password("secret"));
+        asked_twice.on_request(code, body).unwrap();
+        assert_eq!(
+            asked_twice.on_request(code, body),
+            Err(AuthError::OutOfTurn(code))
+        );
+    }
+}
+
+#[test]
+fn servers_that_ask_for_what_is_not_there() {
+    let missing = || AuthError::MissingPassword("app".to_owned());
+    let only_keys = |method| AuthError::OnlyKeys {
+        user: "app".to_owned(),
+        method,
+    };
+    let cases = [
+        (None, 3, &b""[..], missing()),
+        (None, 5, &SALT[..], missing()),
+        (None, 10, SCRAM_OFFER, missing()),
+        (keys(), 3, b"", only_keys("cleartext")),
+        (keys(), 5, &SALT, only_keys("md5")),
+        (
+            password("x"),
+            5,
+            b"123",
+            AuthError::Malformed("the md5 salt is not of 4 bytes"),
+        ),
+        (password("x"), 2, b"", AuthError::Unsupported("Kerberos V5")),
+        (
+            password("x"),
+            6,
+            b"",
+            AuthError::Unsupported("SCM credential"),
+        ),
+        (password("x"), 7, b"", AuthError::Unsupported("GSSAPI")),
+        (password("x"), 8, b"", AuthError::Unsupported("GSSAPI")),
+        (password("x"), 9, b"", AuthError::Unsupported("SSPI")),
+        (password("x"), 13, b"", AuthError::Unknown(13)),
+        (password("x"), -1, b"", AuthError::Unknown(-1)),
+        (password("x"), 11, b"", AuthError::OutOfTurn(11)),
+        (password("x"), 12, b"", AuthError::OutOfTurn(12)),
+        (
+            password("x"),
+            10,
+            b"SCRAM-SHA-256-PLUS\0OTHER\n\0\0",
+            AuthError::Mechanisms(r"SCRAM-SHA-256-PLUS, OTHER\n".to_owned()),
+        ),
+        (
+            password("x"),
+            10,
+            b"\0",
+            AuthError::Malformed("the list of SASL mechanisms has no end"),
+        ),
+        (
+            password("x"),
+            10,
+            b"",
+            AuthError::Malformed("the list of SASL mechanisms has no end"),
+        ),
+    ];
+    for (credential, code, body, error) in cases {
+        assert_eq!(
+            server_auth(credential).on_request(code, body),
+            Err(error),
+            "{code} {body:?}"
+        );
+    }
+}
+
+#[test]
+fn a_server_must_prove_itself() {
+    let begun = || {
+        let mut login = server_auth(password("secret"));
+        let Ok(Reply::Send(initial)) = login.on_request(10, SCRAM_OFFER) else {
+            panic!()
+        };
+        (login, initial[b"SCRAM-SHA-256\0".len() + 4..].to_vec())
+    };
+    // Done before the server's first message.
+    let (mut login, _) = begun();
+    assert_eq!(login.on_request(0, b""), Err(AuthError::Unproven));
+
+    let answered = || {
+        let (mut login, client_first) = begun();
+        let mut server = ServerExchange::new(cheap_verifier(), true, "s".to_owned());
+        let server_first = server.client_first(&client_first).unwrap();
+        let Ok(Reply::Send(client_final)) = login.on_request(11, &server_first) else {
+            panic!()
+        };
+        (login, server.client_final(&client_final).unwrap())
+    };
+    // Done without the server's signature, or with a wrong one.
+    let (mut login, _) = answered();
+    assert_eq!(login.on_request(0, b""), Err(AuthError::Unproven));
+    let (mut login, _) = answered();
+    let wrong = login.on_request(12, b"v=AAAA");
+    assert_eq!(
+        wrong,
+        Err(AuthError::Scram(scram::ScramError::WrongServerSignature))
+    );
+    assert_eq!(login.on_request(0, b""), Err(AuthError::OutOfTurn(0)));
+    // A downgrade in the middle.
+    let (mut login, _) = answered();
+    assert_eq!(login.on_request(3, b""), Err(AuthError::OutOfTurn(3)));
+
+    let (mut login, server_final) = answered();
+    assert_eq!(login.on_request(12, &server_final), Ok(Reply::Nothing));
+    assert_eq!(login.on_request(0, b""), Ok(Reply::Done));
+}
+
+proptest! {
+    #[test]
+    fn no_input_panics_or_logs_in(
+        bodies in proptest::collection::vec(
+            prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..40),
+                "SCRAM-SHA-256\0\0\0\0[\0-\u{20}][ny]?,?,?n=,r=[ -~]{0,9}".prop_map(String::into_bytes),
+            ],
+            1..4,
+        ),
+        codes in proptest::collection::vec(-1..14, 4),
+    ) {
+        for (method, name) in [(AuthMethod::Md5, "plain"), (AuthMethod::Md5, "stored")] {
+            let (mut proxy, _) = begin(&users(method), name);
+            for body in &bodies {
+                let step = proxy.on_password_message(body);
+                prop_assert!(!matches!(step, Step::Accept(_)));
+            }
+        }
+        let mut login = server_auth(password("secret"));
+        for (code, body) in codes.iter().zip(&bodies) {
+            let _ = login.on_request(*code, body);
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The clusters: their nodes, who is the primary, and where everybody stands.
+//!
+//! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
+
+pub mod connect;
+pub mod lag;
+pub mod node;
+pub mod pool;
+pub mod probe;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use self::lag::History;
+use self::node::{Node, Role};
+use self::pool::{Pool, PoolKey};
+use crate::auth::Credential;
+use crate::config::{self, Config, Secret};
+use crate::session::consistency::{Clock, Incarnation, Lsn, Replica, Tick};
+use crate::telemetry;
+
+/// Nodes that share a system identifier.
+pub struct Cluster {
+    pub name: String,
+    /// The primary's positions.
+    pub clock: Clock,
+    topology: ArcSwap<Topology>,
+    /// Held while the topology is replaced.
+    update: Mutex<()>,
+    history: Mutex<History>,
+    /// The sample that somebody waits for, by its number.
+    wanted: AtomicU64,
+    /// The position that somebody waits for replicas to reach.
+    goal: AtomicU64,
+    /// The primary's probe sleeps until its heartbeat.
+    resting: AtomicBool,
+    /// A sample has been taken, or a replica has moved.
+    pub moved: Notify,
+    /// There is another primary, or none, or one again.
+    pub changed: Notify,
+    system: Mutex<Option<String>>,
+}
+
+/// What everybody sees of a cluster at one time.
+pub struct Topology {
+    pub nodes: Vec<Arc<Node>>,
+    pub primary: Option<Arc<Node>>,
+    /// The life in which it was last seen.
+    primary_life: Incarnation,
+    pub config: Arc<Config>,
+    /// Two nodes write on one timeline: neither is the primary.
+    split_brain: bool,
+}
+
+impl Cluster {
+    fn new(config: &Arc<Config>, cluster: &config::Cluster) -> Arc<Cluster> {
+        let nodes = cluster.nodes.iter().map(|node| Arc::new(Node::new(&cluster.name, node)));
+        let topology = Topology {
+            nodes: nodes.collect(),
+            primary: None,
+            primary_life: Incarnation(0),
+            config: config.clone(),
+            split_brain: false,
+        };
+        let cluster = Arc::new(Cluster {
+            name: cluster.name.clone(),
+            clock: Clock::new(),
+            topology: ArcSwap::from_pointee(topology),
+            update: Mutex::new(()),
+            history: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            goal: AtomicU64::new(0),
+            resting: AtomicBool::new(false),
+            moved: Notify::new(),
+            changed: Notify::new(),
+            system: Mutex::new(None),
+        });
+        for node in &cluster.topology().nodes {
+            tokio::spawn(probe::watch(cluster.clone(), node.clone()));
+        }
+        cluster
+    }
+
+    pub fn topology(&self) -> arc_swap::Guard<Arc<Topology>> {
+        self.topology.load()
+    }
+
+    /// Whom the nodes are probed as: user, password, database.
+    fn monitor(&self, config: &Config) -> (String, Option<Secret>, String) {
+        let cluster = config.clusters.iter().find(|cluster| cluster.name == self.name);
+        if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
+            return (monitor.user.clone(), monitor.password.clone(), monitor.database.clone());
+        }
+        let user = config.auth.users.first();
+        let name = user.map_or("tidegate", |user| &user.name).to_owned();
+        (name, user.and_then(|user| user.password.clone()), "postgres".to_owned())
+    }
+
+    /// Asks for a sample of the primary's position that is started after `moment`.
+    pub fn want_sample(&self, moment: Tick) {
+        if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0
+            && self.resting.load(SeqCst)
+            && self.resting.swap(false, SeqCst)
+            && let Some(primary) = &self.topology().primary
+        {
+            primary.wake.notify_one();
+        }
+    }
+
+    fn is_sample_wanted(&self) -> bool {
+        let newest = self.clock.latest().map_or(0, |sample| sample.tick.0);
+        self.wanted.load(SeqCst) > newest
+    }
+
+    fn set_resting(&self, node: &Node, resting: bool) {
+        if self.is_primary(node) {
+            self.resting.store(resting, SeqCst);
+        }
+    }
+
+    fn goal(&self) -> Lsn {
+        Lsn(self.goal.load(SeqCst))
+    }
+
+    fn is_primary(&self, node: &Node) -> bool {
+        self.topology().primary.as_ref().is_some_and(|primary| primary.id() == node.id())
+    }
+
+    /// The primary was at `lsn` when sample `tick` was taken.
+    fn sampled(&self, tick: Tick, lsn: Lsn) {
+        let somebody_waits = self.is_sample_wanted();
+        self.clock.complete(tick, lsn);
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), lsn);
+        if somebody_waits && self.goal.fetch_max(lsn.0, SeqCst) < lsn.0 {
+            for node in &self.topology().nodes {
+                if node.role() == Role::Replica {
+                    node.wake.notify_one();
+                }
+            }
+        }
+        self.moved.notify_waiters();
+    }
+
+    /// A replica has replayed to `lsn`.
+    fn note_lag(&self, node: &Node, lsn: Lsn) {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag = history.lag(Instant::now(), lsn);
+        drop(history);
+        let newest = self.clock.latest().map_or(lsn, |sample| sample.lsn);
+        let bytes = newest.0.saturating_sub(lsn.0);
+        node.metrics.replay_lag_bytes.set(bytes as f64);
+        let limit = &self.topology().config.lag;
+        // Back only well below the limit: a node at the limit must not come and go.
+        let lagging = match node.is_lagging() {
+            false => lag > limit.max || bytes > limit.max_bytes,
+            true => lag > limit.max / 2 || bytes > limit.max_bytes / 2,
+        };
+        if lagging != node.is_lagging() {
+            let (cluster, node) = (&self.name, &node.name);
+            if lagging {
+                tracing::warn!(%cluster, %node, ?lag, bytes, "replica is over the lag limit");
+            } else {
+                tracing::info!(%cluster, %node, ?lag, bytes, "replica is under the lag limit again");
+            }
+        }
+        node.set_lag(lag, lagging);
+    }
+
+    /// Accepts a node by its system identifier: the first one seen is the cluster's.
+    fn admit(&self, system: &str) -> Result<(), String> {
+        let mut known = self.system.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(expected) if expected != system => Err(expected.clone()),
+            _ => {
+                *known = Some(system.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Decides again who is the primary.
+    fn reconsider(&self) {
+        let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.topology.load_full();
+        let (primary, split_brain) = elect(&old);
+        let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
+        let same = id(&primary) == id(&old.primary);
+        let life = primary.as_ref().map_or(Incarnation(0), |node| node.incarnation());
+        // While its probe reconnects, its life is not known; it is taken for the old one.
+        let same_life = life == old.primary_life || life.0 == 0;
+        if same && same_life && split_brain == old.split_brain {
+            return;
+        }
+        let cluster = &self.name;
+        match (&primary, &old.primary) {
+            (Some(new), _) => {
+                // Samples of another history say nothing about positions in this one.
+                self.clock.new_epoch();
+                self.history.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.goal.store(0, SeqCst);
+                let is_failover = old.primary.is_some() && !same;
+                telemetry::metrics().failovers.increment(u64::from(is_failover));
+                tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
+                // Its first sample is what every session waits for.
+                self.wanted.fetch_max(self.clock.now().0 + 1, SeqCst);
+                new.wake.notify_one();
+            }
+            (None, _) if split_brain => {
+                tracing::error!(%cluster, "two nodes write on one timeline: no primary until one stops");
+            }
+            (None, Some(lost)) => tracing::warn!(%cluster, node = %lost.name, "primary lost"),
+            (None, None) => {}
+        }
+        let (nodes, config) = (old.nodes.clone(), old.config.clone());
+        let topology = Topology { nodes, primary, primary_life: life, config, split_brain };
+        self.topology.store(Arc::new(topology));
+        drop(update);
+        self.changed.notify_waiters();
+        self.moved.notify_waiters();
+    }
+
+    /// Applies a changed configuration: nodes come and go, the others stay as they are.
+    fn apply(self: &Arc<Self>, config: &Arc<Config>, cluster: &config::Cluster) {
+        let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.topology.load_full();
+        let same = |a: &Node, b: &config::Node| a.name == b.name && a.host == b.host && a.port == b.port;
+        let mut nodes = Vec::with_capacity(cluster.nodes.len());
+        for wanted in &cluster.nodes {
+            if let Some(known) = old.nodes.iter().find(|node| same(node, wanted)) {
+                known.set_weight(wanted.weight);
+                nodes.push(known.clone());
+            } else {
+                let node = Arc::new(Node::new(&self.name, wanted));
+                tracing::info!(cluster = %self.name, node = %node.name, "node added");
+                nodes.push(node);
+            }
+        }
+        let is_in = |node: &Node, nodes: &[Arc<Node>]| nodes.iter().any(|n| n.id() == node.id());
+        let primary = old.primary.clone().filter(|node| is_in(node, &nodes));
+        let topology = Topology {
+            nodes: nodes.clone(),
+            primary,
+            primary_life: old.primary_life,
+            config: config.clone(),
+            split_brain: old.split_brain,
+        };
+        self.topology.store(Arc::new(topology));
+        drop(update);
+        for node in nodes.iter().filter(|node| !is_in(node, &old.nodes)) {
+            tokio::spawn(probe::watch(self.clone(), node.clone()));
+        }
+        for node in old.nodes.iter().filter(|node| !is_in(node, &nodes)) {
+            tracing::info!(cluster = %self.name, node = %node.name, "node removed");
+            retire(node);
+        }
+        for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
+            pool.set_limits(&config.pool);
+        }
+        self.reconsider();
+    }
+
+    /// What is done every second: old servers are closed, gauges are set.
+    fn tend(&self) {
+        for node in &self.topology().nodes {
+            node.pools.retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
+            for pool in &node.pools {
+                pool.report();
+            }
+            node.metrics.in_flight.set(f64::from(node.in_flight()));
+            node.metrics.up.set(if node.is_up() { 1.0 } else { 0.0 });
+            if let Some(age) = node.sample_age() {
+                node.metrics.sample_age_seconds.set(age.as_secs_f64());
+            }
+        }
+    }
+}
+
+/// The node on the highest timeline of those that take writes; none when two on the same one do.
+fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
+    let writable = |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
+    let Some(best) = topology.nodes.iter().filter(writable).max_by_key(|node| node.timeline()) else {
+        return (None, false);
+    };
+    let rival = |node: &&Arc<Node>| {
+        node.id() != best.id()
+            && node.timeline() == best.timeline()
+            // Two names of one server are no rivals.
+            && node.incarnation() != best.incarnation()
+    };
+    match topology.nodes.iter().filter(writable).any(|node| rival(&node)) {
+        true => (None, true),
+        false => (Some(best.clone()), false),
+    }
+}
+
+fn retire(node: &Arc<Node>) {
+    node.leave();
+    for pool in &node.pools {
+        pool.close();
+    }
+}
+
+/// The pool of `node` for `key`; made if there is none.
+pub fn pool(
+    node: &Arc<Node>,
+    key: &PoolKey,
+    credential: &Option<Credential>,
+    limits: &config::Pool,
+) -> Arc<Pool> {
+    if let Some(pool) = node.pools.get(key) {
+        pool.set_credential(credential);
+        return pool.clone();
+    }
+    let new = || {
+        Arc::new(Pool::new(node.clone(), key.clone(), credential.clone(), limits.clone()))
+    };
+    node.pools.entry(key.clone()).or_insert_with(new).clone()
+}
+
+/// All clusters of the configuration.
+pub struct Clusters {
+    list: ArcSwap<Vec<Arc<Cluster>>>,
+}
+
+impl Clusters {
+    /// Starts watching every node. To be called within the runtime that is to do so.
+    pub fn start(config: &Arc<Config>) -> Clusters {
+        let list = config.clusters.iter().map(|cluster| Cluster::new(config, cluster)).collect();
+        Clusters { list: ArcSwap::from_pointee(list) }
+    }
+
+    pub fn all(&self) -> Arc<Vec<Arc<Cluster>>> {
+        self.list.load_full()
+    }
+
+    /// The cluster that serves `database`: the one that names it, else the one that takes all.
+    pub fn serving(&self, database: &str) -> Option<Arc<Cluster>> {
+        let list = self.list.load();
+        let names = |wanted: &str| {
+            list.iter().find(|cluster| {
+                let topology = cluster.topology();
+                let config = topology.config.clusters.iter().find(|c| c.name == cluster.name);
+                config.is_some_and(|config| config.databases.iter().any(|name| name == wanted))
+            })
+        };
+        names(database).or_else(|| names("*")).cloned()
+    }
+
+    /// Applies a changed configuration.
+    pub fn apply(&self, config: &Arc<Config>) {
+        let old = self.list.load_full();
+        let mut list = Vec::with_capacity(config.clusters.len());
+        for wanted in &config.clusters {
+            match old.iter().find(|cluster| cluster.name == wanted.name) {
+                Some(known) => {
+                    known.apply(config, wanted);
+                    list.push(known.clone());
+                }
+                None => list.push(Cluster::new(config, wanted)),
+            }
+        }
+        let gone = old.iter().filter(|c| !config.clusters.iter().any(|w| w.name == c.name));
+        for cluster in gone {
+            tracing::info!(cluster = %cluster.name, "cluster removed");
+            cluster.topology().nodes.iter().for_each(retire);
+            cluster.changed.notify_waiters();
+        }
+        self.list.store(Arc::new(list));
+    }
+
+    /// What is done every second.
+    pub fn tend(&self) {
+        for cluster in self.list.load().iter() {
+            cluster.tend();
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Owns: connecting and logging in to a server, and asking it a question of the proxy's own. Never:
+//! decides what a failure means for the node.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::net::TcpStream;
+
+use crate::auth::{AuthError, Credential, Reply, ServerAuth};
+use crate::net::stream::Stream;
+use crate::session::server::Params;
+use crate::wire::frame::{Header, body, header};
+use crate::wire::message::{self, error_field};
+use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode, startup};
+
+/// Whom to connect to, and as whom.
+#[derive(Clone, Debug)]
+pub struct Target<'a> {
+    pub host: &'a str,
+    pub port: u16,
+    pub database: &'a str,
+    pub user: &'a str,
+    pub credential: Option<Credential>,
+    /// Shown in the server's `pg_stat_activity` until a session sets its own.
+    pub application_name: &'a str,
+}
+
+/// A server connection that is logged in and waits for a query.
+#[derive(Debug)]
+pub struct Connection {
+    pub stream: Stream,
+    pub params: Params,
+    /// For cancel requests.
+    pub pid: i32,
+    pub secret: Vec<u8>,
+    buf: BytesMut,
+}
+
+/// Why there is no connection, or no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("server closed the connection")]
+    Closed,
+    #[error("server sent something that is no message: {0}")]
+    Wire(#[from] WireError),
+    #[error("server sent a message of type {0:?} out of turn")]
+    Unexpected(char),
+    #[error("{0}")]
+    Auth(#[from] AuthError),
+    /// The body of an ErrorResponse.
+    #[error("{}", refusal(.0))]
+    Refused(Vec<u8>),
+}
+
+fn refusal(error: &[u8]) -> String {
+    let field = |code| String::from_utf8_lossy(error_field(error, code).unwrap_or(b"?"));
+    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
+}
+
+impl ConnectError {
+    /// The server's own SQLSTATE, where it gave one.
+    pub fn sqlstate(&self) -> Option<&[u8]> {
+        match self {
+            ConnectError::Refused(error) => error_field(error, b'C'),
+            _ => None,
+        }
+    }
+
+    /// The node can't serve anybody now: it is down, starting, stopping, or out of reach. Another
+    /// attempt may succeed without anything being changed.
+    pub fn is_node_away(&self) -> bool {
+        match self {
+            ConnectError::Io(_) | ConnectError::Timeout(_) | ConnectError::Closed => true,
+            // Starting up, shutting down, in recovery; killed; crash of another backend.
+            ConnectError::Refused(_) => {
+                matches!(self.sqlstate(), Some(b"57P03" | b"57P01" | b"57P02"))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Connects and logs in, within `limit`.
+///
+/// # Errors
+/// Whatever keeps the login from succeeding; nothing is retried.
+pub async fn connect(target: &Target<'_>, limit: Duration) -> Result<Connection, ConnectError> {
+    match tokio::time::timeout(limit, log_in(target)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout(limit)),
+    }
+}
+
+async fn log_in(target: &Target<'_>) -> Result<Connection, ConnectError> {
+    let socket = TcpStream::connect((target.host, target.port)).await?;
+    let mut stream = Stream::tcp(socket)?;
+    let hello = startup::encode(&[
+        ("user", target.user),
+        ("database", target.database),
+        ("application_name", target.application_name),
+    ]);
+    stream.write_all(&hello).await?;
+    let mut buf = BytesMut::new();
+    let mut auth = ServerAuth::new(target.user, target.credential.clone(), rand::random());
+    let mut params = Vec::new();
+    let mut key = (0, Vec::new());
+    loop {
+        let frame = next(&mut stream, &mut buf).await?;
+        let body = body(&frame);
+        match frame[0] {
+            b'R' => {
+                let (code, rest) = body.split_first_chunk::<4>().ok_or(WireError::Truncated)?;
+                if let Reply::Send(payload) = auth.on_request(i32::from_be_bytes(*code), rest)? {
+                    let mut out = BytesMut::new();
+                    encode::password(&mut out, &payload);
+                    stream.write_all(&out).await?;
+                }
+            }
+            b'S' => {
+                let (name, value) = message::parameter_status(body)?;
+                params.push((name.into(), value.into()));
+            }
+            b'K' => {
+                let (pid, secret) = message::key_data(body)?;
+                key = (pid, secret.to_vec());
+            }
+            b'N' => {}
+            b'E' => return Err(ConnectError::Refused(body.to_vec())),
+            b'Z' => break,
+            tag => return Err(ConnectError::Unexpected(tag.into())),
+        }
+    }
+    Ok(Connection { stream, params: Params::new(params), pid: key.0, secret: key.1, buf })
+}
+
+impl Connection {
+    /// Runs one Query and returns its rows, as text.
+    ///
+    /// # Errors
+    /// A lost connection, or the server's error; after either the connection is of no use.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ConnectError> {
+        let mut out = BytesMut::new();
+        encode::query(&mut out, sql.as_bytes());
+        self.stream.write_all(&out).await?;
+        let mut rows = Vec::new();
+        let mut error = None;
+        loop {
+            let frame = next(&mut self.stream, &mut self.buf).await?;
+            let body = body(&frame);
+            match frame[0] {
+                b'D' => {
+                    let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+                    rows.push(message::data_row(body)?.into_iter().map(text).collect());
+                }
+                b'S' => {
+                    let (name, value) = message::parameter_status(body)?;
+                    self.params.set(name, value);
+                }
+                b'E' => error = Some(ConnectError::Refused(body.to_vec())),
+                b'Z' => return error.map_or(Ok(rows), Err),
+                b'T' | b'C' | b'N' | b'A' | b'I' => {}
+                tag => return Err(ConnectError::Unexpected(tag.into())),
+            }
+            if let Some(ConnectError::Refused(body)) = &error
+                && message::is_fatal(body)
+            {
+                return Err(ConnectError::Refused(body.clone()));
+            }
+        }
+    }
+}
+
+/// The next whole message.
+async fn next(stream: &mut Stream, buf: &mut BytesMut) -> Result<BytesMut, ConnectError> {
+    loop {
+        if let Some(Header { tag, len }) = header(buf)? {
+            if len > SERVER_CONTROL_BYTES_MAX {
+                let max = SERVER_CONTROL_BYTES_MAX;
+                return Err(WireError::TooLong { tag: tag.into(), len, max }.into());
+            }
+            if buf.remaining() >= len {
+                return Ok(buf.split_to(len));
+            }
+        }
+        if stream.read(buf).await? == 0 {
+            return Err(ConnectError::Closed);
+        }
+    }
+}
+
+/// Asks the node to cancel what the server process `pid` is doing, and waits until it has read the
+/// request.
+///
+/// # Errors
+/// When the request could not be delivered.
+pub async fn cancel(
+    host: &str,
+    port: u16,
+    pid: i32,
+    secret: &[u8],
+    limit: Duration,
+) -> Result<(), ConnectError> {
+    let deliver = async {
+        let mut stream = Stream::tcp(TcpStream::connect((host, port)).await?)?;
+        stream.write_all(&startup::encode_cancel(pid, secret)).await?;
+        // The server closes the connection once it has signalled the process.
+        let mut rest = BytesMut::new();
+        while stream.read(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limit, deliver).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout(limit)),
+    }
+}

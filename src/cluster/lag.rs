@@ -1,0 +1,95 @@
+//! Owns: when the primary was where: the history that turns a position into a lag in time. Never:
+//! asks a standby's clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::session::consistency::Lsn;
+
+/// Positions of the primary and when they were first seen: every one of late, and one in a while of
+/// long ago.
+#[derive(Debug, Default)]
+pub struct History {
+    recent: VecDeque<(Instant, Lsn)>,
+    old: VecDeque<(Instant, Lsn)>,
+}
+
+impl History {
+    const RECENT_MAX: usize = 1024;
+    const OLD_MAX: usize = 4096;
+    const OLD_EVERY: Duration = Duration::from_millis(250);
+
+    /// The primary was seen at `lsn`.
+    pub fn note(&mut self, at: Instant, lsn: Lsn) {
+        if self.recent.back().is_some_and(|&(_, last)| lsn <= last) {
+            return;
+        }
+        self.recent.push_back((at, lsn));
+        if self.recent.len() <= Self::RECENT_MAX {
+            return;
+        }
+        let Some(passed) = self.recent.pop_front() else { return };
+        if self.old.back().is_none_or(|&(last, _)| passed.0 - last >= Self::OLD_EVERY) {
+            self.old.push_back(passed);
+        }
+        if self.old.len() > Self::OLD_MAX {
+            self.old.pop_front();
+        }
+    }
+
+    /// How long ago the primary passed `replayed`; zero when it has not been seen beyond it.
+    pub fn lag(&self, now: Instant, replayed: Lsn) -> Duration {
+        let beyond = |history: &VecDeque<(Instant, Lsn)>| {
+            let index = history.partition_point(|&(_, lsn)| lsn <= replayed);
+            history.get(index).copied().map(|(at, _)| (index, at))
+        };
+        let at = match (beyond(&self.old), beyond(&self.recent)) {
+            // What was passed between the last old one and the first recent one.
+            (None, Some((_, at))) => Some(at),
+            (Some((_, at)), _) => Some(at),
+            (None, None) => None,
+        };
+        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// Another history begins.
+    pub fn clear(&mut self) {
+        self.recent.clear();
+        self.old.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_the_age_of_what_is_missing() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut history = History::default();
+        assert_eq!(history.lag(at(0), Lsn(0)), Duration::ZERO);
+        history.note(at(0), Lsn(10));
+        history.note(at(100), Lsn(20));
+        history.note(at(5000), Lsn(20));
+        assert_eq!(history.lag(at(9000), Lsn(20)), Duration::ZERO, "an idle primary has no lag");
+        assert_eq!(history.lag(at(300), Lsn(10)), Duration::from_millis(200));
+        assert_eq!(history.lag(at(300), Lsn(19)), Duration::from_millis(200));
+        assert_eq!(history.lag(at(300), Lsn(5)), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn long_ago_is_remembered_roughly() {
+        let start = Instant::now();
+        let mut history = History::default();
+        for ms in 0..60_000u64 {
+            history.note(start + Duration::from_millis(ms), Lsn(ms));
+        }
+        let now = start + Duration::from_secs(60);
+        for behind in [1u64, 900, 5_000, 50_000] {
+            let lag = history.lag(now, Lsn(60_000 - behind)).as_millis() as u64;
+            assert!(lag.abs_diff(behind) <= 251, "{lag} for {behind}");
+        }
+        assert!(history.recent.len() + history.old.len() < 2048);
+    }
+}

@@ -1,0 +1,244 @@
+//! Owns: what is known of one node, in a form that everybody reads without a lock. Never: asks the
+//! node anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use tokio::sync::Notify;
+
+use super::pool::{Pool, PoolKey};
+use crate::config;
+use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica};
+use crate::session::route::{Candidate, Serving};
+use crate::telemetry::NodeMetrics;
+
+/// One PostgreSQL instance.
+pub struct Node {
+    id: NodeId,
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub cluster: String,
+    weight: AtomicU32,
+    role: AtomicU8,
+    up: AtomicBool,
+    lagging: AtomicBool,
+    /// It takes nothing new: it has been removed from the configuration.
+    leaving: AtomicBool,
+    /// The server's life in which the position was read; 0 while unknown.
+    incarnation: AtomicU64,
+    position: AtomicU64,
+    /// Of a node that has been seen as a primary; 0 before.
+    timeline: AtomicU32,
+    lag_us: AtomicU64,
+    in_flight: AtomicU32,
+    /// A moving average of how long reads take here, in microseconds.
+    latency_us: AtomicU32,
+    clock: Clock,
+    pub pools: DashMap<PoolKey, Arc<Pool>>,
+    /// Wakes the probe: traffic has met an error, or somebody waits for a position.
+    pub wake: Notify,
+    pub metrics: NodeMetrics,
+    epoch: Instant,
+    sampled_us: AtomicU64,
+}
+
+/// What a node has been seen to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Unknown,
+    Primary,
+    Replica,
+}
+
+/// The lag of a node whose lag is not known.
+const LAG_UNKNOWN: u64 = u64::MAX;
+
+impl Node {
+    pub fn new(cluster: &str, node: &config::Node) -> Node {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Node {
+            id: NodeId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            name: node.name.clone(),
+            host: node.host.clone(),
+            port: node.port,
+            cluster: cluster.to_owned(),
+            weight: AtomicU32::new(node.weight),
+            role: AtomicU8::new(0),
+            up: AtomicBool::new(false),
+            lagging: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            incarnation: AtomicU64::new(0),
+            position: AtomicU64::new(0),
+            timeline: AtomicU32::new(0),
+            lag_us: AtomicU64::new(LAG_UNKNOWN),
+            in_flight: AtomicU32::new(0),
+            latency_us: AtomicU32::new(0),
+            clock: Clock::new(),
+            pools: DashMap::new(),
+            wake: Notify::new(),
+            metrics: NodeMetrics::new(cluster, &node.name),
+            epoch: Instant::now(),
+            sampled_us: AtomicU64::new(0),
+        }
+    }
+
+    pub fn role(&self) -> Role {
+        match self.role.load(Ordering::SeqCst) {
+            1 => Role::Primary,
+            2 => Role::Replica,
+            _ => Role::Unknown,
+        }
+    }
+
+    pub fn set_role(&self, role: Role) {
+        let role = match role {
+            Role::Unknown => 0,
+            Role::Primary => 1,
+            Role::Replica => 2,
+        };
+        self.role.store(role, Ordering::SeqCst);
+        self.metrics.role.set(f64::from(role));
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::SeqCst)
+    }
+
+    pub fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::SeqCst);
+        self.metrics.up.set(if up { 1.0 } else { 0.0 });
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.wake.notify_one();
+        self.metrics.clear();
+    }
+
+    pub fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    pub fn timeline(&self) -> u32 {
+        self.timeline.load(Ordering::SeqCst)
+    }
+
+    pub fn set_timeline(&self, timeline: u32) {
+        self.timeline.store(timeline, Ordering::SeqCst);
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.load(Ordering::SeqCst))
+    }
+
+    /// The probe has met the server in this life. Positions of another life count no more.
+    pub fn set_incarnation(&self, life: Incarnation) {
+        if self.incarnation() != life {
+            self.position.store(0, Ordering::SeqCst);
+            self.clock.new_epoch();
+            self.incarnation.store(life.0, Ordering::SeqCst);
+        }
+    }
+
+    /// Where the node stands is not known from now on.
+    pub fn forget_position(&self) {
+        self.incarnation.store(0, Ordering::SeqCst);
+        self.position.store(0, Ordering::SeqCst);
+        self.lag_us.store(LAG_UNKNOWN, Ordering::SeqCst);
+        self.metrics.replay_lag_bytes.set(f64::NAN);
+        self.metrics.replay_lag_seconds.set(f64::NAN);
+    }
+
+    pub fn set_position(&self, lsn: Lsn) {
+        self.position.store(lsn.0, Ordering::SeqCst);
+        self.sampled_us.store(self.epoch.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.metrics.lsn.set(lsn.0 as f64);
+    }
+
+    /// How old the newest sample of the position is.
+    pub fn sample_age(&self) -> Option<Duration> {
+        let at = Duration::from_micros(self.sampled_us.load(Ordering::Relaxed));
+        (!at.is_zero()).then(|| self.epoch.elapsed().saturating_sub(at))
+    }
+
+    pub fn is_lagging(&self) -> bool {
+        self.lagging.load(Ordering::SeqCst)
+    }
+
+    pub fn set_lag(&self, lag: Duration, lagging: bool) {
+        self.lag_us.store(lag.as_micros() as u64, Ordering::SeqCst);
+        self.lagging.store(lagging, Ordering::SeqCst);
+        self.metrics.replay_lag_seconds.set(lag.as_secs_f64());
+    }
+
+    pub fn begin_use(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn end_use(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A read has taken `took` here.
+    pub fn note_latency(&self, took: Duration) {
+        /// The share of the newest value is one in so many.
+        const SMOOTHING: u32 = 16;
+        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        let old = self.latency_us.load(Ordering::Relaxed);
+        let new = old - old / SMOOTHING + took / SMOOTHING;
+        self.latency_us.store(new, Ordering::Relaxed);
+    }
+}
+
+impl Replica for Node {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+
+    fn position(&self) -> Option<(Incarnation, Lsn)> {
+        let life = self.incarnation();
+        let position = self.position.load(Ordering::SeqCst);
+        // Read twice: a position must not be taken for one of another life.
+        (life.0 != 0 && position != 0 && life == self.incarnation()).then_some((life, Lsn(position)))
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+impl Candidate for Node {
+    fn serving(&self) -> Serving {
+        if !self.is_up() || self.is_leaving() || self.role() != Role::Replica {
+            Serving::No
+        } else if self.is_lagging() {
+            Serving::Lagging
+        } else {
+            Serving::Yes
+        }
+    }
+
+    fn load(&self) -> f32 {
+        let waiting = self.in_flight() as f32 + 1.0;
+        let latency_ms = self.latency_us.load(Ordering::Relaxed) as f32 / 1000.0;
+        waiting * (1.0 + latency_ms) / self.weight.load(Ordering::Relaxed).max(1) as f32
+    }
+
+    fn lag(&self) -> Option<Duration> {
+        match self.lag_us.load(Ordering::SeqCst) {
+            LAG_UNKNOWN => None,
+            us => Some(Duration::from_micros(us)),
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Owns: the servers of one node, database and user: lending them to sessions, first come first
+//! served. Never: lends a server that something is still owed on.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::sync::oneshot;
+use tokio::time::Instant as Deadline;
+
+use super::connect::{self, ConnectError, Connection, Target};
+use super::node::Node;
+use crate::auth::Credential;
+use crate::config;
+use crate::net;
+use crate::net::stream::Stream;
+use crate::session::answers::hear_idle;
+use crate::session::consistency::{Incarnation, Replica};
+use crate::session::server::ServerState;
+use crate::session::settings::Settings;
+use crate::telemetry::{self, PoolMetrics};
+use crate::wire::encode;
+use crate::wire::frame::{Header, body, header};
+use crate::wire::message::{self, Status};
+
+/// Statements kept prepared on one server; the least recently used go first.
+const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    pub database: String,
+    pub user: String,
+}
+
+/// The servers of one node for one database and user.
+pub struct Pool {
+    node: Arc<Node>,
+    key: PoolKey,
+    inner: Mutex<Inner>,
+    metrics: PoolMetrics,
+}
+
+struct Inner {
+    /// The last given back is the first lent again: its caches are warm, and the others age out.
+    idle: Vec<Box<Server>>,
+    /// Servers that exist or are being opened.
+    open: usize,
+    waiters: VecDeque<oneshot::Sender<Grant>>,
+    credential: Option<Credential>,
+    limits: config::Pool,
+    closed: bool,
+}
+
+/// What a waiter is given.
+enum Grant {
+    Server(Box<Server>),
+    /// The right to open one.
+    Place(Place),
+}
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckoutError {
+    #[error("no server of node {node} was free within {waited:?}")]
+    Timeout { node: String, waited: Duration },
+    #[error("cannot connect to node {node}: {error}")]
+    Connect { node: String, error: ConnectError },
+    #[error("node {node} is leaving")]
+    Leaving { node: String },
+}
+
+/// One connection to a server, lent to a session or idle in its pool.
+pub struct Server {
+    pub stream: Stream,
+    pub state: ServerState,
+    /// The life of the node's server that it is connected to.
+    pub incarnation: Incarnation,
+    /// What a cancel request for it says.
+    pub key: Arc<CancelKey>,
+    place: Place,
+    worker: usize,
+    opened: Instant,
+    idle_since: Instant,
+    lent: bool,
+}
+
+/// Names a server's process to its node.
+pub struct CancelKey {
+    pub node: Arc<Node>,
+    pub pid: i32,
+    pub secret: Vec<u8>,
+}
+
+/// A pool's permission for one server to exist; given up when dropped.
+struct Place(Arc<Pool>);
+
+impl Pool {
+    pub fn new(
+        node: Arc<Node>,
+        key: PoolKey,
+        credential: Option<Credential>,
+        limits: config::Pool,
+    ) -> Pool {
+        let metrics = PoolMetrics::new(&node.cluster, &node.name, &key.database, &key.user);
+        let inner = Inner {
+            idle: Vec::new(),
+            open: 0,
+            waiters: VecDeque::new(),
+            credential,
+            limits,
+            closed: false,
+        };
+        Pool { node, key, inner: Mutex::new(inner), metrics }
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// What servers are opened with from now on.
+    pub fn set_credential(&self, credential: &Option<Credential>) {
+        let mut inner = self.lock();
+        if inner.credential != *credential {
+            inner.credential.clone_from(credential);
+        }
+    }
+
+    /// Applies changed limits; servers above a smaller size go when they are given back.
+    pub fn set_limits(&self, limits: &config::Pool) {
+        self.lock().limits = limits.clone();
+    }
+
+    /// Lends a server, preferably one whose settings are `wanted`. Waits its turn where all are
+    /// lent.
+    ///
+    /// # Errors
+    /// When none is free in time, or a new one cannot be opened.
+    pub async fn checkout(self: &Arc<Self>, wanted: &Settings) -> Result<Box<Server>, CheckoutError> {
+        loop {
+            let (waiter, timeout) = match self.try_checkout(wanted)? {
+                Ready::Server(server) => match server.lend() {
+                    Some(server) => return Ok(server),
+                    None => continue,
+                },
+                Ready::Place(place) => return self.open(place).await,
+                Ready::Wait(waiter, timeout) => (waiter, timeout),
+            };
+            let started = Instant::now();
+            let grant = tokio::time::timeout_at(Deadline::now() + timeout, waiter).await;
+            telemetry::metrics().checkout_wait_seconds.record(started.elapsed());
+            match grant {
+                Ok(Ok(Grant::Server(server))) => match server.lend() {
+                    Some(server) => return Ok(server),
+                    None => continue,
+                },
+                Ok(Ok(Grant::Place(place))) => return self.open(place).await,
+                Ok(Err(_)) => return Err(self.leaving()),
+                Err(_) => {
+                    telemetry::metrics().checkout_timeouts.increment(1);
+                    let node = self.node.name.clone();
+                    return Err(CheckoutError::Timeout { node, waited: timeout });
+                }
+            }
+        }
+    }
+
+    /// Closes what has been idle or alive for too long. `true` when the pool has nothing left.
+    pub fn reap(&self) -> bool {
+        let now = Instant::now();
+        let mut old = Vec::new();
+        let mut inner = self.lock();
+        let limits = inner.limits.clone();
+        let over = |server: &Server| {
+            now - server.idle_since > limits.idle_timeout || now - server.opened > limits.lifetime
+        };
+        let mut index = 0;
+        while index < inner.idle.len() {
+            if over(&inner.idle[index]) {
+                old.push(inner.idle.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        let empty = inner.open == old.len() && inner.waiters.is_empty();
+        drop(inner);
+        // Dropped outside the lock: each gives up its place, which takes it.
+        drop(old);
+        empty
+    }
+
+    /// Closes every idle server; lent ones are closed when they are given back.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        let idle = std::mem::take(&mut inner.idle);
+        let waiters = std::mem::take(&mut inner.waiters);
+        drop(inner);
+        drop((idle, waiters));
+        self.metrics.clear();
+    }
+
+    /// Closes the idle servers of another life of the node's server than `life`.
+    pub fn close_stale(&self, life: Incarnation) {
+        let mut inner = self.lock();
+        let (keep, stale) = inner.idle.drain(..).partition(|s: &Box<Server>| s.incarnation == life);
+        inner.idle = keep;
+        drop(inner);
+        let stale: Vec<_> = stale;
+        drop(stale);
+    }
+
+    pub fn report(&self) {
+        let inner = self.lock();
+        let (idle, open, waiting) = (inner.idle.len(), inner.open, inner.waiters.len());
+        drop(inner);
+        self.metrics.idle.set(idle as f64);
+        self.metrics.active.set(open.saturating_sub(idle) as f64);
+        self.metrics.waiting.set(waiting as f64);
+    }
+
+    fn try_checkout(self: &Arc<Self>, wanted: &Settings) -> Result<Ready, CheckoutError> {
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(self.leaving());
+        }
+        // Who waits goes first; but a free server means that nobody waits.
+        if let Some(server) = take_best(&mut inner.idle, wanted) {
+            return Ok(Ready::Server(server));
+        }
+        if inner.open < inner.limits.size {
+            inner.open += 1;
+            drop(inner);
+            return Ok(Ready::Place(Place(self.clone())));
+        }
+        let (sender, receiver) = oneshot::channel();
+        inner.waiters.retain(|waiter| !waiter.is_closed());
+        inner.waiters.push_back(sender);
+        Ok(Ready::Wait(receiver, inner.limits.checkout_timeout))
+    }
+
+    async fn open(&self, place: Place) -> Result<Box<Server>, CheckoutError> {
+        let (credential, limit) = {
+            let inner = self.lock();
+            (inner.credential.clone(), inner.limits.connect_timeout)
+        };
+        let target = Target {
+            host: &self.node.host,
+            port: self.node.port,
+            database: &self.key.database,
+            user: &self.key.user,
+            credential,
+            application_name: "tidegate",
+        };
+        let opened = async {
+            let mut connection = connect::connect(&target, limit).await?;
+            let life = incarnation(&mut connection).await?;
+            Ok((connection, life))
+        };
+        let opened = match tokio::time::timeout(limit, opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ConnectError::Timeout(limit)),
+        };
+        match opened {
+            Ok((connection, life)) => {
+                telemetry::metrics().server_connects.increment(1);
+                self.node.begin_use();
+                Ok(Box::new(Server::new(connection, life, place)))
+            }
+            Err(error) => {
+                telemetry::metrics().server_connect_failures.increment(1);
+                if error.is_node_away() {
+                    self.node.wake.notify_one();
+                }
+                Err(CheckoutError::Connect { node: self.node.name.clone(), error })
+            }
+        }
+    }
+
+    fn leaving(&self) -> CheckoutError {
+        CheckoutError::Leaving { node: self.node.name.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves the pool's few fields consistent: no code that can panic runs
+        // between their changes.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Ready {
+    Server(Box<Server>),
+    Place(Place),
+    Wait(oneshot::Receiver<Grant>, Duration),
+}
+
+/// Of the idle servers, one of this thread's with the wanted settings if there is one; else the
+/// last given back.
+fn take_best(idle: &mut Vec<Box<Server>>, wanted: &Settings) -> Option<Box<Server>> {
+    /// How many are looked at: the choice must not cost more than it saves.
+    const LOOKED_AT_MAX: usize = 32;
+    let worker = net::worker();
+    let mut best = idle.len().checked_sub(1)?;
+    let mut best_score = -1;
+    for index in idle.len().saturating_sub(LOOKED_AT_MAX)..idle.len() {
+        let server = &idle[index];
+        let score = i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted);
+        if score >= best_score {
+            (best, best_score) = (index, score);
+        }
+    }
+    Some(idle.remove(best))
+}
+
+/// Asks in which life of the node's server the connection is.
+pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
+    const LIFE: &str = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
+        system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()";
+    use std::hash::{BuildHasher, Hash, Hasher};
+    let rows = connection.query(LIFE).await?;
+    // Fixed seeds: the same life has the same number whoever asks.
+    let mut hasher = foldhash::quality::FixedState::with_seed(0).build_hasher();
+    rows.hash(&mut hasher);
+    Ok(Incarnation(hasher.finish().max(1)))
+}
+
+impl Server {
+    fn new(connection: Connection, incarnation: Incarnation, place: Place) -> Server {
+        let now = Instant::now();
+        Server {
+            stream: connection.stream,
+            state: ServerState::new(connection.params, STATEMENTS_MAX),
+            incarnation,
+            key: Arc::new(CancelKey {
+                node: place.0.node.clone(),
+                pid: connection.pid,
+                secret: connection.secret,
+            }),
+            place,
+            worker: net::worker(),
+            opened: now,
+            idle_since: now,
+            lent: true,
+        }
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.place.0.node
+    }
+
+    /// Whether it is worth lending: alive, quiet, and on this thread's runtime. It is dropped
+    /// otherwise.
+    fn lend(mut self: Box<Self>) -> Option<Box<Server>> {
+        if net::worker() != self.worker {
+            self = self.moved_here()?;
+        }
+        let mut said = BytesMut::new();
+        match self.stream.read_now(&mut said) {
+            None => {}
+            Some(Ok(n)) if n > 0 && hear_idle(&mut self.state, &said) => {}
+            Some(_) => {
+                // It has said goodbye; so probably have its siblings.
+                self.node().wake.notify_one();
+                return None;
+            }
+        }
+        self.lent = true;
+        self.node().begin_use();
+        Some(self)
+    }
+
+    fn moved_here(self: Box<Self>) -> Option<Box<Server>> {
+        // Taken apart and put together again: a socket can only be moved by value.
+        let mut server = self;
+        let stream = std::mem::replace(&mut server.stream, Stream::Closed);
+        server.stream = stream.moved_here().ok()?;
+        server.worker = net::worker();
+        Some(server)
+    }
+
+    /// Gives the server back. Nothing may be owed on it and no transaction open.
+    pub fn give_back(mut self: Box<Self>) {
+        self.end_use();
+        if !self.state.is_idle() || self.node().is_leaving() {
+            return;
+        }
+        self.idle_since = Instant::now();
+        let pool = self.place.0.clone();
+        let mut inner = pool.lock();
+        let too_old = self.idle_since - self.opened > inner.limits.lifetime;
+        if inner.closed || inner.open > inner.limits.size || too_old {
+            drop(inner);
+            return;
+        }
+        let mut server = self;
+        while let Some(waiter) = inner.waiters.pop_front() {
+            match waiter.send(Grant::Server(server)) {
+                Ok(()) => return,
+                // It has given up waiting.
+                Err(Grant::Server(back)) => server = back,
+                Err(Grant::Place(_)) => return,
+            }
+        }
+        inner.idle.push(server);
+    }
+
+    /// Runs `sql` with no client looking on.
+    ///
+    /// # Errors
+    /// When the server is of no more use: it is lost, or could not do what it was asked.
+    pub async fn run(&mut self, sql: &str) -> Result<(), ConnectError> {
+        let mut out = BytesMut::new();
+        encode::query(&mut out, sql.as_bytes());
+        self.stream.write_all(&out).await?;
+        let mut buf = BytesMut::new();
+        loop {
+            while let Some(Header { tag, len }) = header(&buf)?
+                && buf.len() >= len
+            {
+                let frame = buf.split_to(len);
+                match (tag, body(&frame)) {
+                    (b'Z', status) => {
+                        self.state.status = message::ready(status)?;
+                        return Ok(());
+                    }
+                    (b'S', status) => {
+                        let (name, value) = message::parameter_status(status)?;
+                        self.state.params.set(name, value);
+                    }
+                    (b'E', error) => return Err(ConnectError::Refused(error.to_vec())),
+                    _ => {}
+                }
+            }
+            if self.stream.read(&mut buf).await? == 0 {
+                return Err(ConnectError::Closed);
+            }
+            debug_assert!(buf.has_remaining());
+        }
+    }
+
+    /// Makes the server as good as new, whatever its last session has left on it, and gives it
+    /// back; closes it if that fails.
+    pub async fn clean(mut self: Box<Self>, limit: Duration, discard: bool) {
+        let clean = async {
+            if self.state.status != Status::Idle {
+                self.run("ROLLBACK").await?;
+            }
+            if discard {
+                self.run("DISCARD ALL").await?;
+                self.state.reset();
+            }
+            Ok::<(), ConnectError>(())
+        };
+        match tokio::time::timeout(limit, clean).await {
+            Ok(Ok(())) => self.give_back(),
+            Ok(Err(error)) => tracing::debug!(node = %self.node().name, %error, "server not reused"),
+            Err(_) => tracing::debug!(node = %self.node().name, "server not reused: no answer"),
+        }
+    }
+
+    fn end_use(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            self.node().end_use();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end_use();
+        self.stream.write_now(encode::TERMINATE);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        while inner.open <= inner.limits.size
+            && let Some(waiter) = inner.waiters.pop_front()
+        {
+            if waiter.is_closed() {
+                continue;
+            }
+            drop(inner);
+            // The place goes to who waits longest. If that one has just given up, dropping the new
+            // place does all this again.
+            let _ = waiter.send(Grant::Place(Place(self.0.clone())));
+            return;
+        }
+        inner.open -= 1;
+    }
+}

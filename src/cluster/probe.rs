@@ -1,0 +1,224 @@
+//! Owns: watching one node: its role, its life, its position. Never: touches a client's traffic;
+//! what it finds is written where routing reads it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+
+use super::Cluster;
+use super::connect::{self, ConnectError, Connection, Target};
+use super::node::{Node, Role};
+use super::pool::incarnation;
+use crate::auth::Credential;
+use crate::session::consistency::{Lsn, Replica, Tick};
+
+/// How long to wait before a node that has failed is asked again, at most.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Where the node is, in whichever role it has.
+const POSITION: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+    ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+
+/// The timeline a primary writes: `pg_control_checkpoint()` shows it only after a checkpoint.
+const TIMELINE: &str = "SELECT pg_catalog.substr(\
+    pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)";
+
+const SIZES: &str = "SELECT pg_catalog.current_setting('wal_block_size'), \
+    (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size'), \
+    (SELECT system_identifier FROM pg_catalog.pg_control_system())";
+
+/// Watches `node` until it leaves the cluster.
+pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
+    let mut failures = 0;
+    while !node.is_leaving() {
+        let error = match Probe::open(&cluster, &node).await {
+            Ok(mut probe) => {
+                failures = 0;
+                match probe.run(&cluster, &node).await {
+                    Ok(()) => break,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        node.forget_position();
+        failures += 1;
+        let config = cluster.topology().config.clone();
+        if failures == config.health.failures {
+            node.set_up(false);
+            tracing::warn!(cluster = %cluster.name, node = %node.name, %error, "node is down");
+        } else if failures < config.health.failures {
+            tracing::info!(cluster = %cluster.name, node = %node.name, %error, "probe failed");
+        }
+        cluster.reconsider();
+        sleep(RETRY.min(config.health.interval)).await;
+    }
+    node.metrics.clear();
+}
+
+/// Why a node is not watched now.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("answer {0:?} to a probe is not understood")]
+    Answer(Vec<Vec<Option<String>>>),
+    #[error("it belongs to another cluster: its system identifier is {found}, not {expected}")]
+    OtherSystem { found: String, expected: String },
+}
+
+/// An open connection that watches a node.
+struct Probe {
+    connection: Connection,
+    block: u64,
+    segment: u64,
+    last_start: Instant,
+    /// Polls since the position last changed, while somebody waits for it.
+    stalled: u32,
+}
+
+impl Probe {
+    async fn open(cluster: &Cluster, node: &Node) -> Result<Probe, ProbeError> {
+        let config = cluster.topology().config.clone();
+        let (user, password, database) = cluster.monitor(&config);
+        let target = Target {
+            host: &node.host,
+            port: node.port,
+            database: &database,
+            user: &user,
+            credential: password.map(Credential::Password),
+            application_name: "tidegate monitor",
+        };
+        let mut connection = connect::connect(&target, config.health.timeout).await?;
+        let limit = config.health.timeout;
+        let life = match timeout(limit, incarnation(&mut connection)).await {
+            Ok(life) => life?,
+            Err(_) => return Err(ProbeError::Timeout(limit)),
+        };
+        let mut probe = Probe { connection, block: 0, segment: 0, last_start: Instant::now(), stalled: 0 };
+        let rows = probe.ask(SIZES, limit).await?;
+        let [[Some(block), Some(segment), Some(system)]] = rows.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
+        else {
+            return Err(ProbeError::Answer(rows));
+        };
+        let (Ok(block), Ok(segment)) = (block.parse(), segment.parse()) else {
+            return Err(ProbeError::Answer(rows));
+        };
+        (probe.block, probe.segment) = (block, segment);
+        if let Err(expected) = cluster.admit(system) {
+            return Err(ProbeError::OtherSystem { found: system.clone(), expected });
+        }
+        if node.incarnation() != life {
+            for pool in &node.pools {
+                pool.close_stale(life);
+            }
+        }
+        node.set_incarnation(life);
+        probe.sample(cluster, node, limit).await?;
+        if !node.is_up() {
+            node.set_up(true);
+            tracing::info!(cluster = %cluster.name, node = %node.name, role = ?node.role(), "node is up");
+        }
+        cluster.reconsider();
+        Ok(probe)
+    }
+
+    /// Samples as often as somebody needs it, and at the heartbeat otherwise, until the node
+    /// leaves.
+    async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<(), ProbeError> {
+        while !node.is_leaving() {
+            let config = cluster.topology().config.clone();
+            let poll = config.consistency.poll_interval;
+            let pause = match self.needed(cluster, node) {
+                // The longer nothing moves, the rarer it is asked: replay may be paused for hours.
+                true => poll * self.stalled.clamp(1, 16),
+                false => config.health.interval,
+            };
+            let rest = pause.saturating_sub(self.last_start.elapsed());
+            if pause > poll {
+                cluster.set_resting(node, true);
+                // Asked for between the look and the flag: seen here.
+                if pause == config.health.interval && self.needed(cluster, node) {
+                    continue;
+                }
+                tokio::select! {
+                    () = sleep(rest) => {}
+                    () = node.wake.notified() => {}
+                }
+                cluster.set_resting(node, false);
+                // However often it is woken, never more often than this.
+                sleep(poll.saturating_sub(self.last_start.elapsed())).await;
+            } else {
+                sleep(rest).await;
+            }
+            self.sample(cluster, node, config.health.timeout).await?;
+        }
+        Ok(())
+    }
+
+    fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
+        if cluster.is_primary(node) {
+            return cluster.is_sample_wanted();
+        }
+        node.role() == Role::Replica && node.position().is_none_or(|(_, at)| at < cluster.goal())
+    }
+
+    async fn sample(&mut self, cluster: &Cluster, node: &Node, limit: Duration) -> Result<(), ProbeError> {
+        self.last_start = Instant::now();
+        let for_cluster = cluster.is_primary(node);
+        let clock = if for_cluster { &cluster.clock } else { node.clock() };
+        let tick = clock.begin();
+        let rows = self.ask(POSITION, limit).await?;
+        let (in_recovery, lsn) = position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
+        if in_recovery {
+            node.set_role(Role::Replica);
+            self.note_replica(cluster, node, tick, lsn);
+        } else {
+            let lsn = lsn.without_page_header(self.block, self.segment);
+            if node.role() != Role::Primary {
+                let rows = self.ask(TIMELINE, limit).await?;
+                let timeline = rows.first().and_then(|row| row.first()?.as_deref());
+                let timeline = timeline.and_then(|text| u32::from_str_radix(text, 16).ok());
+                node.set_timeline(timeline.ok_or_else(|| ProbeError::Answer(rows.clone()))?);
+                node.set_role(Role::Primary);
+                cluster.reconsider();
+            }
+            node.set_position(lsn);
+            // A sample that began on the cluster's clock belongs to the primary of that moment.
+            if for_cluster && cluster.is_primary(node) {
+                cluster.sampled(tick, lsn);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_replica(&mut self, cluster: &Cluster, node: &Node, tick: Tick, lsn: Lsn) {
+        let moved = node.position().is_none_or(|(_, old)| old != lsn);
+        self.stalled = if moved { 0 } else { self.stalled.saturating_add(1) };
+        node.set_position(lsn);
+        node.clock().complete(tick, lsn);
+        cluster.note_lag(node, lsn);
+        if moved {
+            cluster.moved.notify_waiters();
+        }
+    }
+
+    async fn ask(&mut self, sql: &str, limit: Duration) -> Result<Vec<Vec<Option<String>>>, ProbeError> {
+        match timeout(limit, self.connection.query(sql)).await {
+            Ok(rows) => Ok(rows?),
+            Err(_) => Err(ProbeError::Timeout(limit)),
+        }
+    }
+}
+
+/// A standby that has replayed nothing yet reports NULL: it is at the beginning.
+fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn)> {
+    let [row] = rows else { return None };
+    let [Some(in_recovery), lsn] = &row[..] else { return None };
+    let lsn = lsn.as_deref().map_or(Some(Lsn(1)), Lsn::parse)?;
+    Some((in_recovery == "t", lsn))
+}

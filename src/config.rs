@@ -1,0 +1,487 @@
+//! The configuration: its types, defaults and loading.
+//! Never applies anything, and never holds a value that its own checks have not passed.
+
+pub mod diff;
+mod error;
+mod parse;
+mod section;
+mod units;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+pub use diff::{Diff, diff};
+pub use error::{ConfigError, Fault};
+pub use units::DURATION_MAX;
+
+/// One file's worth of configuration. Equal configs behave alike.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    pub listen: Listen,
+    pub http: Http,
+    pub auth: Auth,
+    pub pool: Pool,
+    pub routing: Routing,
+    pub consistency: Consistency,
+    pub lag: Lag,
+    pub health: Health,
+    pub failover: Failover,
+    pub log: Log,
+    /// At least one, once loaded from a file.
+    pub clusters: Vec<Cluster>,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.to_owned(),
+            error,
+        })?;
+        Config::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads a config from its text; `origin` is the name it goes by in errors.
+    pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+        parse::config(error::Source { origin, text })
+    }
+
+    /// What is allowed, and most likely not meant: one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.auth.users.is_empty() {
+            warnings.push("no [[auth.user]] is configured, so nobody can log in".to_owned());
+        }
+        let open = self
+            .listen
+            .address
+            .iter()
+            .find(|address| !address.ip().is_loopback());
+        if let (AuthMethod::Trust, Some(address)) = (self.auth.method, open) {
+            warnings.push(format!(
+                r#"auth.method = "trust" lets anyone who can reach {address} log in without a password"#
+            ));
+        }
+        warnings
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// At least one.
+    pub address: Vec<SocketAddr>,
+    pub max_clients: usize,
+    /// How many threads serve clients; 0 is one per core.
+    pub workers: usize,
+    /// How long a client may take from connecting to being logged in.
+    pub login_timeout: Duration,
+    /// How long a shutdown waits for open transactions.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for Listen {
+    fn default() -> Listen {
+        Listen {
+            address: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 6432))],
+            max_clients: 10_000,
+            workers: 0,
+            login_timeout: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Where metrics and health are served; `None` serves them nowhere.
+    pub address: Option<SocketAddr>,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9632))),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Auth {
+    pub method: AuthMethod,
+    /// With distinct names.
+    pub users: Vec<User>,
+}
+
+/// How a client proves who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuthMethod {
+    Trust,
+    Md5,
+    #[default]
+    ScramSha256,
+}
+
+/// Somebody who may log in, by a password or by a verifier but not both; by neither under
+/// [`AuthMethod::Trust`] only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub password: Option<Secret>,
+    /// What `pg_authid.rolpassword` holds: `SCRAM-SHA-256$…`. Good enough to guess passwords
+    /// with, hence a secret.
+    pub verifier: Option<Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    pub mode: PoolMode,
+    /// Servers per node, database and user.
+    pub size: usize,
+    /// How long a client waits for a free server.
+    pub checkout_timeout: Duration,
+    /// How long a server may be idle before it is closed.
+    pub idle_timeout: Duration,
+    /// How long a server is used before it is replaced.
+    pub lifetime: Duration,
+    /// How long connecting and logging in to a node may take.
+    pub connect_timeout: Duration,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool {
+            mode: PoolMode::Transaction,
+            size: 20,
+            checkout_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(10 * 60),
+            lifetime: Duration::from_secs(60 * 60),
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// For how long a session holds a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PoolMode {
+    #[default]
+    Transaction,
+    Session,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routing {
+    pub read_primary: ReadPrimary,
+    /// Functions to take for reads, and for writes, whatever the catalog says. A trailing `*` stands
+    /// for any end of the name.
+    pub safe_functions: Vec<String>,
+    pub unsafe_functions: Vec<String>,
+}
+
+/// Whether the primary takes reads that a replica could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadPrimary {
+    Never,
+    #[default]
+    WhenNeeded,
+    Share,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consistency {
+    pub level: Level,
+    /// How often LSNs are sampled while somebody waits for them.
+    pub poll_interval: Duration,
+    /// The longest that a read waits for a replica that is nearly there; 0 never waits.
+    pub gate_wait: Duration,
+    pub on_no_replica: OnNoReplica,
+    /// How long [`OnNoReplica::Wait`] waits before it turns to the primary.
+    pub wait_timeout: Duration,
+}
+
+impl Default for Consistency {
+    fn default() -> Consistency {
+        Consistency {
+            level: Level::Session,
+            poll_interval: Duration::from_millis(2),
+            gate_wait: Duration::from_millis(10),
+            on_no_replica: OnNoReplica::Primary,
+            wait_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a read must have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Level {
+    Eventual,
+    #[default]
+    Session,
+    Primary,
+}
+
+/// What a read does while no replica is fresh enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnNoReplica {
+    #[default]
+    Primary,
+    Wait,
+    Error,
+}
+
+/// A replica further behind than either takes no reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lag {
+    pub max: Duration,
+    pub max_bytes: u64,
+}
+
+impl Default for Lag {
+    fn default() -> Lag {
+        Lag {
+            max: Duration::from_secs(10),
+            max_bytes: 64 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// How often an idle node is probed.
+    pub interval: Duration,
+    /// How long one probe may take.
+    pub timeout: Duration,
+    /// How many probes in a row must fail for a node to be down.
+    pub failures: u32,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    /// How long unsent writes wait for a new primary; 0 never waits.
+    pub hold: Duration,
+}
+
+impl Default for Failover {
+    fn default() -> Failover {
+        Failover {
+            hold: Duration::from_secs(10),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log {
+            format: LogFormat::Text,
+            level: "info".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Nodes that share a system identifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Distinct among clusters.
+    pub name: String,
+    /// The databases it serves; `*` is every one that no other cluster names.
+    pub databases: Vec<String>,
+    /// Who probes the nodes.
+    pub monitor: Option<Monitor>,
+    /// At least one.
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitor {
+    pub user: String,
+    pub password: Option<Secret>,
+    pub database: String,
+}
+
+/// One PostgreSQL instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Distinct in its cluster; the address unless given.
+    pub name: String,
+    /// A host name or an IP address, without brackets.
+    pub host: String,
+    pub port: u16,
+    pub zone: Option<String>,
+    /// At least 1.
+    pub weight: u32,
+}
+
+impl Node {
+    /// `host:port`, with an IPv6 address in brackets.
+    pub fn address(&self) -> String {
+        let Node { host, port, .. } = self;
+        match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        }
+    }
+}
+
+/// Text that must not reach a log: it has no `Display`, and its `Debug` is `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself. Every call is a place to check for leaks.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../config.toml");
+
+    /// The sample with its commented keys switched on: a line `# key = …` is one, prose is not.
+    fn sample_with_every_key() -> String {
+        let is_key = |line: &str| {
+            line.split_once(" = ").is_some_and(|(key, _)| {
+                !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            })
+        };
+        let switch_on = |line| match str::strip_prefix(line, "# ") {
+            Some(key) if is_key(key) => key,
+            _ => line,
+        };
+        SAMPLE.lines().map(switch_on).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_sample_is_valid_and_documents_the_defaults() {
+        for text in [SAMPLE, &sample_with_every_key()] {
+            let mut sample = Config::parse(text, "config.toml").unwrap_or_else(|e| panic!("{e}"));
+            // What has no default: who may log in, and where the nodes are.
+            assert_eq!(sample.auth.users[0].name, "app");
+            let clusters = std::mem::take(&mut sample.clusters);
+            sample.auth.users.clear();
+            sample.routing.safe_functions.clear();
+            sample.routing.unsafe_functions.clear();
+            assert_eq!(sample, Config::default());
+
+            let [main] = &clusters[..] else {
+                panic!("{clusters:?}")
+            };
+            assert_eq!(
+                (main.name.as_str(), &main.databases[..]),
+                ("main", &["*".to_owned()][..])
+            );
+            let nodes: Vec<_> = main.nodes.iter().map(|n| (n.address(), n.weight)).collect();
+            let address = |port| format!("127.0.0.1:{port}");
+            assert_eq!(nodes, [5500, 5501, 5502].map(|port| (address(port), 1)));
+        }
+    }
+
+    #[test]
+    fn the_sample_shows_every_key() {
+        let sample = sample_with_every_key();
+        for key in parse::every_known_key() {
+            let assigned = ["\n", "{ ", ", ", "#   "].map(|before| format!("{before}{key} = "));
+            let headers = [format!("[{key}]"), format!(".{key}]]")];
+            let mut forms = assigned.iter().chain(&headers);
+            assert!(
+                forms.any(|form| sample.contains(form)),
+                "config.toml does not show {key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_what_to_do() {
+        let error = Config::load(Path::new("/nonexistent/tidegate.toml")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read the config file /nonexistent/tidegate.toml: No such file or directory \
+             (os error 2); name another one with --config FILE, or start from a copy of the \
+             config.toml that comes with tidegate"
+        );
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let text = "[[auth.user]]\nname = 'a'\npassword = 'hunter2'\n\
+                    [[cluster]]\nname = 'm'\nmonitor = { user = 'a', password = 'hunter2' }\n\
+                    node = [{ address = 'h:1' }]\n";
+        let shown = format!("{:?}", Config::parse(text, "t").unwrap());
+        assert!(
+            shown.contains("***") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn warns_of_what_is_most_likely_not_meant() {
+        let mut config = Config::default();
+        assert_eq!(
+            config.warnings(),
+            ["no [[auth.user]] is configured, so nobody can log in"]
+        );
+        let (name, password, verifier) = ("a".to_owned(), None, None);
+        config.auth.users.push(User {
+            name,
+            password,
+            verifier,
+        });
+        config.auth.method = AuthMethod::Trust;
+        assert!(config.warnings().is_empty());
+        config.listen.address = vec!["0.0.0.0:6432".parse().unwrap()];
+        assert_eq!(
+            config.warnings(),
+            [
+                r#"auth.method = "trust" lets anyone who can reach 0.0.0.0:6432 log in without a password"#
+            ]
+        );
+    }
+
+    #[test]
+    fn ipv6_addresses_are_shown_in_brackets() {
+        let text = "[[cluster]]\nname = 'm'\n[[cluster.node]]\naddress = '[::1]:5432'\n";
+        let config = Config::parse(text, "t").unwrap();
+        let node = &config.clusters[0].nodes[0];
+        assert_eq!(
+            (node.host.as_str(), node.address().as_str()),
+            ("::1", "[::1]:5432")
+        );
+        assert_eq!(node.name, "[::1]:5432");
+    }
+}

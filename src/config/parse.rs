@@ -1,0 +1,498 @@
+//! From the file's tables to the typed config: which keys there are, and what must hold among them.
+//! Never invents a default; those belong to the types.
+
+use std::collections::HashSet;
+
+use toml::de::DeTable;
+
+use super::error::{ConfigError, Source};
+use super::section::{Keys, Section, Value};
+use super::{
+    Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
+    Log, LogFormat, Monitor, Node, OnNoReplica, Pool, PoolMode, ReadPrimary, Routing, User,
+};
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// More than any machine has file descriptors for.
+const CLIENTS_MAX: i64 = 1_000_000;
+const WORKERS_MAX: i64 = 1024;
+const POOL_SIZE_MAX: i64 = 10_000;
+const PROBE_FAILURES_MAX: i64 = 1000;
+const WEIGHT_MAX: i64 = 1000;
+
+const ROOT: Keys = Keys {
+    known: &[
+        "listen",
+        "http",
+        "auth",
+        "pool",
+        "routing",
+        "consistency",
+        "lag",
+        "health",
+        "failover",
+        "log",
+        "cluster",
+    ],
+    later: &[],
+};
+const LISTEN: Keys = Keys {
+    known: &[
+        "address",
+        "max_clients",
+        "workers",
+        "login_timeout",
+        "shutdown_timeout",
+    ],
+    later: &["tls", "unix_socket_dir"],
+};
+const HTTP: Keys = Keys {
+    known: &["address"],
+    later: &[],
+};
+const AUTH: Keys = Keys {
+    known: &["method", "user"],
+    later: &["query_user", "query_password"],
+};
+const USER: Keys = Keys {
+    known: &["name", "password", "verifier"],
+    later: &[],
+};
+const POOL: Keys = Keys {
+    known: &[
+        "mode",
+        "size",
+        "checkout_timeout",
+        "idle_timeout",
+        "lifetime",
+        "connect_timeout",
+    ],
+    later: &[],
+};
+const ROUTING: Keys = Keys {
+    known: &[
+        "read_primary",
+        "transaction_reads",
+        "safe_functions",
+        "unsafe_functions",
+    ],
+    later: &[],
+};
+const CONSISTENCY: Keys = Keys {
+    known: &[
+        "level",
+        "poll_interval",
+        "gate_wait",
+        "on_no_replica",
+        "wait_timeout",
+    ],
+    later: &[],
+};
+const LAG: Keys = Keys {
+    known: &["max", "max_bytes"],
+    later: &[],
+};
+const HEALTH: Keys = Keys {
+    known: &["interval", "timeout", "failures"],
+    later: &[],
+};
+const FAILOVER: Keys = Keys {
+    known: &["hold"],
+    later: &[],
+};
+const LOG: Keys = Keys {
+    known: &["format", "level"],
+    later: &[],
+};
+const CLUSTER: Keys = Keys {
+    known: &["name", "databases", "monitor", "node"],
+    later: &["sslmode", "sslrootcert"],
+};
+const MONITOR: Keys = Keys {
+    known: &["user", "password", "database"],
+    later: &[],
+};
+const NODE: Keys = Keys {
+    known: &["name", "address", "zone", "weight"],
+    later: &["tags"],
+};
+
+pub(super) fn config(source: Source<'_>) -> Result<Config> {
+    let document = DeTable::parse(source.text)
+        .map_err(|error| source.fault(&error.span().unwrap_or_default(), error.message()))?;
+    let root = Section::root(source, document.get_ref(), &ROOT)?;
+    let (health_section, lag_section) =
+        (root.section("health", &HEALTH)?, root.section("lag", &LAG)?);
+    let config = Config {
+        listen: listen(&root.section("listen", &LISTEN)?)?,
+        http: http(&root.section("http", &HTTP)?)?,
+        auth: auth(&root.section("auth", &AUTH)?)?,
+        pool: pool(&root.section("pool", &POOL)?)?,
+        routing: routing(&root.section("routing", &ROUTING)?)?,
+        consistency: consistency(&root.section("consistency", &CONSISTENCY)?)?,
+        lag: lag(&lag_section)?,
+        health: health(&health_section)?,
+        failover: failover(&root.section("failover", &FAILOVER)?)?,
+        log: log(&root.section("log", &LOG)?)?,
+        clusters: clusters(&root)?,
+    };
+    // An idle cluster is sampled once per interval, so a replica's lag is only known to within one.
+    if config.lag.max <= config.health.interval {
+        let (max, interval) = (config.lag.max, config.health.interval);
+        let message = format!(
+            r#""lag.max" ({max:?}) must be more than "health.interval" ({interval:?}), or idle replicas are taken for late ones"#
+        );
+        return Err(match lag_section.has("max") {
+            true => lag_section.fault_at("max", message),
+            false => health_section.fault_at("interval", message),
+        });
+    }
+    Ok(config)
+}
+
+fn listen(section: &Section<'_>) -> Result<Listen> {
+    let default = Listen::default();
+    let listen = Listen {
+        address: section.get("address", default.address, Value::socket_addresses)?,
+        max_clients: section.get("max_clients", default.max_clients, |value| {
+            value.integer(1..=CLIENTS_MAX)
+        })?,
+        workers: section.get("workers", default.workers, |value| {
+            value.integer(0..=WORKERS_MAX)
+        })?,
+        login_timeout: section.get("login_timeout", default.login_timeout, Value::duration)?,
+        shutdown_timeout: section.get(
+            "shutdown_timeout",
+            default.shutdown_timeout,
+            Value::duration_or_zero,
+        )?,
+    };
+    if listen.address.is_empty() {
+        return Err(section.fault_at("address", r#""listen.address" must name an address"#));
+    }
+    if let Some(twice) = first_repeated(&listen.address) {
+        return Err(section.fault_at("address", format!("address {twice} is listed twice")));
+    }
+    Ok(listen)
+}
+
+fn http(section: &Section<'_>) -> Result<Http> {
+    let default = Http::default();
+    Ok(Http {
+        address: section.get("address", default.address, Value::socket_address_or_none)?,
+    })
+}
+
+fn auth(section: &Section<'_>) -> Result<Auth> {
+    const METHODS: &[(&str, AuthMethod)] = &[
+        ("trust", AuthMethod::Trust),
+        ("md5", AuthMethod::Md5),
+        ("scram-sha-256", AuthMethod::ScramSha256),
+    ];
+    let method = section.get("method", AuthMethod::default(), |v| {
+        v.choice(METHODS, &["cert"])
+    })?;
+    let mut users: Vec<User> = Vec::new();
+    for section in section.sections("user", &USER)? {
+        let user = user(&section, method)?;
+        if users.iter().any(|other| other.name == user.name) {
+            let message = format!(r#"user "{}" is listed twice"#, user.name);
+            return Err(section.fault_at("name", message));
+        }
+        users.push(user);
+    }
+    Ok(Auth { method, users })
+}
+
+fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
+    let user = User {
+        name: section.required("name", Value::string)?,
+        password: section.optional("password", Value::secret)?,
+        verifier: section.optional("verifier", Value::secret)?,
+    };
+    let name = &user.name;
+    match (&user.password, &user.verifier) {
+        (Some(_), Some(_)) => Err(section.fault_at(
+            "verifier",
+            format!(r#"user "{name}" has a password and a verifier; keep one of them"#),
+        )),
+        // The verifier is not repeated: an error may end up where a secret must not.
+        (None, Some(verifier)) if !verifier.expose().starts_with("SCRAM-SHA-256$") => Err(section
+            .fault_at(
+                "verifier",
+                r#""auth.user.verifier" must begin with "SCRAM-SHA-256$""#,
+            )),
+        (None, None) if method != AuthMethod::Trust => Err(section.fault(format!(
+            r#"user "{name}" needs a password or a verifier, unless auth.method is "trust""#
+        ))),
+        _ => Ok(user),
+    }
+}
+
+fn pool(section: &Section<'_>) -> Result<Pool> {
+    const MODES: &[(&str, PoolMode)] = &[("transaction", PoolMode::Transaction)];
+    let default = Pool::default();
+    Ok(Pool {
+        mode: section.get("mode", default.mode, |value| {
+            value.choice(MODES, &["session"])
+        })?,
+        size: section.get("size", default.size, |value| {
+            value.integer(1..=POOL_SIZE_MAX)
+        })?,
+        checkout_timeout: section.get(
+            "checkout_timeout",
+            default.checkout_timeout,
+            Value::duration,
+        )?,
+        idle_timeout: section.get("idle_timeout", default.idle_timeout, Value::duration)?,
+        lifetime: section.get("lifetime", default.lifetime, Value::duration)?,
+        connect_timeout: section.get(
+            "connect_timeout",
+            default.connect_timeout,
+            Value::duration,
+        )?,
+    })
+}
+
+fn routing(section: &Section<'_>) -> Result<Routing> {
+    const READ_PRIMARY: &[(&str, ReadPrimary)] = &[
+        ("never", ReadPrimary::Never),
+        ("when-needed", ReadPrimary::WhenNeeded),
+        ("share", ReadPrimary::Share),
+    ];
+    section.get("transaction_reads", (), |value| {
+        value.choice(&[("primary", ())], &["replica"])
+    })?;
+    let default = Routing::default();
+    let routing = Routing {
+        read_primary: section.get("read_primary", default.read_primary, |value| {
+            value.choice(READ_PRIMARY, &[])
+        })?,
+        safe_functions: section.get("safe_functions", default.safe_functions, Value::strings)?,
+        unsafe_functions: section.get(
+            "unsafe_functions",
+            default.unsafe_functions,
+            Value::strings,
+        )?,
+    };
+    match routing
+        .safe_functions
+        .iter()
+        .find(|name| routing.unsafe_functions.contains(name))
+    {
+        None => Ok(routing),
+        Some(both) => Err(section.fault_at(
+            "unsafe_functions",
+            format!(r#"function "{both}" is listed as safe and as unsafe"#),
+        )),
+    }
+}
+
+fn consistency(section: &Section<'_>) -> Result<Consistency> {
+    const LEVELS: &[(&str, Level)] = &[
+        ("eventual", Level::Eventual),
+        ("session", Level::Session),
+        ("primary", Level::Primary),
+    ];
+    const ON_NO_REPLICA: &[(&str, OnNoReplica)] = &[
+        ("primary", OnNoReplica::Primary),
+        ("wait", OnNoReplica::Wait),
+        ("error", OnNoReplica::Error),
+    ];
+    let default = Consistency::default();
+    Ok(Consistency {
+        level: section.get("level", default.level, |value| {
+            value.choice(LEVELS, &["bounded", "global"])
+        })?,
+        poll_interval: section.get("poll_interval", default.poll_interval, Value::duration)?,
+        gate_wait: section.get("gate_wait", default.gate_wait, Value::duration_or_zero)?,
+        on_no_replica: section.get("on_no_replica", default.on_no_replica, |value| {
+            value.choice(ON_NO_REPLICA, &[])
+        })?,
+        wait_timeout: section.get("wait_timeout", default.wait_timeout, Value::duration)?,
+    })
+}
+
+fn lag(section: &Section<'_>) -> Result<Lag> {
+    let default = Lag::default();
+    Ok(Lag {
+        max: section.get("max", default.max, Value::duration)?,
+        max_bytes: section.get("max_bytes", default.max_bytes, Value::size)?,
+    })
+}
+
+fn health(section: &Section<'_>) -> Result<Health> {
+    let default = Health::default();
+    let health = Health {
+        interval: section.get("interval", default.interval, Value::duration)?,
+        timeout: section.get("timeout", default.timeout, Value::duration)?,
+        failures: section.get("failures", default.failures, |value| {
+            value.integer(1..=PROBE_FAILURES_MAX)
+        })?,
+    };
+    if health.timeout > health.interval {
+        let (timeout, interval) = (health.timeout, health.interval);
+        let key = if section.has("timeout") {
+            "timeout"
+        } else {
+            "interval"
+        };
+        return Err(section.fault_at(
+            key,
+            format!(
+                r#""health.timeout" ({timeout:?}) must not be more than "health.interval" ({interval:?}), or probes overlap"#
+            ),
+        ));
+    }
+    Ok(health)
+}
+
+fn failover(section: &Section<'_>) -> Result<Failover> {
+    let default = Failover::default();
+    Ok(Failover {
+        hold: section.get("hold", default.hold, Value::duration_or_zero)?,
+    })
+}
+
+fn log(section: &Section<'_>) -> Result<Log> {
+    const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+    const LEVELS: &[(&str, &str)] = &[
+        ("off", "off"),
+        ("error", "error"),
+        ("warn", "warn"),
+        ("info", "info"),
+        ("debug", "debug"),
+        ("trace", "trace"),
+    ];
+    let default = Log::default();
+    Ok(Log {
+        format: section.get("format", default.format, |value| value.choice(FORMATS, &[]))?,
+        level: section.get("level", default.level, |value| {
+            value.choice(LEVELS, &[]).map(str::to_owned)
+        })?,
+    })
+}
+
+fn clusters(root: &Section<'_>) -> Result<Vec<Cluster>> {
+    let mut clusters: Vec<Cluster> = Vec::new();
+    for section in root.sections("cluster", &CLUSTER)? {
+        let cluster = cluster(&section)?;
+        for other in &clusters {
+            if other.name == cluster.name {
+                let message = format!(r#"cluster "{}" is listed twice"#, cluster.name);
+                return Err(section.fault_at("name", message));
+            }
+            if let Some(both) = cluster
+                .databases
+                .iter()
+                .find(|d| other.databases.contains(d))
+            {
+                let message = format!(
+                    r#"database "{both}" is served by cluster "{}" and by cluster "{}""#,
+                    other.name, cluster.name
+                );
+                return Err(section.fault_at("databases", message));
+            }
+        }
+        clusters.push(cluster);
+    }
+    match clusters.is_empty() {
+        true => Err(root.fault("no cluster: add a [[cluster]] with at least one [[cluster.node]]")),
+        false => Ok(clusters),
+    }
+}
+
+fn cluster(section: &Section<'_>) -> Result<Cluster> {
+    let name = section.required("name", Value::string)?;
+    let databases = section.get("databases", vec!["*".to_owned()], Value::strings)?;
+    if databases.is_empty() {
+        let message = r#""cluster.databases" must name a database, or "*" for every one"#;
+        return Err(section.fault_at("databases", message));
+    }
+    if let Some(twice) = first_repeated(&databases) {
+        return Err(section.fault_at(
+            "databases",
+            format!(r#"database "{twice}" is listed twice"#),
+        ));
+    }
+    let monitor = section.optional("monitor", |value| monitor(&value.section(&MONITOR)?))?;
+    let mut nodes: Vec<Node> = Vec::new();
+    for section in section.sections("node", &NODE)? {
+        let node = node(&section)?;
+        for other in &nodes {
+            if (&other.host, other.port) == (&node.host, node.port) {
+                let message = format!(r#"node "{}" is listed twice"#, node.address());
+                return Err(section.fault_at("address", message));
+            }
+            if other.name == node.name {
+                let message = format!(r#"two nodes are named "{}""#, node.name);
+                return Err(section.fault_at("name", message));
+            }
+        }
+        nodes.push(node);
+    }
+    if nodes.is_empty() {
+        let message = format!(r#"cluster "{name}" has no node: add a [[cluster.node]]"#);
+        return Err(section.fault(message));
+    }
+    Ok(Cluster {
+        name,
+        databases,
+        monitor,
+        nodes,
+    })
+}
+
+fn monitor(section: &Section<'_>) -> Result<Monitor> {
+    Ok(Monitor {
+        user: section.required("user", Value::string)?,
+        password: section.optional("password", Value::secret)?,
+        database: section.get("database", "postgres".to_owned(), Value::string)?,
+    })
+}
+
+fn node(section: &Section<'_>) -> Result<Node> {
+    let (host, port) = section.required("address", Value::host_and_port)?;
+    let zone = section.optional("zone", Value::string)?;
+    let weight = section.get("weight", 1, |value| value.integer(1..=WEIGHT_MAX))?;
+    let mut node = Node {
+        name: String::new(),
+        host,
+        port,
+        zone,
+        weight,
+    };
+    node.name = section.get("name", node.address(), Value::string)?;
+    Ok(node)
+}
+
+fn first_repeated<T: Eq + std::hash::Hash>(items: &[T]) -> Option<&T> {
+    let mut seen = HashSet::new();
+    items.iter().find(|item| !seen.insert(*item))
+}
+
+#[cfg(test)]
+pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
+    let tables = [
+        ROOT,
+        LISTEN,
+        HTTP,
+        AUTH,
+        USER,
+        POOL,
+        ROUTING,
+        CONSISTENCY,
+        LAG,
+        HEALTH,
+        FAILOVER,
+        LOG,
+        CLUSTER,
+        MONITOR,
+        NODE,
+    ];
+    tables.into_iter().flat_map(|keys| keys.known).copied()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,602 @@
+//! The exact words of every refusal.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::super::*;
+
+/// What every case ends with, so that only its own fault is left.
+const CLUSTER: &str = "[[cluster]]\nname = 'm'\n[[cluster.node]]\naddress = 'h:1'\n";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "t.toml")
+}
+
+/// The first line of the error: place and message.
+fn fault(text: &str) -> String {
+    let error = parse(text).expect_err(text).to_string();
+    error.lines().next().unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn check(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        assert_eq!(fault(&format!("{text}\n{CLUSTER}")), *expected, "{text}");
+    }
+}
+
+#[test]
+fn the_least_config_has_every_default() {
+    let config = parse(CLUSTER).unwrap();
+    let node = Node {
+        name: "h:1".to_owned(),
+        host: "h".to_owned(),
+        port: 1,
+        zone: None,
+        weight: 1,
+    };
+    let cluster = Cluster {
+        name: "m".to_owned(),
+        databases: vec!["*".to_owned()],
+        monitor: None,
+        nodes: vec![node],
+    };
+    assert_eq!(
+        config,
+        Config {
+            clusters: vec![cluster],
+            ..Config::default()
+        }
+    );
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+        [listen]
+        address = ["0.0.0.0:1", "[::]:2"]
+        max_clients = 1_000
+        workers = 0x4
+        login_timeout = "1s"
+        shutdown_timeout = "0"
+        [http]
+        address = ""
+        [auth]
+        method = "md5"
+        user = [{ name = "a", password = "x" }, { name = "b", verifier = "SCRAM-SHA-256$1:c$d:e" }]
+        [pool]
+        mode = "transaction"
+        size = 3
+        checkout_timeout = "4s"
+        idle_timeout = "5m"
+        lifetime = "6h"
+        connect_timeout = "7ms"
+        [routing]
+        read_primary = "share"
+        transaction_reads = "primary"
+        safe_functions = ["f"]
+        unsafe_functions = ["g_*"]
+        [consistency]
+        level = "eventual"
+        poll_interval = "500us"
+        gate_wait = "0"
+        on_no_replica = "wait"
+        wait_timeout = "8s"
+        [lag]
+        max = "9s"
+        max_bytes = "1GB"
+        [health]
+        interval = "3s"
+        timeout = "3s"
+        failures = 1
+        [failover]
+        hold = "0"
+        [log]
+        format = "json"
+        level = "debug"
+        [[cluster]]
+        name = "one"
+        databases = ["x", "y"]
+        [cluster.monitor]
+        user = "mon"
+        [[cluster.node]]
+        name = "n"
+        address = "db:5432"
+        zone = "z"
+        weight = 5
+        [[cluster]]
+        name = "two"
+        node = [{ address = "db:5432" }]
+    "#;
+    let seconds = Duration::from_secs;
+    let owned = |text: &str| text.to_owned();
+    let secret = |text: &str| Some(Secret::new(text));
+    let node = |name: &str, zone: Option<&str>, weight| Node {
+        name: owned(name),
+        host: owned("db"),
+        port: 5432,
+        zone: zone.map(owned),
+        weight,
+    };
+    let expected = Config {
+        listen: Listen {
+            address: ["0.0.0.0:1", "[::]:2"]
+                .map(|a| a.parse::<SocketAddr>().unwrap())
+                .to_vec(),
+            max_clients: 1000,
+            workers: 4,
+            login_timeout: seconds(1),
+            shutdown_timeout: Duration::ZERO,
+        },
+        http: Http { address: None },
+        auth: Auth {
+            method: AuthMethod::Md5,
+            users: vec![
+                User {
+                    name: owned("a"),
+                    password: secret("x"),
+                    verifier: None,
+                },
+                User {
+                    name: owned("b"),
+                    password: None,
+                    verifier: secret("SCRAM-SHA-256$1:c$d:e"),
+                },
+            ],
+        },
+        pool: Pool {
+            mode: PoolMode::Transaction,
+            size: 3,
+            checkout_timeout: seconds(4),
+            idle_timeout: seconds(300),
+            lifetime: seconds(6 * 3600),
+            connect_timeout: Duration::from_millis(7),
+        },
+        routing: Routing {
+            read_primary: ReadPrimary::Share,
+            safe_functions: vec![owned("f")],
+            unsafe_functions: vec![owned("g_*")],
+        },
+        consistency: Consistency {
+            level: Level::Eventual,
+            poll_interval: Duration::from_micros(500),
+            gate_wait: Duration::ZERO,
+            on_no_replica: OnNoReplica::Wait,
+            wait_timeout: seconds(8),
+        },
+        lag: Lag {
+            max: seconds(9),
+            max_bytes: 1 << 30,
+        },
+        health: Health {
+            interval: seconds(3),
+            timeout: seconds(3),
+            failures: 1,
+        },
+        failover: Failover {
+            hold: Duration::ZERO,
+        },
+        log: Log {
+            format: LogFormat::Json,
+            level: owned("debug"),
+        },
+        clusters: vec![
+            Cluster {
+                name: owned("one"),
+                databases: vec![owned("x"), owned("y")],
+                monitor: Some(Monitor {
+                    user: owned("mon"),
+                    password: None,
+                    database: owned("postgres"),
+                }),
+                nodes: vec![node("n", Some("z"), 5)],
+            },
+            Cluster {
+                name: owned("two"),
+                databases: vec![owned("*")],
+                monitor: None,
+                nodes: vec![node("db:5432", None, 1)],
+            },
+        ],
+    };
+    assert_eq!(parse(text).unwrap(), expected);
+}
+
+#[test]
+fn an_error_shows_the_line() {
+    assert_eq!(
+        parse("[pool]\nmode = 'transaction'\n  sise = 20 # servers")
+            .unwrap_err()
+            .to_string(),
+        "t.toml:3:3: unknown key \"pool.sise\"; did you mean \"size\"?\n  \
+         3 |   sise = 20 # servers\n    |   ^^^^"
+    );
+}
+
+#[test]
+fn syntax() {
+    check(&[
+        (
+            "[pool\nsize = 1",
+            "t.toml:1:6: unclosed table, expected `]`",
+        ),
+        ("[pool]\nsize = 1\nsize = 2", "t.toml:3:1: duplicate key"),
+        ("[pool]\n[pool]", "t.toml:2:2: duplicate key"),
+    ]);
+}
+
+#[test]
+fn unknown_keys() {
+    check(&[
+        (
+            "[pol]",
+            r#"t.toml:1:2: unknown key "pol"; did you mean "pool"?"#,
+        ),
+        (
+            "[lag]\nmaxbytes = 1",
+            r#"t.toml:2:1: unknown key "lag.maxbytes"; did you mean "max_bytes"?"#,
+        ),
+        (
+            "[health]\nbanana = 1",
+            r#"t.toml:2:1: unknown key "health.banana"; the keys known here are interval, timeout, failures"#,
+        ),
+        // The first in the file, not in the alphabet.
+        (
+            "[lag]\nmix = 1\nmax_byte = 1",
+            r#"t.toml:2:1: unknown key "lag.mix"; did you mean "max"?"#,
+        ),
+        // A typing error in a required key is not a missing key.
+        (
+            "[[auth.user]]\nnane = 'x'",
+            r#"t.toml:2:1: unknown key "auth.user.nane"; did you mean "name"?"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\n[[cluster.node]]\naddres = 'h:2'",
+            r#"t.toml:4:1: unknown key "cluster.node.addres"; did you mean "address"?"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nmonitor = { usr = 'x' }",
+            r#"t.toml:3:13: unknown key "cluster.monitor.usr"; did you mean "user"?"#,
+        ),
+    ]);
+}
+
+#[test]
+fn what_a_later_version_will_know() {
+    check(&[
+        (
+            "listen.tls = {}",
+            r#"t.toml:1:8: "listen.tls" is not supported yet"#,
+        ),
+        (
+            "listen.unix_socket_dir = '/x'",
+            r#"t.toml:1:8: "listen.unix_socket_dir" is not supported yet"#,
+        ),
+        (
+            "auth.query_user = 'x'",
+            r#"t.toml:1:6: "auth.query_user" is not supported yet"#,
+        ),
+        (
+            "auth.query_password = 'x'",
+            r#"t.toml:1:6: "auth.query_password" is not supported yet"#,
+        ),
+        (
+            "auth.method = 'cert'",
+            r#"t.toml:1:15: "auth.method" = "cert" is not supported yet"#,
+        ),
+        (
+            "pool.mode = 'session'",
+            r#"t.toml:1:13: "pool.mode" = "session" is not supported yet"#,
+        ),
+        (
+            "routing.transaction_reads = 'replica'",
+            r#"t.toml:1:29: "routing.transaction_reads" = "replica" is not supported yet"#,
+        ),
+        (
+            "consistency.level = 'bounded'",
+            r#"t.toml:1:21: "consistency.level" = "bounded" is not supported yet"#,
+        ),
+        (
+            "consistency.level = 'global'",
+            r#"t.toml:1:21: "consistency.level" = "global" is not supported yet"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nsslmode = 'prefer'",
+            r#"t.toml:3:1: "cluster.sslmode" is not supported yet"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nsslrootcert = 'x'",
+            r#"t.toml:3:1: "cluster.sslrootcert" is not supported yet"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:2', tags = ['x'] }]",
+            r#"t.toml:3:28: "cluster.node.tags" is not supported yet"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nnode = [{ address = '/tmp:5432' }]",
+            "t.toml:3:21: a node on a Unix socket is not supported yet",
+        ),
+    ]);
+}
+
+#[test]
+fn wrong_types() {
+    check(&[
+        (
+            "pool.size = '20'",
+            r#"t.toml:1:13: "pool.size" must be an integer, not a string"#,
+        ),
+        (
+            "pool.size = 2.5",
+            r#"t.toml:1:13: "pool.size" must be an integer, not a float"#,
+        ),
+        (
+            "pool.mode = true",
+            r#"t.toml:1:13: "pool.mode" must be a string, not a boolean"#,
+        ),
+        (
+            "pool.lifetime = 3600",
+            r#"t.toml:1:17: "pool.lifetime" must be a whole number with a unit (us, ms, s, m, h or d), such as "300ms", "5s" or "2m", not an integer"#,
+        ),
+        (
+            "lag.max_bytes = 1979-05-27",
+            r#"t.toml:1:17: "lag.max_bytes" must be a whole number with a unit (B, kB, MB, GB or TB, in powers of 1024), such as "64MB", not a date"#,
+        ),
+        (
+            "routing.safe_functions = 'f'",
+            r#"t.toml:1:26: "routing.safe_functions" must be a list, not a string"#,
+        ),
+        (
+            "routing.safe_functions = ['f', 1]",
+            r#"t.toml:1:32: "routing.safe_functions" must be a string, not an integer"#,
+        ),
+        (
+            "pool = 3",
+            r#"t.toml:1:8: "pool" must be a table, not an integer"#,
+        ),
+        (
+            "[[pool]]",
+            "t.toml:1:1: write [pool], not [[pool]]: there is only one",
+        ),
+        (
+            "auth.user = 'x'",
+            r#"t.toml:1:13: "auth.user" must be a list of tables, not a string"#,
+        ),
+        (
+            "auth.user = ['x']",
+            r#"t.toml:1:14: "auth.user" must be a table, not a string"#,
+        ),
+        (
+            "[auth.user]\nname = 'x'",
+            "t.toml:1:1: write [[auth.user]], not [auth.user]: it is a list",
+        ),
+        (
+            "listen.address = []",
+            r#"t.toml:1:18: "listen.address" must name an address"#,
+        ),
+        (
+            "listen.address = 6432",
+            r#"t.toml:1:18: "listen.address" must be a string, not an integer"#,
+        ),
+    ]);
+}
+
+#[test]
+fn wrong_values() {
+    check(&[
+        (
+            "pool.mode = 'x'",
+            r#"t.toml:1:13: "pool.mode" must be "transaction", not "x""#,
+        ),
+        (
+            "auth.method = 'scram'",
+            r#"t.toml:1:15: "auth.method" must be "trust" or "md5" or "scram-sha-256", not "scram""#,
+        ),
+        (
+            "consistency.level = 'Session'",
+            r#"t.toml:1:21: "consistency.level" must be "eventual" or "session" or "primary", not "Session""#,
+        ),
+        (
+            "pool.size = 0",
+            r#"t.toml:1:13: "pool.size" must be from 1 to 10000, not 0"#,
+        ),
+        (
+            "pool.size = -1",
+            r#"t.toml:1:13: "pool.size" must be from 1 to 10000, not -1"#,
+        ),
+        (
+            "listen.max_clients = 99999999999999999999",
+            r#"t.toml:1:22: "listen.max_clients" must be from 1 to 1000000, not 99999999999999999999"#,
+        ),
+        (
+            "health.failures = 0",
+            r#"t.toml:1:19: "health.failures" must be from 1 to 1000, not 0"#,
+        ),
+        (
+            "consistency.poll_interval = '0'",
+            r#"t.toml:1:29: "consistency.poll_interval" must be more than 0"#,
+        ),
+        (
+            "pool.checkout_timeout = '0s'",
+            r#"t.toml:1:25: "pool.checkout_timeout" must be more than 0"#,
+        ),
+        (
+            "lag.max_bytes = '0B'",
+            r#"t.toml:1:17: "lag.max_bytes" must be more than 0"#,
+        ),
+        (
+            "lag.max_bytes = '64mb'",
+            r#"t.toml:1:17: "lag.max_bytes" must be a whole number with a unit (B, kB, MB, GB or TB, in powers of 1024), such as "64MB", not "64mb""#,
+        ),
+        (
+            "failover.hold = '400d'",
+            r#"t.toml:1:17: "failover.hold" must be at most 365d, not "400d""#,
+        ),
+        (
+            "failover.hold = '10'",
+            r#"t.toml:1:17: "failover.hold" must be a whole number with a unit (us, ms, s, m, h or d), such as "300ms", "5s" or "2m", not "10""#,
+        ),
+        (
+            "listen.address = 'localhost:6432'",
+            r#"t.toml:1:18: "listen.address" must be an IP address and a port, such as "127.0.0.1:6432", not "localhost:6432""#,
+        ),
+        (
+            "listen.address = ['0.0.0.0:1', '0.0.0.0:1']",
+            "t.toml:1:18: address 0.0.0.0:1 is listed twice",
+        ),
+        (
+            "log.level = ''",
+            r#"t.toml:1:13: "log.level" must be "off" or "error" or "warn" or "info" or "debug" or "trace", not """#,
+        ),
+        (
+            "[routing]\nsafe_functions = ['f']\nunsafe_functions = ['g', 'f']",
+            r#"t.toml:3:20: function "f" is listed as safe and as unsafe"#,
+        ),
+        (
+            "routing.safe_functions = ['']",
+            r#"t.toml:1:27: "routing.safe_functions" must not be empty"#,
+        ),
+        (
+            "health.timeout = '3s'",
+            r#"t.toml:1:18: "health.timeout" (3s) must not be more than "health.interval" (2s), or probes overlap"#,
+        ),
+        (
+            "health.interval = '500ms'",
+            r#"t.toml:1:19: "health.timeout" (1s) must not be more than "health.interval" (500ms), or probes overlap"#,
+        ),
+        (
+            "lag.max = '2s'",
+            r#"t.toml:1:11: "lag.max" (2s) must be more than "health.interval" (2s), or idle replicas are taken for late ones"#,
+        ),
+        (
+            "health.interval = '1m'",
+            r#"t.toml:1:19: "lag.max" (10s) must be more than "health.interval" (60s), or idle replicas are taken for late ones"#,
+        ),
+    ]);
+}
+
+#[test]
+fn users() {
+    check(&[
+        (
+            "[[auth.user]]\npassword = 'x'",
+            r#"t.toml:1:1: missing key "auth.user.name""#,
+        ),
+        (
+            "[[auth.user]]\nname = ''",
+            r#"t.toml:2:8: "auth.user.name" must not be empty"#,
+        ),
+        (
+            "[[auth.user]]\nname = \"a\\u0000b\"",
+            r#"t.toml:2:8: "auth.user.name" must not contain a zero byte"#,
+        ),
+        (
+            "[[auth.user]]\nname = 'a'",
+            r#"t.toml:1:1: user "a" needs a password or a verifier, unless auth.method is "trust""#,
+        ),
+        (
+            "[[auth.user]]\nname = 'a'\npassword = 'x'\nverifier = 'SCRAM-SHA-256$'",
+            r#"t.toml:4:12: user "a" has a password and a verifier; keep one of them"#,
+        ),
+        (
+            "[[auth.user]]\nname = 'a'\nverifier = 'md5x'",
+            r#"t.toml:3:12: "auth.user.verifier" must begin with "SCRAM-SHA-256$""#,
+        ),
+        (
+            "[[auth.user]]\nname = 'a'\npassword = 'x'\n[[auth.user]]\nname = 'a'\npassword = 'y'",
+            r#"t.toml:5:8: user "a" is listed twice"#,
+        ),
+    ]);
+    assert!(
+        parse(&format!(
+            "auth.method = 'trust'\nauth.user = [{{ name = 'a' }}]\n{CLUSTER}"
+        ))
+        .is_ok()
+    );
+}
+
+#[test]
+fn an_error_repeats_no_secret() {
+    for text in [
+        "[[auth.user]]\nname = 'a'\nverifier = 'md5hunter2'",
+        "[[auth.user]]\nname = 'a'\npassword = 'hunter2' x",
+        "[[cluster]]\nname = 'a'\nmonitor = { password = 'hunter2', usr = 'x' }",
+    ] {
+        let shown = parse(text).unwrap_err().to_string();
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
+
+#[test]
+fn clusters() {
+    let cases = [
+        (
+            "",
+            "t.toml:1:1: no cluster: add a [[cluster]] with at least one [[cluster.node]]",
+        ),
+        (
+            "cluster = []",
+            "t.toml:1:1: no cluster: add a [[cluster]] with at least one [[cluster.node]]",
+        ),
+        (
+            "[cluster]\nname = 'm'",
+            "t.toml:1:1: write [[cluster]], not [cluster]: it is a list",
+        ),
+        ("[[cluster]]\n", r#"t.toml:1:1: missing key "cluster.name""#),
+        (
+            "[[cluster]]\nname = ''",
+            r#"t.toml:2:8: "cluster.name" must not be empty"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'",
+            r#"t.toml:1:1: cluster "m" has no node: add a [[cluster.node]]"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\ndatabases = []",
+            r#"t.toml:3:13: "cluster.databases" must name a database, or "*" for every one"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\ndatabases = ['a', 'a']",
+            r#"t.toml:3:13: database "a" is listed twice"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nmonitor = { password = 'x' }",
+            r#"t.toml:3:11: missing key "cluster.monitor.user""#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\n[[cluster.node]]\nweight = 1",
+            r#"t.toml:3:1: missing key "cluster.node.address""#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h' }]",
+            r#"t.toml:3:21: "cluster.node.address" must be "host:port", not "h""#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1', weight = 0 }]",
+            r#"t.toml:3:37: "cluster.node.weight" must be from 1 to 1000, not 0"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1', zone = '' }]",
+            r#"t.toml:3:35: "cluster.node.zone" must not be empty"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1' }, { address = 'h:1' }]",
+            r#"t.toml:3:42: node "h:1" is listed twice"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1', name = 'a' }, { address = 'h:2', name = 'a' }]",
+            r#"t.toml:3:68: two nodes are named "a""#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1' }]\n[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1' }]",
+            r#"t.toml:5:8: cluster "m" is listed twice"#,
+        ),
+        (
+            "[[cluster]]\nname = 'm'\nnode = [{ address = 'h:1' }]\n[[cluster]]\nname = 'n'\nnode = [{ address = 'h:1' }]",
+            r#"t.toml:4:1: database "*" is served by cluster "m" and by cluster "n""#,
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(fault(text), expected, "{text}");
+    }
+}

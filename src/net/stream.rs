@@ -1,0 +1,123 @@
+//! Owns: one byte stream, to a client or to a server. Never: waits: every call is a poll.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// A byte stream. TLS will be another variant, with the same calls.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    /// What is left in the place of a stream that has been moved away.
+    Closed,
+}
+
+impl Stream {
+    /// Takes a connected socket, set up for messages that are small and must not wait.
+    ///
+    /// # Errors
+    /// What the operating system says of the socket.
+    pub fn tcp(socket: TcpStream) -> io::Result<Stream> {
+        socket.set_nodelay(true)?;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL);
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        Ok(Stream::Tcp(socket))
+    }
+
+    /// The other end.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(socket) => socket.peer_addr().ok(),
+            Stream::Closed => None,
+        }
+    }
+
+    /// Ready when there is something to read, the end included. Needs no buffer, so an idle
+    /// connection can wait without one.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(socket) => socket.poll_read_ready(cx),
+            Stream::Closed => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Reads into `buf`'s free room. 0 is the end of the stream.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        match self {
+            // The future has no state of its own: one for each poll is the same as one kept.
+            Stream::Tcp(socket) => pin!(socket.read_buf(buf)).poll(cx),
+            Stream::Closed => Poll::Ready(Ok(0)),
+        }
+    }
+
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// What the operating system says; how much was written is not known then.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = std::future::poll_fn(|cx| self.poll_write(cx, bytes)).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = bytes.get(n..).unwrap_or(&[]);
+        }
+        Ok(())
+    }
+
+    /// Reads some bytes into `buf`. 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn read(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_read(cx, buf)).await
+    }
+
+    /// Reads what has come already, without waiting: `None` when nothing has. Costs no system call
+    /// while the operating system has not said that something came.
+    pub fn read_now(&mut self, buf: &mut BytesMut) -> Option<io::Result<usize>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.poll_readable(&mut cx) {
+            Poll::Pending => None,
+            Poll::Ready(Err(error)) => Some(Err(error)),
+            Poll::Ready(Ok(())) => match self.poll_read(&mut cx, buf) {
+                Poll::Pending => None,
+                Poll::Ready(read) => Some(read),
+            },
+        }
+    }
+
+    /// Writes what the socket takes at once and forgets the rest: for a last word.
+    pub fn write_now(&mut self, bytes: &[u8]) {
+        let _ = self.poll_write(&mut Context::from_waker(Waker::noop()), bytes);
+    }
+
+    /// Moves the socket to the current thread's runtime.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn moved_here(self) -> io::Result<Stream> {
+        match self {
+            Stream::Tcp(socket) => Ok(Stream::Tcp(TcpStream::from_std(socket.into_std()?)?)),
+            Stream::Closed => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+/// A peer that has vanished without a word is noticed after this and nine intervals.
+const KEEPALIVE_IDLE: std::time::Duration = std::time::Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);

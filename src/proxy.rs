@@ -1,0 +1,559 @@
+//! One client's life: from its first byte to its last, with servers lent to it on the way.
+//!
+//! Owns: the sockets around a session. Never: decides what a message means; the session does.
+
+pub mod acquire;
+pub mod cancel;
+pub mod handshake;
+pub mod refusal;
+pub mod relay;
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::{Buf, BytesMut};
+use metrics::{Counter, Histogram};
+use smallvec::SmallVec;
+use tokio::sync::futures::Notified;
+
+use self::acquire::Placed;
+use self::cancel::{Handle, Sessions};
+use self::handshake::Welcome;
+use self::refusal::{Broken, Refusal};
+use self::relay::{ClientSide, Relay};
+use crate::auth::{Credential, Users};
+use crate::cluster::pool::{Pool, PoolKey, Server};
+use crate::cluster::{Cluster, Clusters};
+use crate::config::{Config, Level};
+use crate::net::buffers;
+use crate::net::stream::Stream;
+use crate::session::answers::{Answer, ServerFault};
+use crate::session::consistency::{NodeId, Replica};
+use crate::session::pipeline::{Batch, End, Planned};
+use crate::session::route::Reason;
+use crate::session::{Session, Shared};
+use crate::sql::{Need, Pin as ServerPin};
+use crate::telemetry;
+use crate::wire::encode::{self, Severity};
+use crate::wire::message::Status;
+
+/// What all clients share.
+pub struct Proxy {
+    pub config: ArcSwap<Config>,
+    pub users: ArcSwap<Users>,
+    pub clusters: Clusters,
+    pub sessions: Sessions,
+    pub shared: Arc<Shared>,
+    pub welcomes: handshake::Welcomes,
+    pub draining: AtomicBool,
+}
+
+/// The client's half of a relay. A macro, since a method would borrow all of the client, with the
+/// server that it holds.
+macro_rules! client_side {
+    ($client:expr) => {
+        ClientSide {
+            stream: &mut $client.stream,
+            inbox: &mut $client.inbox,
+            outbox: &mut $client.outbox,
+            session: &mut $client.session,
+            batch: &mut $client.batch,
+            answer: &mut $client.answer,
+        }
+    };
+}
+
+/// The longest that resetting a server may take after its session has gone.
+const CLEANING: Duration = Duration::from_secs(10);
+
+/// How often a read is tried again after its server was lost.
+const RETRIES_MAX: u32 = 3;
+
+/// Serves one client until it has gone.
+pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
+    let peer = stream.peer();
+    let handle = proxy.sessions.register();
+    let metrics = telemetry::metrics();
+    metrics.client_connects.increment(1);
+    metrics.clients.increment(1.0);
+    if let Some(welcome) = handshake::shake_hands(&proxy, stream, &handle).await {
+        let mut client = Client::new(&proxy, welcome, handle.clone());
+        tracing::debug!(?peer, user = %client.key.user, database = %client.key.database, "client logged in");
+        client.run().await;
+        client.end().await;
+        tracing::debug!(?peer, "client gone");
+    }
+    proxy.sessions.remove(&handle);
+    metrics.clients.decrement(1.0);
+}
+
+/// A client that is logged in.
+struct Client {
+    proxy: Arc<Proxy>,
+    cluster: Arc<Cluster>,
+    key: PoolKey,
+    credential: Option<Credential>,
+    stream: Stream,
+    inbox: BytesMut,
+    outbox: BytesMut,
+    session: Session,
+    batch: Batch,
+    answer: Answer,
+    /// The server on the primary that the session cannot leave: a transaction is open on it, or it
+    /// holds what cannot be moved.
+    held: Option<Box<Server>>,
+    handle: Arc<Handle>,
+    pools: SmallVec<[(NodeId, Arc<Pool>); 4]>,
+    /// Bytes of a message that is not wanted, still to come.
+    discard: usize,
+    /// Since when reads have had to stay on the primary.
+    pinned: Option<Instant>,
+    random: u64,
+    counters: &'static Counters,
+}
+
+/// Handles that are used for every query.
+struct Counters {
+    primary: [Counter; Reason::ALL.len()],
+    replica: [Counter; Reason::ALL.len()],
+    primary_seconds: Histogram,
+    replica_seconds: Histogram,
+}
+
+impl Counters {
+    fn shared() -> &'static Counters {
+        static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| Counters {
+            primary: Reason::ALL.map(|reason| telemetry::queries("primary", reason.name())),
+            replica: Reason::ALL.map(|reason| telemetry::queries("replica", reason.name())),
+            primary_seconds: telemetry::query_seconds("primary"),
+            replica_seconds: telemetry::query_seconds("replica"),
+        });
+        &COUNTERS
+    }
+}
+
+impl Client {
+    fn new(proxy: &Arc<Proxy>, welcome: Welcome, handle: Arc<Handle>) -> Client {
+        let mut session = Session::new(proxy.shared.clone(), welcome.settings, welcome.params);
+        let raises = welcome.cluster.topology().config.consistency.primary_reads_raise_floor;
+        session.floors.set_ignore_primary_reads(!raises);
+        Client {
+            proxy: proxy.clone(),
+            cluster: welcome.cluster,
+            key: welcome.key,
+            credential: welcome.credential,
+            stream: welcome.stream,
+            inbox: welcome.inbox,
+            outbox: BytesMut::new(),
+            session,
+            batch: Batch::new(),
+            answer: Answer::default(),
+            held: None,
+            handle,
+            pools: SmallVec::new(),
+            discard: 0,
+            pinned: None,
+            random: rand::random::<u64>() | 1,
+            counters: Counters::shared(),
+        }
+    }
+
+    async fn run(&mut self) {
+        let handle = self.handle.clone();
+        let mut stop = std::pin::pin!(handle.stop.notified());
+        loop {
+            let planned = match self.session.plan(&self.inbox, &mut self.batch) {
+                Ok(planned) => planned,
+                Err(fault) => return self.dismiss(&fault.into()).await,
+            };
+            let went = match planned {
+                Planned::NeedMore => self.wait(stop.as_mut()).await,
+                Planned::Terminate => return,
+                Planned::Batch(end) => self.serve_batch(end).await,
+            };
+            match went {
+                Ok(()) => {}
+                Err(Ended::Gone) => return,
+                Err(Ended::Refused(refusal)) => return self.dismiss(&refusal).await,
+            }
+        }
+    }
+
+    /// What is left of the session is cleared away.
+    async fn end(&mut self) {
+        self.unpin(false);
+        buffers::give_back(&mut self.inbox);
+        let Some(server) = self.held.take() else { return };
+        self.handle.leaves_server().await;
+        // In the middle of something it is closed, which ends the transaction too.
+        if server.state.is_quiet() {
+            let discard = !self.session.pins().is_empty();
+            tokio::spawn(server.clean(CLEANING, discard));
+        }
+    }
+
+    /// Waits for the client to say something, keeping no buffer meanwhile. What a held server says
+    /// of its own accord is passed on.
+    async fn wait(&mut self, mut stop: Pin<&mut Notified<'_>>) -> Result<(), Ended> {
+        if self.inbox.is_empty() {
+            buffers::give_back(&mut self.inbox);
+        }
+        let (stream, held) = (&mut self.stream, &mut self.held);
+        let may_stop = self.session.status() == Status::Idle;
+        let woken = std::future::poll_fn(|cx| {
+            if let Poll::Ready(ready) = stream.poll_readable(cx) {
+                return Poll::Ready(ready.map(|()| Woken::Client));
+            }
+            if let Some(server) = held
+                && server.stream.poll_readable(cx).is_ready()
+            {
+                return Poll::Ready(Ok(Woken::Server));
+            }
+            if may_stop && stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Woken::Stop));
+            }
+            Poll::Pending
+        });
+        match woken.await.map_err(|_| Ended::Gone)? {
+            Woken::Client => self.read_client().await,
+            Woken::Server => self.hear_held().await,
+            Woken::Stop => Err(Ended::Refused(going_down())),
+        }
+    }
+
+    async fn read_client(&mut self) -> Result<(), Ended> {
+        if self.inbox.capacity() == 0 {
+            self.inbox = buffers::take();
+        }
+        // A long message gets room in steps, so that an announced length alone costs no memory.
+        self.inbox.reserve(buffers::BUFFER_BYTES / 2);
+        let n = self.stream.read(&mut self.inbox).await.map_err(|_| Ended::Gone)?;
+        telemetry::metrics().client_bytes_received.increment(n as u64);
+        if n == 0 {
+            return Err(Ended::Gone);
+        }
+        let discarded = self.discard.min(self.inbox.len());
+        self.inbox.advance(discarded);
+        self.discard -= discarded;
+        Ok(())
+    }
+
+    /// The held server has said something while nothing was asked of it.
+    async fn hear_held(&mut self) -> Result<(), Ended> {
+        let Some(server) = &mut self.held else { return Ok(()) };
+        let mut relay = Relay::new(client_side!(self), server);
+        relay.consumed = true;
+        let heard = relay.hear_once().await;
+        buffers::give_back(&mut relay.received);
+        match heard {
+            Ok(()) => Ok(()),
+            Err(Broken::Client | Broken::Fault(_)) => Err(Ended::Gone),
+            Err(broken) => {
+                let node = self.held.take().map_or_else(String::new, |s| s.node().name.clone());
+                self.session.floors.wrote(&self.cluster.clock);
+                Err(Ended::Refused(lost(node, broken)))
+            }
+        }
+    }
+
+    async fn serve_batch(&mut self, end: End) -> Result<(), Ended> {
+        if self.batch.is_empty() {
+            // What is left of a COPY that has failed.
+            self.discard = self.batch.beyond;
+            self.drop_batch();
+            return Ok(());
+        }
+        let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
+        if local && self.session.is_local(&self.batch) {
+            self.session.answer_locally(&self.batch, &mut self.outbox);
+            self.drop_batch();
+            return self.flush().await;
+        }
+        let started = Instant::now();
+        let mut end = end;
+        let mut lost_replica = false;
+        for attempt in 0.. {
+            let placed = match self.acquire(end, lost_replica).await {
+                Ok(placed) => placed,
+                Err(refusal) => return self.refuse(refusal, end).await,
+            };
+            match self.exchange(placed, end, started).await {
+                Ok(ControlFlow::Break(())) => break,
+                Ok(ControlFlow::Continue(next)) => {
+                    // The rest of the pipeline goes on elsewhere.
+                    end = next;
+                    lost_replica = false;
+                }
+                Err(Failed::Retry { refusal, .. }) if attempt >= RETRIES_MAX => {
+                    return self.refuse(refusal, end).await;
+                }
+                Err(Failed::Retry { replica, .. }) => {
+                    telemetry::metrics().retries.increment(1);
+                    lost_replica = replica;
+                }
+                Err(Failed::Ended(ended)) => return Err(ended),
+                Err(Failed::Refused(refusal)) => return self.refuse(refusal, end).await,
+            }
+        }
+        if self.proxy.draining.load(Ordering::Relaxed) && self.session.status() == Status::Idle {
+            return Err(Ended::Refused(going_down()));
+        }
+        Ok(())
+    }
+
+    /// Runs the batch on a server: until all is answered, or until the pipeline has to go on
+    /// elsewhere.
+    async fn exchange(
+        &mut self,
+        placed: Placed,
+        end: End,
+        started: Instant,
+    ) -> Result<ControlFlow<(), End>, Failed> {
+        let Placed { mut server, replica, reason } = placed;
+        self.handle.works_with(&server.key);
+        let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
+        let mut relay = Relay::new(client_side!(self), &mut server);
+        if replica {
+            relay.belongs_elsewhere = Batch::must_leave_replica;
+        }
+        let went = relay.converse(end).await;
+        let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
+        buffers::give_back(&mut relay.received);
+        telemetry::metrics().client_bytes_sent.increment(answered);
+        self.handle.leaves_server().await;
+        match went {
+            Ok(()) if leave => {
+                server.give_back();
+                Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
+            }
+            Ok(()) => {
+                if !consumed {
+                    self.drop_batch();
+                }
+                self.count(replica, reason, started, &server);
+                self.settle(server, replica).await?;
+                Ok(ControlFlow::Break(()))
+            }
+            Err(Broken::Client) => {
+                // It finishes what it was told, as if the client had been connected to it.
+                Err(Failed::Ended(Ended::Gone))
+            }
+            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
+            Err(broken) => Err(self.server_lost(server, broken, retriable && answered == 0 && !consumed)),
+        }
+    }
+
+    /// Updates what the session has seen, and gives the server back if it may be.
+    async fn settle(&mut self, mut server: Box<Server>, replica: bool) -> Result<(), Failed> {
+        if !server.state.is_idle() {
+            self.held = Some(server);
+            return Ok(());
+        }
+        self.raise_floors(&server, replica);
+        if self.session.is_uncertain() && !replica {
+            self.capture(&mut server).await?;
+        }
+        let shutdown = self.proxy.draining.load(Ordering::Relaxed);
+        if !replica && !self.session.pins().is_empty() && !shutdown {
+            self.held = Some(server);
+        } else if !replica && !self.session.pins().is_empty() {
+            tokio::spawn(server.clean(CLEANING, true));
+        } else {
+            server.give_back();
+        }
+        Ok(())
+    }
+
+    fn raise_floors(&mut self, server: &Server, replica: bool) {
+        let did = self.session.did();
+        let level = self.cluster.topology().config.consistency.level;
+        if level != Level::Session {
+            return;
+        }
+        let clock = &self.cluster.clock;
+        if replica {
+            self.session.floors.read_replica(clock, &**server.node(), server.incarnation);
+            self.unpin(true);
+        } else if did.wrote {
+            self.session.floors.wrote(clock);
+            self.cluster.want_sample(clock.now());
+        } else if did.read {
+            self.session.floors.read_primary(clock);
+            self.cluster.want_sample(clock.now());
+        }
+    }
+
+    /// Reads the settings that a function has changed from the server that it has changed them on.
+    async fn capture(&mut self, server: &mut Box<Server>) -> Result<(), Failed> {
+        let mut relay = Relay::new(client_side!(self), server);
+        relay.consumed = true;
+        let state = &mut relay.server.state;
+        relay.client.session.say_capture(state, &mut relay.to_server);
+        let went = relay.run().await;
+        buffers::give_back(&mut relay.received);
+        match went {
+            Ok(()) => {
+                self.session.captured(&mut server.state);
+                Ok(())
+            }
+            Err(Broken::Client) => Err(Failed::Ended(Ended::Gone)),
+            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
+            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(server.node().name.clone(), broken)))),
+        }
+    }
+
+    fn server_lost(&mut self, server: Box<Server>, broken: Broken, may_retry: bool) -> Failed {
+        let node = server.node().clone();
+        node.wake.notify_one();
+        let was_idle = self.session.status() == Status::Idle && self.session.pins().is_empty();
+        let wrote = self.session.did().wrote || !was_idle;
+        drop(server);
+        self.answer.clear();
+        self.session.lost_server();
+        if wrote {
+            self.session.floors.wrote(&self.cluster.clock);
+            self.cluster.want_sample(self.cluster.clock.now());
+        }
+        tracing::info!(node = %node.name, error = %describe(&broken), "server lost");
+        let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
+        let refusal = match (&broken, wrote) {
+            (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown { node: node.name.clone() },
+            _ => lost(node.name.clone(), broken),
+        };
+        if may_retry && !refused_settings {
+            let is_primary = self.cluster.topology().primary.as_ref().is_some_and(|p| p.id() == node.id());
+            Failed::Retry { refusal, replica: !is_primary }
+        } else if was_idle && self.batch.end() == Some(End::Ready) && !refused_settings {
+            Failed::Refused(refusal)
+        } else {
+            // What was open on the server is gone with it, and the client has to know.
+            Failed::Ended(Ended::Refused(refusal))
+        }
+    }
+
+    /// Answers the batch with an error; the session goes on.
+    async fn refuse(&mut self, refusal: Refusal, end: End) -> Result<(), Ended> {
+        if end == End::Open || self.batch.beyond > 0 {
+            return Err(Ended::Refused(refusal));
+        }
+        refusal.encode(Severity::Error, &mut self.outbox);
+        encode::ready(&mut self.outbox, Status::Idle);
+        self.session.forget_batch(&self.batch);
+        self.drop_batch();
+        self.flush().await
+    }
+
+    /// Tells the client why its connection ends.
+    async fn dismiss(&mut self, refusal: &Refusal) {
+        refusal.encode(Severity::Fatal, &mut self.outbox);
+        tracing::info!(user = %self.key.user, database = %self.key.database, error = %refusal, "client dismissed");
+        let _ = tokio::time::timeout(LAST_WORDS, self.flush()).await;
+    }
+
+    fn drop_batch(&mut self) {
+        let n = self.batch.len.min(self.inbox.len());
+        self.inbox.advance(n);
+        self.batch.clear();
+    }
+
+    async fn flush(&mut self) -> Result<(), Ended> {
+        let sent = self.stream.write_all(&self.outbox).await;
+        telemetry::metrics().client_bytes_sent.increment(self.outbox.len() as u64);
+        self.outbox = BytesMut::new();
+        sent.map_err(|_| Ended::Gone)
+    }
+
+    fn count(&mut self, replica: bool, reason: Reason, started: Instant, server: &Server) {
+        let took = started.elapsed();
+        let (counters, seconds) = match replica {
+            true => (&self.counters.replica, &self.counters.replica_seconds),
+            false => (&self.counters.primary, &self.counters.primary_seconds),
+        };
+        counters[reason as usize].increment(1);
+        seconds.record(took);
+        if replica {
+            server.node().note_latency(took);
+        }
+    }
+
+    /// A read has had to go to the primary for the session's own sake.
+    fn pin(&mut self) {
+        if self.pinned.is_none() {
+            self.pinned = Some(Instant::now());
+            telemetry::metrics().pinned_sessions.increment(1.0);
+        }
+    }
+
+    /// The session's reads are free again; or it is over.
+    fn unpin(&mut self, measure: bool) {
+        if let Some(since) = self.pinned.take() {
+            telemetry::metrics().pinned_sessions.decrement(1.0);
+            if measure {
+                telemetry::metrics().pin_seconds.record(since.elapsed());
+            }
+        }
+    }
+
+    /// Whether reads may need what only the held server has.
+    fn reads_need_held(&self) -> bool {
+        self.session.pins().contains(&ServerPin::TemporaryTable)
+    }
+
+    fn next_random(&mut self) -> u64 {
+        // xorshift64: good enough to spread load, and free.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// The longest a client that is dismissed may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+enum Woken {
+    Client,
+    Server,
+    Stop,
+}
+
+/// The session is over.
+enum Ended {
+    Gone,
+    Refused(Refusal),
+}
+
+/// An exchange has not come to its end.
+enum Failed {
+    /// It was a read, and nothing of its answer has been seen: it may be tried again.
+    Retry { refusal: Refusal, replica: bool },
+    /// The batch has failed; the session goes on.
+    Refused(Refusal),
+    Ended(Ended),
+}
+
+fn going_down() -> Refusal {
+    Refusal::protocol("57P01", "terminating connection due to administrator command")
+}
+
+fn lost(node: String, broken: Broken) -> Refusal {
+    match broken {
+        Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),
+        Broken::Server(ServerFault::Settings(words)) => Refusal::Server(words),
+        other => Refusal::Lost { node, error: describe(&other) },
+    }
+}
+
+fn describe(broken: &Broken) -> String {
+    match broken {
+        Broken::Client => "client has gone".to_owned(),
+        Broken::Fault(fault) => fault.to_string(),
+        Broken::Server(fault) => fault.to_string(),
+        Broken::ServerIo(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,256 @@
+//! Owns: finding a server for a batch: the route, the wait at the gate, the hold while there is no
+//! primary. Never: sends a write to a node that has not been seen to be the primary.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+
+use super::Client;
+use super::refusal::Refusal;
+use crate::cluster;
+use crate::cluster::node::Node;
+use crate::cluster::pool::{CheckoutError, Pool, Server};
+use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
+use crate::session::consistency::{Incarnation, Replica};
+use crate::session::pipeline::End;
+use crate::session::route::{Candidate, Guarantee, Policy, ReadRoute, Reason, read_route};
+use crate::sql::Need;
+use crate::telemetry;
+use crate::wire::message::Status;
+
+/// While there is no primary, it is looked for at least this often.
+const HOLD_STEP: Duration = Duration::from_millis(50);
+
+/// A server, and why it is that one.
+pub struct Placed {
+    pub server: Box<Server>,
+    pub replica: bool,
+    pub reason: Reason,
+}
+
+impl Client {
+    /// Finds a server for the planned batch. `lost_replica`: it has just been tried on a replica.
+    pub(super) async fn acquire(&mut self, end: End, lost_replica: bool) -> Result<Placed, Refusal> {
+        let reason = match self.batch.need {
+            _ if self.session.status() != Status::Idle || self.session.is_failed() => Reason::Transaction,
+            Need::Write => Reason::Write,
+            Need::Transaction => Reason::Transaction,
+            Need::Session => Reason::SessionState,
+            Need::Read if self.batch.executes && end == End::Open => Reason::OpenPipeline,
+            Need::Read if self.reads_need_held() => Reason::PinnedServer,
+            Need::Read if lost_replica => Reason::ReplicaFailed,
+            Need::Read => return self.acquire_for_read().await,
+        };
+        self.on_primary(reason).await
+    }
+
+    async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
+        let cluster = self.cluster.clone();
+        let config = cluster.topology().config.clone();
+        let policy = policy(&config);
+        let mut gate: Option<Instant> = None;
+        let mut waited: Option<Instant> = None;
+        let mut failed = false;
+        loop {
+            // Made before the look, so that no move after it is missed.
+            let moved = cluster.moved.notified();
+            let topology = cluster.topology();
+            let primary_load = topology.primary.as_ref().map(|node| node.load());
+            let random = self.next_random();
+            let route = match failed {
+                true => ReadRoute::Primary(Reason::ReplicaFailed),
+                false => read_route(
+                    &self.session.floors,
+                    &policy,
+                    &cluster.clock,
+                    &topology.nodes,
+                    primary_load,
+                    random,
+                ),
+            };
+            let reason = match route {
+                ReadRoute::Replica { index, life } => {
+                    let node = topology.nodes[index].clone();
+                    drop(topology);
+                    if gate.is_some() {
+                        telemetry::metrics().gate_passed.increment(1);
+                    }
+                    match self.on_replica(&node, life, &config).await? {
+                        Some(server) => {
+                            let reason = if gate.is_some() { Reason::Gate } else { Reason::Fresh };
+                            return Ok(Placed { server, replica: true, reason });
+                        }
+                        None => {
+                            failed = true;
+                            continue;
+                        }
+                    }
+                }
+                ReadRoute::Gate => {
+                    drop(topology);
+                    cluster.want_sample(cluster.clock.now());
+                    let since = *gate.get_or_insert_with(Instant::now);
+                    let left = policy.gate_wait.saturating_sub(since.elapsed());
+                    if !left.is_zero() && timeout(left, moved).await.is_ok() {
+                        continue;
+                    }
+                    telemetry::metrics().gate_missed.increment(1);
+                    Reason::SeenNewer
+                }
+                ReadRoute::Primary(reason) => {
+                    drop(topology);
+                    reason
+                }
+            };
+            if let Some(since) = gate {
+                telemetry::metrics().gate_wait_seconds.record(since.elapsed());
+            }
+            if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
+                self.pin();
+                cluster.want_sample(cluster.clock.now());
+            }
+            if may_use_primary(&config, reason) {
+                return self.on_primary(reason).await;
+            }
+            let since = *waited.get_or_insert_with(Instant::now);
+            let left = match config.consistency.on_no_replica {
+                OnNoReplica::Error => Duration::ZERO,
+                _ => config.consistency.wait_timeout.saturating_sub(since.elapsed()),
+            };
+            if left.is_zero() {
+                if config.consistency.on_no_replica == OnNoReplica::Wait
+                    && config.routing.read_primary != ReadPrimary::Never
+                {
+                    return self.on_primary(reason).await;
+                }
+                let cluster = cluster.name.clone();
+                return Err(Refusal::NoReplica { cluster, reason: reason.name() });
+            }
+            failed = false;
+            let _ = timeout(left.min(HOLD_STEP), cluster.moved.notified()).await;
+        }
+    }
+
+    /// A server of the replica in this life, or `None` when it can't be had for the node's sake.
+    async fn on_replica(
+        &mut self,
+        node: &Arc<Node>,
+        life: Incarnation,
+        config: &Config,
+    ) -> Result<Option<Box<Server>>, Refusal> {
+        let pool = self.pool(node, config);
+        match pool.checkout(self.session.settings()).await {
+            Ok(server) if server.incarnation == life => Ok(Some(server)),
+            Ok(_) => {
+                // The node's server was restarted: what is known of its position is of no use.
+                node.wake.notify_one();
+                Ok(None)
+            }
+            Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
+                tracing::debug!(node = %node.name, %error, "replica can't be reached");
+                Ok(None)
+            }
+            Err(CheckoutError::Leaving { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A server of the primary; where there is none, waits for one.
+    pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
+        if let Some(server) = self.held.take() {
+            return Ok(Placed { server, replica: false, reason });
+        }
+        let cluster = self.cluster.clone();
+        let mut hold: Option<Held> = None;
+        loop {
+            let changed = cluster.changed.notified();
+            let (primary, config) = {
+                let topology = cluster.topology();
+                (topology.primary.clone(), topology.config.clone())
+            };
+            if let Some(node) = primary {
+                let pool = self.pool(&node, &config);
+                match pool.checkout(self.session.settings()).await {
+                    Ok(server) if is_in_life(&server, &node) => {
+                        return Ok(Placed { server, replica: false, reason });
+                    }
+                    // Restarted: its role is not known until it has been asked.
+                    Ok(_) => node.wake.notify_one(),
+                    Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
+                        node.wake.notify_one();
+                    }
+                    Err(CheckoutError::Leaving { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let hold = hold.get_or_insert_with(Held::begin);
+            let left = config.failover.hold.saturating_sub(hold.since.elapsed());
+            if left.is_zero() {
+                let waited_ms = hold.since.elapsed().as_millis();
+                return Err(Refusal::NoPrimary { cluster: cluster.name.clone(), waited_ms });
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep(left.min(HOLD_STEP)) => {}
+            }
+        }
+    }
+
+    fn pool(&mut self, node: &Arc<Node>, config: &Config) -> Arc<Pool> {
+        if let Some((_, pool)) = self.pools.iter().find(|(id, _)| *id == node.id()) {
+            return pool.clone();
+        }
+        // Nodes come and go; those that have gone need not be remembered.
+        self.pools.retain(|(_, pool)| !pool.node().is_leaving());
+        let pool = cluster::pool(node, &self.key, &self.credential, &config.pool);
+        self.pools.push((node.id(), pool.clone()));
+        pool
+    }
+}
+
+/// A batch that waits for a primary, for as long as this lives.
+struct Held {
+    since: Instant,
+}
+
+impl Held {
+    fn begin() -> Held {
+        telemetry::metrics().holds.increment(1);
+        telemetry::metrics().held.increment(1.0);
+        Held { since: Instant::now() }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        telemetry::metrics().held.decrement(1.0);
+    }
+}
+
+/// Whether the server is in the life in which its node was seen to be the primary. While the probe
+/// reconnects that is not known, and a server that was opened before is as good as it was.
+fn is_in_life(server: &Server, node: &Node) -> bool {
+    let life = node.incarnation();
+    life.0 == 0 || server.incarnation == life
+}
+
+fn may_use_primary(config: &Config, reason: Reason) -> bool {
+    match (config.routing.read_primary, config.consistency.on_no_replica) {
+        _ if matches!(reason, Reason::Level | Reason::Shared) => true,
+        (ReadPrimary::Never, _) => false,
+        (_, on_no_replica) => on_no_replica == OnNoReplica::Primary,
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        guarantee: match config.consistency.level {
+            Level::Eventual => Guarantee::Eventual,
+            Level::Session => Guarantee::Session,
+            Level::Primary => Guarantee::Primary,
+        },
+        share: config.routing.read_primary == ReadPrimary::Share,
+        gate_wait: config.consistency.gate_wait,
+    }
+}

@@ -1,0 +1,136 @@
+//! Owns: cancel keys, and bringing a cancel request to the server that works for the session. Never:
+//! lets a request meet a server after the session has given it back.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use subtle::ConstantTimeEq;
+use tokio::sync::Notify;
+
+use crate::cluster::connect;
+use crate::cluster::pool::CancelKey;
+use crate::telemetry;
+
+/// The longest a request may take to be delivered.
+const DELIVERY: Duration = Duration::from_secs(5);
+
+/// All sessions by the process id that their clients were told.
+#[derive(Default)]
+pub struct Sessions {
+    by_pid: DashMap<i32, Arc<Handle>>,
+}
+
+/// What others may do to a session.
+pub struct Handle {
+    pub pid: i32,
+    pub secret: i32,
+    working: Mutex<Working>,
+    delivered: Notify,
+    /// Asks the session to end when it has nothing open.
+    pub stop: Notify,
+}
+
+#[derive(Default)]
+struct Working {
+    server: Option<Arc<CancelKey>>,
+    /// Requests that are on their way to `server`.
+    deliveries: u32,
+}
+
+impl Sessions {
+    /// Registers a session under a new key.
+    pub fn register(&self) -> Arc<Handle> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        loop {
+            let pid = (NEXT.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff) as i32;
+            let handle = Arc::new(Handle {
+                pid,
+                secret: rand::random(),
+                working: Mutex::default(),
+                delivered: Notify::new(),
+                stop: Notify::new(),
+            });
+            if let dashmap::Entry::Vacant(place) = self.by_pid.entry(pid) {
+                place.insert(handle.clone());
+                return handle;
+            }
+        }
+    }
+
+    pub fn remove(&self, handle: &Handle) {
+        self.by_pid.remove(&handle.pid);
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_pid.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_pid.is_empty()
+    }
+
+    /// Asks every session to end when it has nothing open.
+    pub fn stop_all(&self) {
+        for session in &self.by_pid {
+            session.stop.notify_one();
+        }
+    }
+
+    /// Cancels what the session with this key is doing. A wrong key does nothing, as with
+    /// PostgreSQL.
+    pub async fn cancel(&self, pid: i32, secret: &[u8]) {
+        let Some(handle) = self.by_pid.get(&pid).map(|handle| handle.clone()) else { return };
+        if !bool::from(handle.secret.to_be_bytes().ct_eq(secret)) {
+            tracing::info!(pid, "cancel request with a wrong key");
+            return;
+        }
+        let Some(server) = handle.begin_delivery() else { return };
+        let node = &server.node;
+        let sent = connect::cancel(&node.host, node.port, server.pid, &server.secret, DELIVERY).await;
+        handle.end_delivery();
+        match sent {
+            Ok(()) => telemetry::metrics().cancels.increment(1),
+            Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
+        }
+    }
+}
+
+impl Handle {
+    /// The session works with this server from now on.
+    pub fn works_with(&self, server: &Arc<CancelKey>) {
+        self.lock().server = Some(server.clone());
+    }
+
+    /// The session is about to give its server back: waits for requests that are on their way.
+    pub async fn leaves_server(&self) {
+        loop {
+            let delivered = self.delivered.notified();
+            {
+                let mut working = self.lock();
+                working.server = None;
+                if working.deliveries == 0 {
+                    return;
+                }
+            }
+            delivered.await;
+        }
+    }
+
+    fn begin_delivery(&self) -> Option<Arc<CancelKey>> {
+        let mut working = self.lock();
+        let server = working.server.clone()?;
+        working.deliveries += 1;
+        Some(server)
+    }
+
+    fn end_delivery(&self) {
+        self.lock().deliveries -= 1;
+        self.delivered.notify_waiters();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Working> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

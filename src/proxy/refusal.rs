@@ -1,0 +1,122 @@
+//! Owns: what a client is told when the proxy cannot do what it asks. Never: hides a server's own
+//! words.
+
+use bytes::BytesMut;
+
+use crate::cluster::connect::ConnectError;
+use crate::cluster::pool::CheckoutError;
+use crate::session::answers::ServerFault;
+use crate::session::pipeline::ClientFault;
+use crate::telemetry;
+use crate::wire::encode::{self, Severity};
+use crate::wire::message;
+
+/// Why a client is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    Client(#[from] ClientFault),
+    /// A server's own ErrorResponse, to be passed on.
+    #[error("{}", server_words(.0))]
+    Server(Vec<u8>),
+    #[error("{0}")]
+    Checkout(CheckoutError),
+    #[error("no primary is available in cluster \"{cluster}\" (waited {waited_ms} ms)")]
+    NoPrimary { cluster: String, waited_ms: u128 },
+    #[error("no replica of cluster \"{cluster}\" may serve this read: {reason}")]
+    NoReplica { cluster: String, reason: &'static str },
+    #[error("connection to node {node} was lost while it ran this; whether it took effect is unknown")]
+    Unknown { node: String },
+    #[error("connection to node {node} was lost: {error}")]
+    Lost { node: String, error: String },
+    #[error("{message}")]
+    Protocol { sqlstate: &'static str, message: String },
+}
+
+fn server_words(error: &[u8]) -> String {
+    let field = |code| String::from_utf8_lossy(message::error_field(error, code).unwrap_or(b"?"));
+    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
+}
+
+impl Refusal {
+    pub fn protocol(sqlstate: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal::Protocol { sqlstate, message: message.into() }
+    }
+
+    pub fn sqlstate(&self) -> &str {
+        match self {
+            Refusal::Client(fault) => fault.sqlstate(),
+            Refusal::Server(error) => message::error_field(error, b'C')
+                .and_then(|code| std::str::from_utf8(code).ok())
+                .unwrap_or("XX000"),
+            Refusal::Checkout(CheckoutError::Timeout { .. }) => "53300",
+            Refusal::Checkout(_) => "08001",
+            Refusal::NoPrimary { .. } | Refusal::NoReplica { .. } => "57P03",
+            Refusal::Unknown { .. } => "08007",
+            Refusal::Lost { .. } => "08006",
+            Refusal::Protocol { sqlstate, .. } => sqlstate,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Refusal::Checkout(CheckoutError::Timeout { .. }) => {
+                Some("Raise pool.size, or look for transactions that stay open.")
+            }
+            Refusal::NoPrimary { .. } => Some("Retry when a primary is up; failover.hold sets how long to wait."),
+            Refusal::NoReplica { .. } => Some("consistency.on_no_replica = \"primary\" sends such reads to the primary."),
+            Refusal::Unknown { .. } => Some("Look whether it did before doing it again."),
+            _ => None,
+        }
+    }
+
+    /// Appends the ErrorResponse.
+    pub fn encode(&self, severity: Severity, out: &mut BytesMut) {
+        telemetry::count_error(self.sqlstate());
+        match self {
+            // Its own words; only the connection does not end over it.
+            Refusal::Server(error) => {
+                let field = |code| {
+                    let bytes = message::error_field(error, code).unwrap_or(b"");
+                    String::from_utf8_lossy(bytes).into_owned()
+                };
+                let hint = Some(field(b'H')).filter(|hint| !hint.is_empty());
+                encode::error(out, severity, self.sqlstate(), &field(b'M'), hint.as_deref());
+            }
+            _ => encode::error(out, severity, self.sqlstate(), &self.to_string(), self.hint()),
+        }
+    }
+}
+
+impl From<CheckoutError> for Refusal {
+    fn from(error: CheckoutError) -> Refusal {
+        match error {
+            CheckoutError::Connect { error: ConnectError::Refused(words), .. } => Refusal::Server(words),
+            error => Refusal::Checkout(error),
+        }
+    }
+}
+
+/// Why an exchange with a server has ended early.
+#[derive(Debug)]
+pub enum Broken {
+    /// The client has gone, or can't be written to.
+    Client,
+    /// The client has sent what can't be understood.
+    Fault(ClientFault),
+    /// The server has gone, or has sent what can't be understood.
+    Server(ServerFault),
+    ServerIo(std::io::Error),
+}
+
+impl From<ClientFault> for Broken {
+    fn from(fault: ClientFault) -> Broken {
+        Broken::Fault(fault)
+    }
+}
+
+impl From<ServerFault> for Broken {
+    fn from(fault: ServerFault) -> Broken {
+        Broken::Server(fault)
+    }
+}

@@ -1,0 +1,352 @@
+//! Owns: one exchange between a client and a server: bytes in both directions until nothing is owed.
+//! Never: holds more of an answer than one buffer.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+
+use super::refusal::Broken;
+use crate::cluster::pool::Server;
+use crate::net::buffers::{self, BUFFER_BYTES};
+use crate::net::stream::Stream;
+use crate::session::Session;
+use crate::session::answers::{Answer, Run};
+use crate::session::pipeline::{Batch, End, Planned};
+use crate::wire::FRAME_BUFFERED_BYTES_MAX;
+
+/// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
+const AHEAD_BYTES_MAX: usize = 64 << 10;
+
+/// How much may wait to be written to a server before the client is made to wait, in bytes.
+const TO_SERVER_BYTES_MAX: usize = 64 << 10;
+
+/// The client's side of an exchange.
+pub struct ClientSide<'a> {
+    pub stream: &'a mut Stream,
+    /// What the client has sent and is not dealt with.
+    pub inbox: &'a mut BytesMut,
+    /// What the client is to be sent and its socket has not taken.
+    pub outbox: &'a mut BytesMut,
+    pub session: &'a mut Session,
+    pub batch: &'a mut Batch,
+    pub answer: &'a mut Answer,
+}
+
+/// One exchange.
+pub struct Relay<'a> {
+    pub client: ClientSide<'a>,
+    pub server: &'a mut Server,
+    /// What the server has sent and is not dealt with.
+    pub received: BytesMut,
+    /// What the server is to be sent and its socket has not taken.
+    pub to_server: BytesMut,
+    /// The client's own bytes that go to the server as they are: sent so far, and the end.
+    pub direct: std::ops::Range<usize>,
+    /// The batch's bytes have been taken out of the inbox: it can't be sent again.
+    pub consumed: bool,
+    /// More of the pipeline is to come.
+    pub open: bool,
+    /// Bytes of a message to the server that are still to come from the client.
+    pub beyond: usize,
+    /// Bytes of the answer that the client has been sent.
+    pub answered: u64,
+    /// The next part of the pipeline belongs elsewhere: leave the server.
+    pub leave: bool,
+    /// Decides that for a part that has been planned.
+    pub belongs_elsewhere: fn(&Batch) -> bool,
+}
+
+impl<'a> Relay<'a> {
+    pub fn new(client: ClientSide<'a>, server: &'a mut Server) -> Relay<'a> {
+        Relay {
+            client,
+            server,
+            received: buffers::take(),
+            to_server: BytesMut::new(),
+            direct: 0..0,
+            consumed: false,
+            open: false,
+            beyond: 0,
+            answered: 0,
+            leave: false,
+            belongs_elsewhere: |_| false,
+        }
+    }
+
+    /// Brings the server to the session's settings, says the planned batch, and goes on until all
+    /// is answered or the pipeline has to go on elsewhere.
+    pub async fn converse(&mut self, end: End) -> Result<(), Broken> {
+        let (session, state) = (&mut *self.client.session, &mut self.server.state);
+        if state.settings.differs_in_identity(session.settings()) {
+            // Nothing of the client's may run with other rights than it has.
+            session.say_settings(state, &mut self.to_server);
+            self.run().await?;
+        } else if !session.say_settings(state, &mut self.to_server) {
+            session.show_params(state, self.client.outbox);
+        }
+        self.open = end == End::Open;
+        self.say();
+        self.run().await?;
+        if self.leave {
+            // The server's part of the pipeline ends here; the client does not see that.
+            (self.open, self.leave) = (false, false);
+            let state = &mut self.server.state;
+            self.client.session.say_sync(state, &mut self.to_server);
+            self.run().await?;
+            self.leave = true;
+        }
+        Ok(())
+    }
+
+    /// Hears what the server says of its own accord, once.
+    pub async fn hear_once(&mut self) -> Result<(), Broken> {
+        std::future::poll_fn(|cx| {
+            self.read_server(cx)?;
+            Poll::Ready(Ok(()))
+        })
+        .await?;
+        self.run().await
+    }
+
+    /// Goes on until nothing is owed, or the next part of the pipeline belongs elsewhere.
+    pub async fn run(&mut self) -> Result<(), Broken> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        loop {
+            let wrote_client = self.write_client(cx)?;
+            let wrote_server = self.write_server(cx)?;
+            // Nothing is read that could not be passed on: who reads slowly is answered slowly.
+            let heard = wrote_client && self.read_server(cx)?;
+            if self.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            let took = self.take_from_client(cx, wrote_server)?;
+            if !heard && !took {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let quiet = self.server.state.is_quiet() && self.to_server.is_empty() && self.beyond == 0;
+        (quiet && !self.open || self.leave) && self.client.outbox.is_empty()
+    }
+
+    /// `true` when the client has been sent everything.
+    fn write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        let outbox = &mut *self.client.outbox;
+        while !outbox.is_empty() {
+            match self.client.stream.poll_write(cx, outbox) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.answered += n as u64;
+                    outbox.advance(n);
+                }
+                Poll::Ready(_) => return Err(Broken::Client),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// `true` when the server has been sent everything.
+    fn write_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        while !self.direct.is_empty() {
+            let bytes = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
+            match write(&mut self.server.stream, cx, bytes) {
+                Poll::Ready(Ok(n)) => self.direct.start += n,
+                // What it has said before it went is heard first.
+                Poll::Ready(Err(error)) => return self.server_gone(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        while !self.to_server.is_empty() {
+            match write(&mut self.server.stream, cx, &self.to_server) {
+                Poll::Ready(Ok(n)) => self.to_server.advance(n),
+                Poll::Ready(Err(error)) => return self.server_gone(error),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// A write has failed. The server may have said why, and that is worth more.
+    fn server_gone(&mut self, error: io::Error) -> Result<bool, Broken> {
+        if let Some(Ok(n)) = self.server.stream.read_now(&mut self.received)
+            && n > 0
+        {
+            let state = &mut self.server.state;
+            self.client.session.hear(state, &self.received, self.client.answer)?;
+        }
+        Err(Broken::ServerIo(error))
+    }
+
+    /// Reads what the server says and passes it on. `true` when something was read.
+    fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        self.received.reserve(BUFFER_BYTES / 2);
+        match self.server.stream.poll_read(cx, &mut self.received) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into())),
+            Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
+            Poll::Ready(Ok(_)) => {}
+        }
+        let client = &mut self.client;
+        let heard = client.session.hear(&mut self.server.state, &self.received, client.answer);
+        self.pass_on(cx)?;
+        self.received.advance(heard?);
+        Ok(true)
+    }
+
+    /// Sends the client what has been heard; what its socket does not take waits in the outbox.
+    fn pass_on(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let answer = &mut *self.client.answer;
+        let outbox = &mut *self.client.outbox;
+        if let ([Run::Server(at)], true) = (&answer.runs[..], outbox.is_empty()) {
+            let bytes = self.received.get(at.clone()).unwrap_or(&[]);
+            let n = match self.client.stream.poll_write(cx, bytes) {
+                Poll::Ready(Ok(n)) => n,
+                Poll::Ready(Err(_)) => return Err(Broken::Client),
+                Poll::Pending => 0,
+            };
+            self.answered += n as u64;
+            outbox.extend_from_slice(bytes.get(n..).unwrap_or(&[]));
+        } else {
+            for run in &answer.runs {
+                let bytes = match run {
+                    Run::Server(at) => self.received.get(at.clone()),
+                    Run::Own(at) => answer.own.get(at.clone()),
+                };
+                outbox.extend_from_slice(bytes.unwrap_or(&[]));
+            }
+            self.write_client(cx)?;
+        }
+        self.client.answer.clear();
+        Ok(())
+    }
+
+    /// Takes in what the client sends, and passes on what belongs to this exchange. `true` when
+    /// something happened.
+    fn take_from_client(&mut self, cx: &mut Context<'_>, room: bool) -> Result<bool, Broken> {
+        let mut took = false;
+        if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
+            took = self.pass_to_server()?;
+        }
+        if self.client.inbox.len() < self.inbox_max() {
+            if let Poll::Ready(ready) = self.client.stream.poll_readable(cx) {
+                ready.map_err(|_| Broken::Client)?;
+                self.client.inbox.reserve(BUFFER_BYTES / 2);
+                match self.client.stream.poll_read(cx, self.client.inbox) {
+                    Poll::Ready(Ok(n)) if n > 0 => took = true,
+                    Poll::Ready(_) => return Err(Broken::Client),
+                    Poll::Pending => {}
+                }
+            }
+        }
+        Ok(took)
+    }
+
+    /// A message that must be whole to be understood may be longer than what is taken in ahead.
+    fn inbox_max(&self) -> usize {
+        let planned = if self.consumed { 0 } else { self.client.batch.len };
+        let understood = if self.open { FRAME_BUFFERED_BYTES_MAX } else { 0 };
+        planned + AHEAD_BYTES_MAX + understood
+    }
+
+    /// Passes on the client's bytes that belong to this exchange. `true` when there were any.
+    fn pass_to_server(&mut self) -> Result<bool, Broken> {
+        let mut took = false;
+        if self.beyond > 0 && self.consumed && self.direct.is_empty() {
+            let n = self.beyond.min(self.client.inbox.len());
+            self.to_server.extend_from_slice(&self.client.inbox.split_to(n));
+            self.beyond -= n;
+            took = n > 0;
+            if self.beyond > 0 {
+                return Ok(took);
+            }
+        }
+        let state = &mut self.server.state;
+        if state.copies_in() {
+            self.consume();
+            let state = &mut self.server.state;
+            let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
+            self.to_server.extend_from_slice(&self.client.inbox.split_to(n));
+            self.beyond = beyond;
+            took |= n > 0;
+            // After CopyDone the pipeline goes on to its Sync.
+            self.open |= state.copies_in() && self.client.session.copy_goes_on(state);
+        }
+        while self.open && !self.leave && self.beyond == 0 && self.to_server.len() < TO_SERVER_BYTES_MAX {
+            self.consume();
+            if !self.client.session.copy_goes_on(&self.server.state) {
+                break;
+            }
+            match self.client.session.plan(self.client.inbox, self.client.batch)? {
+                Planned::NeedMore => break,
+                Planned::Terminate => return Err(Broken::Client),
+                Planned::Batch(end) => {
+                    took = true;
+                    if !self.client.session.is_failed()
+                        && (self.belongs_elsewhere)(self.client.batch)
+                    {
+                        self.leave = true;
+                        break;
+                    }
+                    self.say();
+                    self.open = end == End::Open;
+                }
+            }
+        }
+        Ok(took)
+    }
+
+    /// Says the planned batch to the server.
+    pub fn say(&mut self) {
+        let client = &mut self.client;
+        if client.batch.executes {
+            client.session.note(client.batch.need);
+        }
+        let state = &mut self.server.state;
+        let waiting = !self.to_server.is_empty();
+        let direct = client.session.say(client.batch, client.inbox, state, &mut self.to_server);
+        self.beyond = client.batch.beyond;
+        if direct && !waiting {
+            self.direct = 0..client.batch.len;
+        }
+        client.session.answer_in_turn(state, client.answer);
+        for run in client.answer.runs.drain(..) {
+            if let Run::Own(at) = run {
+                client.outbox.extend_from_slice(client.answer.own.get(at).unwrap_or(&[]));
+            }
+        }
+        client.answer.clear();
+        if self.beyond > 0 || self.open || self.consumed {
+            self.consume_said();
+        }
+    }
+
+    /// Takes the batch's bytes out of the inbox: from here on it can't be sent again.
+    fn consume(&mut self) {
+        if !self.consumed {
+            self.consume_said();
+        }
+    }
+
+    fn consume_said(&mut self) {
+        let rest = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
+        self.to_server.extend_from_slice(rest);
+        self.direct = 0..0;
+        let n = self.client.batch.len.min(self.client.inbox.len());
+        self.client.inbox.advance(n);
+        self.client.batch.clear();
+        self.consumed = true;
+    }
+}
+
+fn write(stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match ready!(stream.poll_write(cx, bytes)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        other => Poll::Ready(other),
+    }
+}

@@ -1,0 +1,304 @@
+//! One client's session as a state machine: bytes in, bytes and decisions out.
+//!
+//! Owns: what the session is: its statements, settings, floors and transaction. Never: touches a
+//! socket or a clock, so that all of it can be tested with scripted peers and virtual time.
+
+pub mod answers;
+pub mod consistency;
+pub mod pipeline;
+pub mod route;
+pub mod server;
+pub mod settings;
+pub mod statements;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::BytesMut;
+
+use self::consistency::Floors;
+use self::server::{Params, ServerState, Tracked};
+use self::settings::Settings;
+use self::statements::{Registry, Statements};
+use crate::sql::cache::Classifier;
+use crate::sql::command::{self, Setting};
+use crate::sql::{Class, Need, Pin, Verb};
+use crate::wire::encode;
+use crate::wire::message::Status;
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    pub classifier: Classifier,
+    pub registry: Registry,
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    shared: Arc<Shared>,
+    statements: Statements,
+    /// What portals with effects would do to the session; others are not worth remembering.
+    portals: HashMap<Box<[u8]>, Tracked, foldhash::fast::RandomState>,
+    /// Settings wanted now, and those given at start-up, which RESET goes back to.
+    settings: Settings,
+    defaults: Settings,
+    /// The session's and the server's settings before the open transaction changed them.
+    before: Option<(Settings, Settings)>,
+    /// Settings were changed in a way that only the server knows.
+    uncertain: bool,
+    /// The parameters that the client has been told.
+    shown: Params,
+    pub floors: Floors,
+    status: Status,
+    /// What the open transaction, or the last one, has done.
+    did: Did,
+    /// An error has occurred in the open pipeline: the server skips everything up to Sync.
+    failed: bool,
+    pins: Vec<Pin>,
+}
+
+/// What a transaction has done, as far as others' freshness is concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Did {
+    /// Something that was not proven to read only.
+    pub wrote: bool,
+    pub read: bool,
+}
+
+impl Session {
+    /// A session that starts with `defaults` set; its client has been told `shown`.
+    pub fn new(shared: Arc<Shared>, defaults: Settings, shown: Params) -> Session {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Session {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            shared,
+            statements: Statements::default(),
+            portals: HashMap::default(),
+            settings: defaults.clone(),
+            defaults,
+            before: None,
+            uncertain: false,
+            shown,
+            floors: Floors::default(),
+            status: Status::Idle,
+            did: Did::default(),
+            failed: false,
+            pins: Vec::new(),
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Why the session cannot give back its server on the primary.
+    pub fn pins(&self) -> &[Pin] {
+        &self.pins
+    }
+
+    /// What the open transaction, or the last one, has done.
+    pub fn did(&self) -> Did {
+        self.did
+    }
+
+    /// Whether the settings must be read from the server before it is left.
+    pub fn is_uncertain(&self) -> bool {
+        self.uncertain
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A batch that needs `need` is being run.
+    pub fn note(&mut self, need: Need) {
+        if self.status == Status::Idle && !self.failed {
+            self.did = Did::default();
+        }
+        self.did.wrote |= need == Need::Write;
+        self.did.read |= need == Need::Read;
+    }
+
+    /// The server was lost with whatever was open on it.
+    pub fn lost_server(&mut self) {
+        if let Some((session, _)) = self.before.take() {
+            self.settings = session;
+        }
+        self.status = Status::Idle;
+        self.failed = false;
+        self.uncertain = false;
+        self.portals.clear();
+    }
+
+    /// The class of `sql` under the session's string syntax.
+    fn classify(&self, sql: &[u8]) -> Arc<Class> {
+        let conforming = self.shown.get("standard_conforming_strings") != Some(b"off");
+        self.shared.classifier.classify(sql, conforming)
+    }
+
+    /// Tells the client which parameters differ on `server` from what it knows.
+    pub fn show_params(&mut self, server: &ServerState, out: &mut BytesMut) {
+        if self.shown.is(&server.params) {
+            return;
+        }
+        for (name, value) in self.shown.changes(&server.params) {
+            encode::parameter_status(out, name, value);
+        }
+        self.shown = server.params.clone();
+    }
+
+    /// Statement number `index` of `tracked` has succeeded with `tag`.
+    fn completed(
+        &mut self,
+        tracked: &Tracked,
+        index: usize,
+        tag: &[u8],
+        server: &mut ServerState,
+    ) {
+        let Some(statement) = tracked.class.statements.get(index) else { return };
+        if let Some(pin) = statement.pin
+            && !self.pins.contains(&pin)
+        {
+            self.pins.push(pin);
+        }
+        if statement.sets_config {
+            self.remember_settings(server);
+            self.uncertain = true;
+        }
+        let text = || tracked.text.as_deref().and_then(|text| nth_statement(text, index));
+        match statement.verb {
+            Verb::Commit | Verb::Rollback | Verb::PrepareTransaction => {
+                self.ended_transaction(tag, server);
+            }
+            // What was set since the savepoint is undone, what was set before it is not.
+            Verb::RollbackTo => self.uncertain |= self.before.is_some(),
+            Verb::Setting => match text() {
+                Some(text) => self.set(text, server),
+                None => self.uncertain = true,
+            },
+            Verb::DiscardAll => {
+                self.statements.clear_named();
+                self.pins.clear();
+                self.settings = self.defaults.clone();
+                server.reset();
+            }
+            Verb::DiscardOther => server.statements.clear(),
+            Verb::Deallocate => {
+                if let Some((name, _)) = text().and_then(command::deallocate) {
+                    match self.statements.remove(&name) {
+                        Some(prepared) => drop(server.statements.pop(&prepared.id)),
+                        // Its text named a server's statement.
+                        None => server.statements.clear(),
+                    }
+                }
+            }
+            Verb::DeallocateAll => {
+                self.statements.clear_named();
+                server.statements.clear();
+                self.pins.retain(|pin| *pin != Pin::PreparedStatement);
+            }
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, statement: &[u8], server: &mut ServerState) {
+        let Some(setting) = command::setting(statement) else {
+            self.uncertain = true;
+            return;
+        };
+        if matches!(setting, Setting::Local) {
+            return;
+        }
+        self.remember_settings(server);
+        match setting {
+            Setting::Set { name } => {
+                self.settings.set(&name, statement);
+                server.settings.set(&name, statement);
+            }
+            Setting::Reset { name } => {
+                self.settings.reset(&name, &self.defaults);
+                server.settings.reset(&name, &Settings::default());
+            }
+            Setting::ResetAll => {
+                self.settings.reset_all(&self.defaults);
+                server.settings.reset_all(&Settings::default());
+            }
+            Setting::Local => {}
+        }
+    }
+
+    fn remember_settings(&mut self, server: &ServerState) {
+        if self.before.is_none() {
+            self.before = Some((self.settings.clone(), server.settings.clone()));
+        }
+    }
+
+    /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
+    fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
+        if tag.starts_with(b"ROLLBACK") {
+            self.roll_back_settings(server);
+        } else {
+            self.before = None;
+        }
+    }
+
+    fn roll_back_settings(&mut self, server: &mut ServerState) {
+        if let Some((session, on_server)) = self.before.take() {
+            self.settings = session;
+            server.settings = on_server;
+            self.uncertain = false;
+        }
+    }
+
+    /// The server is ready for the next batch.
+    fn ready(&mut self, status: Status, server: &mut ServerState) {
+        if status == Status::Idle {
+            if self.failed {
+                // The error undid the batch's own transaction.
+                self.roll_back_settings(server);
+            }
+            self.before = None;
+            if !self.portals.is_empty() {
+                self.portals.clear();
+            }
+        }
+        self.failed = false;
+        self.status = status;
+        server.status = status;
+    }
+
+    /// Takes the settings as the server has listed them.
+    pub fn captured(&mut self, server: &mut ServerState) {
+        let listed = std::mem::take(&mut server.captured);
+        let listed = listed.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        self.settings = self.settings.replaced_by(listed);
+        server.settings = self.settings.clone();
+        self.uncertain = false;
+    }
+}
+
+/// Statement number `index` of `text`.
+fn nth_statement(text: &[u8], index: usize) -> Option<&[u8]> {
+    let range = crate::sql::lexer::statements(text).nth(index)?;
+    text.get(range)
+}
+
+/// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
+fn tracked(class: &Arc<Class>, sql: &[u8]) -> Option<Tracked> {
+    let plain = |s: &crate::sql::Statement| {
+        s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config
+    };
+    if class.statements.iter().all(plain) {
+        return None;
+    }
+    let by_text = |s: &crate::sql::Statement| matches!(s.verb, Verb::Setting | Verb::Deallocate);
+    let text = class.statements.iter().any(by_text).then(|| Arc::from(sql));
+    Some(Tracked { class: class.clone(), text })
+}

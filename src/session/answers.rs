@@ -1,0 +1,394 @@
+//! Owns: the server's messages: which of them the client sees, and what they change. Never: holds
+//! back or alters a row.
+
+use std::ops::Range;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+
+use super::Session;
+use super::server::{CopyIn, Expect, Expected, ServerState, Tracked};
+use crate::wire::frame::{HEADER, Header, body, header};
+use crate::wire::message::{self, Status};
+use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
+
+/// What the client is to be sent: stretches of the server's bytes, and words of the proxy's own.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub runs: SmallVec<[Run; 4]>,
+    /// The proxy's own words, which runs refer to.
+    pub own: BytesMut,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// A stretch of the server's bytes.
+    Server(Range<usize>),
+    /// A stretch of [`Answer::own`].
+    Own(Range<usize>),
+}
+
+impl Answer {
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.own.clear();
+    }
+
+    fn forward(&mut self, at: Range<usize>) {
+        if let Some(Run::Server(last)) = self.runs.last_mut()
+            && last.end == at.start
+        {
+            last.end = at.end;
+        } else if !at.is_empty() {
+            self.runs.push(Run::Server(at));
+        }
+    }
+
+    fn say(&mut self, words: impl FnOnce(&mut BytesMut)) {
+        let start = self.own.len();
+        words(&mut self.own);
+        if self.own.len() > start {
+            self.runs.push(Run::Own(start..self.own.len()));
+        }
+    }
+}
+
+/// What is wrong with a server; its connection ends.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerFault {
+    #[error("server sent something that is no message: {0}")]
+    Wire(#[from] WireError),
+    #[error("server sent a message of type {0:?} that nothing asked for")]
+    Unexpected(char),
+    /// The body of a FATAL or PANIC ErrorResponse.
+    #[error("server ended the connection: {}", text(.0))]
+    Ended(Vec<u8>),
+    /// The body of an ErrorResponse to the proxy's own SETs.
+    #[error("server refused the session's settings: {}", text(.0))]
+    Settings(Vec<u8>),
+}
+
+fn text(error: &[u8]) -> String {
+    let field = |code| String::from_utf8_lossy(message::error_field(error, code).unwrap_or(b"?"));
+    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
+}
+
+impl Session {
+    /// Reads the server's bytes, appending to `answer` what the client must see. Returns how many
+    /// of them have been dealt with; the rest is the beginning of a message that is not all there.
+    ///
+    /// # Errors
+    /// Bytes that no PostgreSQL sends, or the end of the connection. What `answer` holds then was
+    /// said before it.
+    pub fn hear(
+        &mut self,
+        server: &mut ServerState,
+        bytes: &[u8],
+        answer: &mut Answer,
+    ) -> Result<usize, ServerFault> {
+        let mut at = 0;
+        loop {
+            let rest = bytes.get(at..).unwrap_or(&[]);
+            if server.passing > 0 {
+                let n = server.passing.min(rest.len());
+                if !server.passing_hidden {
+                    answer.forward(at..at + n);
+                }
+                server.passing -= n;
+                at += n;
+                if server.passing > 0 || n == rest.len() {
+                    return Ok(at);
+                }
+                continue;
+            }
+            let Some(Header { tag, len }) = header(rest)? else { return Ok(at) };
+            if self.passes(tag, server) {
+                server.passing = len;
+                server.passing_hidden = tag != b'A' && is_hidden(server);
+                continue;
+            }
+            let Some(frame) = rest.get(..len) else {
+                if len > SERVER_CONTROL_BYTES_MAX {
+                    let max = SERVER_CONTROL_BYTES_MAX;
+                    return Err(WireError::TooLong { tag: tag.into(), len, max }.into());
+                }
+                return Ok(at);
+            };
+            self.hear_message(tag, body(frame), at..at + len, server, answer)?;
+            at += len;
+            self.answer_in_turn(server, answer);
+        }
+    }
+
+    /// Says the proxy's own answers that are next in turn.
+    pub fn answer_in_turn(&mut self, server: &mut ServerState, answer: &mut Answer) {
+        while let Some(Expected { what, .. }) = server.queue.front() {
+            let words = match what {
+                Expect::Parsed { .. } => encode::PARSE_COMPLETE,
+                Expect::CloseStatement(_) => encode::CLOSE_COMPLETE,
+                _ => return,
+            };
+            server.queue.pop_front();
+            answer.say(|out| out.extend_from_slice(words));
+        }
+    }
+
+    /// Whether a message of this type goes past without being looked into, however long it is.
+    fn passes(&self, tag: u8, server: &mut ServerState) -> bool {
+        let front = server.queue.front().map(|expected| &expected.what);
+        match tag {
+            b'D' => !matches!(front, Some(Expect::Capture)),
+            b'd' | b't' | b'N' | b'A' | b'V' => true,
+            b'T' => {
+                if matches!(front, Some(Expect::Describe)) {
+                    server.queue.pop_front();
+                    // Its visibility is that of a client's Describe; the proxy sends none.
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn hear_message(
+        &mut self,
+        tag: u8,
+        body: &[u8],
+        at: Range<usize>,
+        server: &mut ServerState,
+        answer: &mut Answer,
+    ) -> Result<(), ServerFault> {
+        let hidden = is_hidden(server);
+        match tag {
+            b'C' => {
+                self.hear_complete(body, server)?;
+                server.copy_in = None;
+            }
+            b'Z' => return self.hear_ready(body, at, server, answer),
+            b'E' => return self.hear_error(body, at, server, answer),
+            b'S' => {
+                let (name, value) = message::parameter_status(body)?;
+                server.params.set(name, value);
+                if !hidden {
+                    answer.say(|out| self.show_params(server, out));
+                }
+                return Ok(());
+            }
+            b'1' => pop(server, tag, |what| {
+                matches!(
+                    what,
+                    Expect::Parse { .. }
+                        | Expect::ParseAgain { .. }
+                        | Expect::ParseUnnamed
+                        | Expect::Prepare { .. }
+                )
+            })?,
+            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind))?,
+            b'3' => pop(server, tag, |what| matches!(what, Expect::Close))?,
+            b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
+            b's' => pop(server, tag, |what| matches!(what, Expect::Execute(_)))?,
+            b'I' => {
+                if let Some(Expect::Execute(_)) = server.queue.front().map(|e| &e.what) {
+                    server.queue.pop_front();
+                }
+            }
+            b'G' => {
+                server.copy_in = Some(match server.queue.front().map(|e| &e.what) {
+                    Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
+                    _ => CopyIn::Simple { done: false },
+                });
+                // A Sync that the client has sent already is ignored within the COPY.
+                server.queue.retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
+            }
+            b'H' | b'c' => {}
+            b'D' => {
+                let row = message::data_row(body)?;
+                if let [Some(name), Some(value)] = row[..] {
+                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                    server.captured.push((text(name), text(value)));
+                }
+                return Ok(());
+            }
+            _ => return Err(ServerFault::Unexpected(tag.into())),
+        }
+        if !hidden {
+            answer.forward(at);
+        }
+        Ok(())
+    }
+
+    fn hear_complete(&mut self, body: &[u8], server: &mut ServerState) -> Result<(), ServerFault> {
+        let tag = body.strip_suffix(b"\0").ok_or(WireError::Unterminated)?;
+        let Some(front) = server.queue.front_mut() else {
+            return Err(ServerFault::Unexpected('C'));
+        };
+        let (tracked, index): (Option<Tracked>, usize) = match &mut front.what {
+            Expect::Query { tracked, statement } => {
+                *statement += 1;
+                (tracked.clone(), *statement - 1)
+            }
+            Expect::Execute(tracked) => {
+                let tracked = tracked.take();
+                server.queue.pop_front();
+                (tracked, 0)
+            }
+            Expect::Settings | Expect::Capture => (None, 0),
+            _ => return Err(ServerFault::Unexpected('C')),
+        };
+        if let Some(tracked) = tracked {
+            self.completed(&tracked, index, tag, server);
+        }
+        Ok(())
+    }
+
+    fn hear_ready(
+        &mut self,
+        body: &[u8],
+        at: Range<usize>,
+        server: &mut ServerState,
+        answer: &mut Answer,
+    ) -> Result<(), ServerFault> {
+        let status = message::ready(body)?;
+        server.copy_in = None;
+        let ends = |what: &Expect| {
+            matches!(
+                what,
+                Expect::Query { .. }
+                    | Expect::Sync
+                    | Expect::FunctionCall
+                    | Expect::Settings
+                    | Expect::Capture
+            )
+        };
+        match server.queue.pop_front() {
+            Some(expected) if !ends(&expected.what) => return Err(ServerFault::Unexpected('Z')),
+            Some(Expected { what: Expect::Settings, .. }) => {
+                server.status = status;
+                // The client learns now what the settings have made of its parameters.
+                answer.say(|out| self.show_params(server, out));
+            }
+            Some(Expected { hidden: true, .. }) => server.status = status,
+            // None: a Sync within a COPY that the server had in fact already ended.
+            Some(_) | None => {
+                self.ready(status, server);
+                answer.forward(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_error(
+        &mut self,
+        body: &[u8],
+        at: Range<usize>,
+        server: &mut ServerState,
+        answer: &mut Answer,
+    ) -> Result<(), ServerFault> {
+        if message::is_fatal(body) {
+            return Err(ServerFault::Ended(body.to_vec()));
+        }
+        let was_copying = server.copy_in.take().is_some();
+        match server.queue.front().map(|expected| &expected.what) {
+            Some(Expect::Settings | Expect::Capture) => {
+                return Err(ServerFault::Settings(body.to_vec()));
+            }
+            Some(Expect::Query { .. } | Expect::FunctionCall) => {
+                self.failed = true;
+                answer.forward(at);
+                return Ok(());
+            }
+            Some(Expect::ParseAgain { name }) => answer.say(|out| in_clients_words(body, name, out)),
+            // With nothing owed it is about the connection, or about a COPY's leftovers.
+            None if !was_copying => answer.forward(at),
+            _ => answer.forward(at),
+        }
+        self.skip_to_sync(server);
+        Ok(())
+    }
+
+    /// The server skips everything up to the next Sync: none of it has happened.
+    fn skip_to_sync(&mut self, server: &mut ServerState) {
+        self.failed = true;
+        while let Some(expected) = server.queue.front() {
+            if matches!(expected.what, Expect::Sync) {
+                return;
+            }
+            match server.queue.pop_front().map(|expected| expected.what) {
+                Some(Expect::Parse { id, name }) => {
+                    server.statements.pop(&id);
+                    self.statements.remove(&name);
+                }
+                Some(Expect::Parsed { name }) => drop(self.statements.remove(&name)),
+                Some(Expect::Prepare { id }) => drop(server.statements.pop(&id)),
+                Some(Expect::ParseUnnamed) => {
+                    server.unnamed = None;
+                    self.statements.drop_unnamed();
+                }
+                Some(Expect::CloseStatement(Some((name, prepared)))) => {
+                    self.statements.insert(&name, prepared);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn is_hidden(server: &ServerState) -> bool {
+    server.queue.front().is_some_and(|expected| expected.hidden)
+}
+
+/// Takes the answer that `tag` is off the queue.
+fn pop(
+    server: &mut ServerState,
+    tag: u8,
+    fits: impl FnOnce(&Expect) -> bool,
+) -> Result<(), ServerFault> {
+    match server.queue.front() {
+        Some(expected) if fits(&expected.what) => {
+            server.queue.pop_front();
+            Ok(())
+        }
+        _ => Err(ServerFault::Unexpected(tag.into())),
+    }
+}
+
+/// An error about a statement's name, with the name that the client gave it.
+fn in_clients_words(body: &[u8], name: &[u8], out: &mut BytesMut) {
+    use bytes::BufMut;
+    let start = out.len();
+    out.put_slice(b"E\0\0\0\0");
+    for (code, value) in message::error_fields(body) {
+        out.put_u8(code);
+        if code == b'M' && message::error_field(body, b'C') == Some(b"42P05") {
+            out.put_slice(b"prepared statement \"");
+            out.put_slice(name);
+            out.put_slice(b"\" already exists");
+        } else {
+            out.put_slice(value);
+        }
+        out.put_u8(0);
+    }
+    out.put_u8(0);
+    let length = (out.len() - start - 1) as i32;
+    if let Some(field) = out.get_mut(start + 1..start + HEADER) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Whether a server that nothing is asked of has said only what it may say at any time.
+pub fn hear_idle(server: &mut ServerState, mut bytes: &[u8]) -> bool {
+    while let Ok(Some(Header { tag, len })) = header(bytes) {
+        let Some((frame, rest)) = bytes.split_at_checked(len) else { return false };
+        match (tag, message::parameter_status(body(frame))) {
+            (b'S', Ok((name, value))) => server.params.set(name, value),
+            (b'N' | b'A', _) => {}
+            _ => return false,
+        }
+        bytes = rest;
+    }
+    bytes.is_empty() && server.status == Status::Idle
+}

@@ -1,0 +1,438 @@
+//! Owns: log sequence numbers, the clock of their samples, and the floor below which a session may
+//! not read. Never: compares positions as text, takes an unknown position for a fresh one, or lifts
+//! a floor because time has passed.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// A position in the write-ahead log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// Reads PostgreSQL's text form, `16/B374D848`.
+    pub fn parse(text: &str) -> Option<Lsn> {
+        let (high, low) = text.trim().split_once('/')?;
+        let half = |s: &str| match s.len() {
+            1..=8 if s.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(s, 16).ok(),
+            _ => None,
+        };
+        Some(Lsn(half(high)? << 32 | half(low)?))
+    }
+
+    /// The position a standby will report once it has replayed everything before this insert
+    /// position.
+    ///
+    /// After a record that ends exactly on a page boundary, the insert position already counts the
+    /// next page's header, which no standby replays until a record follows it: on an idle primary
+    /// it would be waited for in vain. `block` and `segment` are the server's `wal_block_size` and
+    /// `wal_segment_size` in bytes.
+    pub fn without_page_header(self, block: u64, segment: u64) -> Lsn {
+        const LONG_HEADER: u64 = 40;
+        const SHORT_HEADER: u64 = 24;
+        if block == 0 || segment == 0 {
+            return self;
+        }
+        let offset = self.0 % block;
+        let header = if self.0 % segment < block { LONG_HEADER } else { SHORT_HEADER };
+        if (1..=header).contains(&offset) { Lsn(self.0 - offset) } else { self }
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// A moment of a [`Clock`]: the number of the last sample that had been started by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick(pub u64);
+
+/// One sampled position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub tick: Tick,
+    pub lsn: Lsn,
+}
+
+/// Numbered samples of one node's position, taken one after the other by one task and read by
+/// everybody without a lock.
+///
+/// A session notes the clock's [`now`](Clock::now) when something has been acknowledged to it; any
+/// sample numbered later was *started* after that moment, so its position covers what was
+/// acknowledged. One sample serves every session that waits for it.
+#[derive(Debug)]
+pub struct Clock {
+    started: AtomicU64,
+    completed: AtomicU64,
+    /// The last sample before the current history: a sample of an earlier one says nothing about
+    /// positions in this one.
+    epoch: AtomicU64,
+    ring: Box<[Slot]>,
+}
+
+/// A sample's place in the ring. The tick is written last and read first and last, so a reader
+/// that meets a writer sees that the slot is not what it wants.
+#[derive(Debug, Default)]
+struct Slot {
+    tick: AtomicU64,
+    lsn: AtomicU64,
+}
+
+impl Clock {
+    /// How many samples are remembered. A session that asks for an older one gets the oldest, which
+    /// is later than it needs and so is safe.
+    const SAMPLES: usize = 2048;
+
+    pub fn new() -> Clock {
+        Clock {
+            started: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            ring: (0..Self::SAMPLES).map(|_| Slot::default()).collect(),
+        }
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Tick {
+        Tick(self.started.load(SeqCst))
+    }
+
+    /// Numbers a new sample. To be called *before* the server is asked.
+    pub fn begin(&self) -> Tick {
+        Tick(self.started.fetch_add(1, SeqCst) + 1)
+    }
+
+    /// Records the answer to the sample `tick`.
+    pub fn complete(&self, tick: Tick, lsn: Lsn) {
+        let slot = &self.ring[tick.0 as usize % Self::SAMPLES];
+        slot.tick.store(0, SeqCst);
+        slot.lsn.store(lsn.0, SeqCst);
+        slot.tick.store(tick.0, SeqCst);
+        self.completed.store(tick.0, SeqCst);
+    }
+
+    /// Starts a new history: the node was restarted, or another node is the primary now. Samples
+    /// taken before count no more.
+    pub fn new_epoch(&self) {
+        self.epoch.store(self.started.load(SeqCst), SeqCst);
+    }
+
+    /// The first completed sample of this history that was started after `moment`.
+    pub fn after(&self, moment: Tick) -> Option<Sample> {
+        let completed = self.completed.load(SeqCst);
+        let oldest = (completed + 1).saturating_sub(Self::SAMPLES as u64);
+        let first = moment.0.max(self.epoch.load(SeqCst)) + 1;
+        (first.max(oldest)..=completed).find_map(|tick| self.sample(tick))
+    }
+
+    /// The newest completed sample of this history.
+    pub fn latest(&self) -> Option<Sample> {
+        let completed = self.completed.load(SeqCst);
+        if completed <= self.epoch.load(SeqCst) { None } else { self.sample(completed) }
+    }
+
+    fn sample(&self, tick: u64) -> Option<Sample> {
+        let slot = &self.ring[tick as usize % Self::SAMPLES];
+        if slot.tick.load(SeqCst) != tick {
+            return None;
+        }
+        let lsn = Lsn(slot.lsn.load(SeqCst));
+        (slot.tick.load(SeqCst) == tick).then_some(Sample { tick: Tick(tick), lsn })
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::new()
+    }
+}
+
+/// Names one node for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// Names one life of one node's server: from a start of its postmaster to the next. 0 is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation(pub u64);
+
+/// What a session has to know of a replica.
+pub trait Replica {
+    fn id(&self) -> NodeId;
+    /// How far the node has replayed, and in which incarnation that was read; `None` when unknown.
+    fn position(&self) -> Option<(Incarnation, Lsn)>;
+    /// The clock of the node's own positions.
+    fn clock(&self) -> &Clock;
+}
+
+/// What a session has seen, and so must not go back behind.
+#[derive(Clone, Debug, Default)]
+pub struct Floors {
+    /// When its last batch that may have written was acknowledged, on the primary's clock.
+    write: Option<Tick>,
+    /// When the primary last showed it data: everybody's commits up to that moment.
+    read: Option<Tick>,
+    /// The replica that last showed it data.
+    replica: Option<Seen>,
+    /// For the history checker, which must be seen to fail without it.
+    ignore_primary_reads: bool,
+}
+
+/// What a replica has shown.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    node: NodeId,
+    incarnation: Incarnation,
+    /// On the replica's own clock.
+    tick: Tick,
+    /// The same moment on the primary's clock: a bound even when the replica is gone.
+    primary: Tick,
+}
+
+/// Whether a replica may serve a session's next read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    Fresh,
+    /// It has the session's own writes, but not yet all that the session has seen.
+    MissesReads,
+    /// It lacks the session's own last write, or that is not known.
+    MissesWrite,
+    /// Where the replica stands is unknown.
+    Unknown,
+}
+
+impl Floors {
+    /// A batch that was not proven to read only has ended on the primary.
+    pub fn wrote(&mut self, primary: &Clock) {
+        self.write = Some(primary.now());
+        self.read = None;
+        self.replica = None;
+    }
+
+    /// The primary has shown data.
+    pub fn read_primary(&mut self, primary: &Clock) {
+        if self.ignore_primary_reads {
+            return;
+        }
+        self.read = Some(primary.now());
+        self.replica = None;
+    }
+
+    /// A replica that was [`Freshness::Fresh`] has shown data. It had all that the floors asked
+    /// for, so what it showed is the floor now.
+    pub fn read_replica<R: Replica>(&mut self, primary: &Clock, replica: &R, life: Incarnation) {
+        self.write = None;
+        self.read = None;
+        self.replica = Some(Seen {
+            node: replica.id(),
+            incarnation: life,
+            tick: replica.clock().now(),
+            primary: primary.now(),
+        });
+    }
+
+    /// The replica that served the last read, where reads can go on without any check.
+    pub fn replica(&self) -> Option<NodeId> {
+        self.replica.map(|seen| seen.node)
+    }
+
+    /// Whether nothing is owed: no write and no read of the primary is newer than a replica's.
+    pub fn is_unpinned(&self) -> bool {
+        self.write.is_none() && self.read.is_none()
+    }
+
+    /// Judges `candidate`; `nodes` are all nodes of the cluster.
+    pub fn judge<R: Replica>(
+        &self,
+        primary: &Clock,
+        nodes: &[impl std::ops::Deref<Target = R>],
+        candidate: &R,
+    ) -> Freshness {
+        let Some((life, replayed)) = candidate.position() else { return Freshness::Unknown };
+        let covers = |sample: Option<Sample>| sample.is_some_and(|s| replayed >= s.lsn);
+        if self.write.is_some_and(|tick| !covers(primary.after(tick))) {
+            return Freshness::MissesWrite;
+        }
+        if self.read.is_some_and(|tick| !covers(primary.after(tick))) {
+            return Freshness::MissesReads;
+        }
+        let Some(seen) = self.replica else { return Freshness::Fresh };
+        if seen.node == candidate.id() && seen.incarnation == life {
+            return Freshness::Fresh;
+        }
+        let same_life = |n: &R| {
+            n.id() == seen.node && n.position().is_some_and(|(life, _)| life == seen.incarnation)
+        };
+        let shown = match nodes.iter().find(|n| same_life(n)) {
+            Some(old) => old.clock().after(seen.tick),
+            None => primary.after(seen.primary),
+        };
+        if covers(shown) { Freshness::Fresh } else { Freshness::MissesReads }
+    }
+
+    /// Switches off the floor that reads on the primary raise.
+    pub fn set_ignore_primary_reads(&mut self, ignore: bool) {
+        self.ignore_primary_reads = ignore;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    struct Fake {
+        id: u32,
+        at: Cell<Option<(Incarnation, Lsn)>>,
+        clock: Clock,
+    }
+
+    impl Replica for Fake {
+        fn id(&self) -> NodeId {
+            NodeId(self.id)
+        }
+        fn position(&self) -> Option<(Incarnation, Lsn)> {
+            self.at.get()
+        }
+        fn clock(&self) -> &Clock {
+            &self.clock
+        }
+    }
+
+    fn fake(id: u32, lsn: u64) -> Box<Fake> {
+        let at = Cell::new(Some((Incarnation(1), Lsn(lsn))));
+        Box::new(Fake { id, at, clock: Clock::new() })
+    }
+
+    fn sample(clock: &Clock, lsn: u64) {
+        let tick = clock.begin();
+        clock.complete(tick, Lsn(lsn));
+    }
+
+    #[test]
+    fn lsn_text_is_a_number() {
+        assert_eq!(Lsn::parse("16/B374D848"), Some(Lsn(0x16_B374_D848)));
+        assert_eq!(Lsn::parse("0/00000001"), Some(Lsn(1)));
+        assert!(Lsn::parse("9/0") < Lsn::parse("10/0"));
+        for bad in ["", "/", "1", "1/", "/1", "1/123456789", "+1/0", "g/0"] {
+            assert_eq!(Lsn::parse(bad), None, "{bad}");
+        }
+        assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
+    }
+
+    #[test]
+    fn page_headers_are_not_waited_for() {
+        let norm = |lsn: u64| Lsn(lsn).without_page_header(8192, 16 << 20).0;
+        assert_eq!(norm(0x0300_C018), 0x0300_C000);
+        assert_eq!(norm(0x0300_C000), 0x0300_C000);
+        assert_eq!(norm(0x0300_C019), 0x0300_C019);
+        assert_eq!(norm(0x0300_0028), 0x0300_0000, "a segment starts with a long header");
+        assert_eq!(norm(0x0300_0029), 0x0300_0029);
+        assert_eq!(norm(0x0300_0018), 0x0300_0000);
+    }
+
+    #[test]
+    fn a_sample_counts_only_for_what_came_before_its_start() {
+        let clock = Clock::new();
+        let before = clock.begin();
+        let moment = clock.now();
+        clock.complete(before, Lsn(10));
+        assert_eq!(clock.after(moment), None, "started before the moment");
+        sample(&clock, 20);
+        sample(&clock, 30);
+        assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(20)), "the first, not the last");
+        assert_eq!(clock.latest().map(|s| s.lsn), Some(Lsn(30)));
+    }
+
+    #[test]
+    fn lost_samples_are_skipped_and_old_ones_replaced_by_later() {
+        let clock = Clock::new();
+        let moment = clock.now();
+        let _lost = clock.begin();
+        sample(&clock, 7);
+        assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(7)));
+        for lsn in 0..3 * Clock::SAMPLES as u64 {
+            sample(&clock, 100 + lsn);
+        }
+        let oldest = clock.after(moment).unwrap();
+        assert!(oldest.lsn > Lsn(7) && oldest.lsn < clock.latest().unwrap().lsn);
+    }
+
+    #[test]
+    fn a_new_history_forgets_the_old_one() {
+        let clock = Clock::new();
+        let moment = clock.now();
+        sample(&clock, 10);
+        clock.new_epoch();
+        assert_eq!(clock.after(moment), None);
+        assert_eq!(clock.latest(), None);
+        sample(&clock, 5);
+        assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(5)));
+    }
+
+    #[test]
+    fn own_writes_pin_until_replayed() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 10)];
+        let mut floors = Floors::default();
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+        floors.wrote(&primary);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesWrite);
+        sample(&primary, 11);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesWrite);
+        nodes[0].at.set(Some((Incarnation(1), Lsn(11))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+        nodes[0].at.set(None);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Unknown);
+    }
+
+    #[test]
+    fn reads_on_the_primary_raise_the_floor_too() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 11)];
+        let mut floors = Floors::default();
+        floors.wrote(&primary);
+        sample(&primary, 11);
+        floors.read_primary(&primary);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        sample(&primary, 12);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        nodes[0].at.set(Some((Incarnation(1), Lsn(12))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+
+        let mut blind = Floors::default();
+        blind.set_ignore_primary_reads(true);
+        blind.read_primary(&primary);
+        assert_eq!(blind.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+    }
+
+    #[test]
+    fn moving_between_replicas_never_goes_back() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 50), fake(2, 40)];
+        let mut floors = Floors::default();
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::MissesReads);
+        sample(&nodes[0].clock, 45);
+        nodes[1].at.set(Some((Incarnation(1), Lsn(44))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::MissesReads);
+        nodes[1].at.set(Some((Incarnation(1), Lsn(45))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::Fresh);
+    }
+
+    #[test]
+    fn a_restarted_replica_is_judged_by_the_primary() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 50)];
+        let mut floors = Floors::default();
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        nodes[0].at.set(Some((Incarnation(2), Lsn(49))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        sample(&primary, 50);
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        nodes[0].at.set(Some((Incarnation(2), Lsn(50))));
+        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
+    }
+}

@@ -1,0 +1,343 @@
+//! Owns: where a batch goes, and the reason. Never: waits, or looks at anything but what it is
+//! given.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::consistency::{Clock, Floors, Freshness, Incarnation, Replica};
+
+/// Why a batch goes where it goes. The names are the same in logs, metrics and docs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// A read, on a replica that has all the session needs.
+    Fresh,
+    /// A read that waited at the gate until a replica had all that the session needs.
+    Gate,
+    /// A read; the primary takes its share.
+    Shared,
+    /// Not proven to be a read.
+    Write,
+    /// It reads or changes the session's state.
+    SessionState,
+    /// It opens, closes or is part of a transaction.
+    Transaction,
+    /// No replica is known to have the session's own last write.
+    OwnWrite,
+    /// No replica is known to have all that the primary or another replica has shown the session.
+    SeenNewer,
+    /// The server that the session cannot leave holds something the read may need.
+    PinnedServer,
+    /// More of the pipeline is to come, and it is not known what.
+    OpenPipeline,
+    /// The session's consistency level asks for the primary.
+    Level,
+    /// Every replica is over the lag limit.
+    Lagging,
+    /// No replica is up and known.
+    NoReplica,
+    /// A replica was chosen but could not be reached.
+    ReplicaFailed,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 14] = [
+        Reason::Fresh,
+        Reason::Gate,
+        Reason::Shared,
+        Reason::Write,
+        Reason::SessionState,
+        Reason::Transaction,
+        Reason::OwnWrite,
+        Reason::SeenNewer,
+        Reason::PinnedServer,
+        Reason::OpenPipeline,
+        Reason::Level,
+        Reason::Lagging,
+        Reason::NoReplica,
+        Reason::ReplicaFailed,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Fresh => "fresh",
+            Reason::Gate => "gate",
+            Reason::Shared => "shared",
+            Reason::Write => "write",
+            Reason::SessionState => "session_state",
+            Reason::Transaction => "transaction",
+            Reason::OwnWrite => "own_write",
+            Reason::SeenNewer => "seen_newer",
+            Reason::PinnedServer => "pinned_server",
+            Reason::OpenPipeline => "open_pipeline",
+            Reason::Level => "level",
+            Reason::Lagging => "lagging",
+            Reason::NoReplica => "no_replica",
+            Reason::ReplicaFailed => "replica_failed",
+        }
+    }
+}
+
+/// Whether a node takes reads, freshness aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    Yes,
+    /// Up, but over the lag limit.
+    Lagging,
+    /// Down, draining, of unknown role, or not a replica.
+    No,
+}
+
+/// What routing has to know of a node besides its freshness.
+pub trait Candidate: Replica {
+    fn serving(&self) -> Serving;
+    /// How busy it is for its weight; lower is better.
+    fn load(&self) -> f32;
+    /// How long ago the primary passed the position that this node has replayed to.
+    fn lag(&self) -> Option<Duration>;
+}
+
+/// What the configuration says of reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub guarantee: Guarantee,
+    /// Whether the primary takes a share of the reads.
+    pub share: bool,
+    /// The longest a read waits at the gate.
+    pub gate_wait: Duration,
+}
+
+/// What a session is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarantee {
+    /// Nothing: any replica will do.
+    Eventual,
+    /// It reads its own writes and never goes back in time.
+    Session,
+    /// It reads on the primary only.
+    Primary,
+}
+
+/// Where a read goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ReadRoute {
+    Replica {
+        index: usize,
+        life: Incarnation,
+    },
+    /// Wait: a replica is nearly there.
+    Gate,
+    Primary(Reason),
+}
+
+/// Chooses where a session's read goes. `random` decides between equals.
+pub fn read_route<N: Candidate>(
+    floors: &Floors,
+    policy: &Policy,
+    primary: &Clock,
+    nodes: &[impl Deref<Target = N>],
+    primary_load: Option<f32>,
+    random: u64,
+) -> ReadRoute {
+    if policy.guarantee == Guarantee::Primary {
+        return ReadRoute::Primary(Reason::Level);
+    }
+    let mut fresh: SmallVec<[(usize, Incarnation); 8]> = SmallVec::new();
+    let mut missed = Reason::NoReplica;
+    let mut nearly = false;
+    for (index, node) in nodes.iter().enumerate() {
+        match node.serving() {
+            Serving::No => continue,
+            Serving::Lagging => {
+                missed = worse(missed, Reason::Lagging);
+                continue;
+            }
+            Serving::Yes => {}
+        }
+        let freshness = match policy.guarantee {
+            Guarantee::Eventual => Freshness::Fresh,
+            _ => floors.judge(primary, nodes, &**node),
+        };
+        match (freshness, node.position()) {
+            (Freshness::Fresh, Some((life, _))) => fresh.push((index, life)),
+            (Freshness::MissesReads, _) => {
+                missed = worse(missed, Reason::SeenNewer);
+                nearly |= node.lag().is_some_and(|lag| lag < policy.gate_wait);
+            }
+            (Freshness::MissesWrite, _) => missed = worse(missed, Reason::OwnWrite),
+            (Freshness::Fresh | Freshness::Unknown, _) => {}
+        }
+    }
+    let Some((index, life)) = choose(floors, nodes, &fresh, random) else {
+        return if nearly { ReadRoute::Gate } else { ReadRoute::Primary(missed) };
+    };
+    if policy.share && primary_load.is_some_and(|load| load < nodes[index].load()) {
+        return ReadRoute::Primary(Reason::Shared);
+    }
+    ReadRoute::Replica { index, life }
+}
+
+/// The session's replica while that is not much busier than another; else the better of two.
+fn choose<N: Candidate>(
+    floors: &Floors,
+    nodes: &[impl Deref<Target = N>],
+    fresh: &[(usize, Incarnation)],
+    random: u64,
+) -> Option<(usize, Incarnation)> {
+    let n = fresh.len() as u64;
+    if n == 0 {
+        return None;
+    }
+    let first = random % n;
+    let second = (first + 1 + (random >> 32) % (n - 1).max(1)) % n;
+    let load = |pick: (usize, Incarnation)| nodes[pick.0].load();
+    let (a, b) = (fresh[first as usize], fresh[second as usize]);
+    let better = if load(b) < load(a) { b } else { a };
+    // A move makes the session's floor rise to what its replica has shown; without a gain worth
+    // that, it stays.
+    const MUCH_BUSIER: f32 = 2.0;
+    let own = fresh.iter().find(|(index, _)| Some(nodes[*index].id()) == floors.replica());
+    match own {
+        Some(&own) if load(own) <= load(better) * MUCH_BUSIER => Some(own),
+        _ => Some(better),
+    }
+}
+
+/// Of two reasons why no replica would do, the one that says more.
+fn worse(a: Reason, b: Reason) -> Reason {
+    let rank = |reason| match reason {
+        Reason::NoReplica => 0,
+        Reason::Lagging => 1,
+        Reason::OwnWrite => 2,
+        _ => 3,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::consistency::{Lsn, NodeId};
+    use std::cell::Cell;
+
+    struct Fake {
+        id: u32,
+        lsn: Cell<u64>,
+        serving: Cell<Serving>,
+        load: Cell<f32>,
+        lag: Cell<Duration>,
+        clock: Clock,
+    }
+
+    impl Replica for Fake {
+        fn id(&self) -> NodeId {
+            NodeId(self.id)
+        }
+        fn position(&self) -> Option<(Incarnation, Lsn)> {
+            Some((Incarnation(1), Lsn(self.lsn.get())))
+        }
+        fn clock(&self) -> &Clock {
+            &self.clock
+        }
+    }
+
+    impl Candidate for Fake {
+        fn serving(&self) -> Serving {
+            self.serving.get()
+        }
+        fn load(&self) -> f32 {
+            self.load.get()
+        }
+        fn lag(&self) -> Option<Duration> {
+            Some(self.lag.get())
+        }
+    }
+
+    fn cluster(n: u32) -> Vec<Box<Fake>> {
+        let fake = |id| Fake {
+            id,
+            lsn: Cell::new(100),
+            serving: Cell::new(Serving::Yes),
+            load: Cell::new(1.0),
+            lag: Cell::new(Duration::ZERO),
+            clock: Clock::new(),
+        };
+        (0..n).map(|id| Box::new(fake(id))).collect()
+    }
+
+    const POLICY: Policy = Policy {
+        guarantee: Guarantee::Session,
+        share: false,
+        gate_wait: Duration::from_millis(10),
+    };
+
+    fn replica(route: ReadRoute) -> usize {
+        match route {
+            ReadRoute::Replica { index, .. } => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_spread_and_stay() {
+        let (primary, nodes) = (Clock::new(), cluster(3));
+        let mut hits = [0; 3];
+        for random in 0..300 {
+            let route = read_route(&Floors::default(), &POLICY, &primary, &nodes, None, random);
+            hits[replica(route)] += 1;
+        }
+        assert!(hits.iter().all(|&n| n > 50), "{hits:?}");
+
+        let mut floors = Floors::default();
+        floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+        let at = |floors: &Floors| {
+            (0..50).map(|r| replica(read_route(floors, &POLICY, &primary, &nodes, None, r)))
+        };
+        assert!(at(&floors).all(|index| index == 1));
+        nodes[1].load.set(9.0);
+        for node in &nodes {
+            let tick = node.clock.begin();
+            node.clock.complete(tick, Lsn(100));
+        }
+        assert!(at(&floors).all(|index| index != 1), "leaves a replica that is much busier");
+    }
+
+    #[test]
+    fn a_pinned_session_waits_only_for_what_is_near() {
+        let (primary, nodes) = (Clock::new(), cluster(2));
+        let route = |f: &Floors| read_route(f, &POLICY, &primary, &nodes, None, 0);
+        let mut floors = Floors::default();
+        floors.wrote(&primary);
+        assert_eq!(route(&floors), ReadRoute::Primary(Reason::OwnWrite));
+        let tick = primary.begin();
+        primary.complete(tick, Lsn(100));
+        floors.read_primary(&primary);
+        assert_eq!(route(&floors), ReadRoute::Gate);
+        for node in &nodes {
+            node.lag.set(Duration::from_millis(300));
+        }
+        assert_eq!(route(&floors), ReadRoute::Primary(Reason::SeenNewer));
+        let tick = primary.begin();
+        primary.complete(tick, Lsn(100));
+        assert!(matches!(route(&floors), ReadRoute::Replica { .. }));
+    }
+
+    #[test]
+    fn reasons_say_what_was_missing() {
+        let (primary, nodes) = (Clock::new(), cluster(2));
+        let route = |policy: &Policy, load| {
+            read_route(&Floors::default(), policy, &primary, &nodes, load, 0)
+        };
+        let level = Policy { guarantee: Guarantee::Primary, ..POLICY };
+        assert_eq!(route(&level, None), ReadRoute::Primary(Reason::Level));
+        let share = Policy { share: true, ..POLICY };
+        assert_eq!(route(&share, Some(0.5)), ReadRoute::Primary(Reason::Shared));
+        assert!(matches!(route(&share, Some(1.5)), ReadRoute::Replica { .. }));
+        nodes[0].serving.set(Serving::Lagging);
+        nodes[1].serving.set(Serving::No);
+        assert_eq!(route(&POLICY, None), ReadRoute::Primary(Reason::Lagging));
+        nodes[0].serving.set(Serving::No);
+        assert_eq!(route(&POLICY, None), ReadRoute::Primary(Reason::NoReplica));
+    }
+}

@@ -1,0 +1,212 @@
+//! Owns: what is known of one server connection: its settings, its prepared statements, the answers
+//! it still owes. Never: reads or writes a socket.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use super::settings::Settings;
+use super::statements::Prepared;
+use crate::sql::Class;
+use crate::wire::message::Status;
+
+/// What is known of one server connection.
+#[derive(Debug)]
+pub struct ServerState {
+    pub params: Params,
+    pub settings: Settings,
+    pub status: Status,
+    /// The statements it has, by the ids that name them.
+    pub(super) statements: LruCache<u64, (), foldhash::fast::RandomState>,
+    /// Whose unnamed statement it has: the session's id and the statement's serial.
+    pub(super) unnamed: Option<(u64, u64)>,
+    /// The answers it owes, in order.
+    pub(super) queue: VecDeque<Expected>,
+    /// Bytes of the current message that are still to come, and whether the client sees them.
+    pub(super) passing: usize,
+    pub(super) passing_hidden: bool,
+    /// It waits for the client's COPY data.
+    pub(super) copy_in: Option<CopyIn>,
+    /// Rows of the answer to a question of the proxy's own.
+    pub(super) captured: Vec<(String, String)>,
+}
+
+impl ServerState {
+    pub fn new(params: Params, statements_max: NonZeroUsize) -> ServerState {
+        ServerState {
+            params,
+            settings: Settings::default(),
+            status: Status::Idle,
+            statements: LruCache::with_hasher(statements_max, foldhash::fast::RandomState::default()),
+            unnamed: None,
+            queue: VecDeque::new(),
+            passing: 0,
+            passing_hidden: false,
+            copy_in: None,
+            captured: Vec::new(),
+        }
+    }
+
+    /// Nothing is owed, and no transaction is open.
+    pub fn is_idle(&self) -> bool {
+        self.status == Status::Idle && self.is_quiet()
+    }
+
+    /// Nothing is owed.
+    pub fn is_quiet(&self) -> bool {
+        self.queue.is_empty() && self.passing == 0 && self.copy_in.is_none()
+    }
+
+    pub fn copies_in(&self) -> bool {
+        self.copy_in.is_some()
+    }
+
+    /// DISCARD ALL has run.
+    pub fn reset(&mut self) {
+        self.settings = Settings::default();
+        self.statements.clear();
+        self.unnamed = None;
+    }
+
+    pub(super) fn expect(&mut self, what: Expect) {
+        self.queue.push_back(Expected { what, hidden: false });
+    }
+
+    pub(super) fn expect_hidden(&mut self, what: Expect) {
+        self.queue.push_back(Expected { what, hidden: true });
+    }
+}
+
+/// One answer that a server owes.
+#[derive(Debug)]
+pub(super) struct Expected {
+    pub what: Expect,
+    /// The proxy asked, not the client.
+    pub hidden: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Expect {
+    /// The client's Parse: a named statement, forgotten again when it fails.
+    Parse { id: u64, name: Box<[u8]> },
+    /// The client's Parse of a name that it already uses: it fails with the client's own name.
+    ParseAgain { name: Box<[u8]> },
+    ParseUnnamed,
+    /// The proxy's Parse of a statement that the client prepared earlier.
+    Prepare { id: u64 },
+    Bind,
+    Close,
+    Describe,
+    Execute(Option<Tracked>),
+    Query { tracked: Option<Tracked>, statement: usize },
+    /// The proxy's SETs.
+    Settings,
+    /// The proxy's look at the settings.
+    Capture,
+    FunctionCall,
+    Sync,
+    /// The client's Parse of a statement that the server has: answered by the proxy in its turn.
+    Parsed { name: Box<[u8]> },
+    /// The client's Close of a statement, answered by the proxy in its turn. The server keeps the
+    /// statement for others.
+    CloseStatement(Option<Forgotten>),
+}
+
+/// A statement that a session has forgotten by the name its client had given it.
+pub(super) type Forgotten = (Box<[u8]>, Arc<Prepared>);
+
+/// A text whose success changes the session.
+#[derive(Clone, Debug)]
+pub(super) struct Tracked {
+    pub class: Arc<Class>,
+    /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE.
+    pub text: Option<Arc<[u8]>>,
+}
+
+/// A COPY FROM STDIN under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyIn {
+    /// Within a Query: CopyDone is the client's last word.
+    Simple { done: bool },
+    /// Within an Execute: after CopyDone the pipeline goes on.
+    Extended { done: bool },
+}
+
+/// Reported parameters: one shared copy of each distinct set, so that comparing is comparing two
+/// pointers.
+#[derive(Clone, Debug)]
+pub struct Params(Arc<Map>);
+
+type Map = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+static INTERNED: LazyLock<Mutex<HashSet<Arc<Map>>>> = LazyLock::new(Mutex::default);
+
+impl Params {
+    /// Differs between a primary and its standbys; a client sees one PostgreSQL, a primary.
+    const HIDDEN: &[u8] = b"in_hot_standby";
+
+    pub fn new(pairs: impl IntoIterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Params {
+        Self::intern(pairs.into_iter().filter(|(name, _)| **name != *Self::HIDDEN).collect())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name.as_bytes()).map(|value| &**value)
+    }
+
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        if name != Self::HIDDEN && self.0.get(name).is_none_or(|old| **old != *value) {
+            let mut map = (*self.0).clone();
+            map.insert(name.into(), value.into());
+            *self = Self::intern(map);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// What has to be told to somebody who knows `self` for it to know `other`.
+    pub fn changes<'a>(&'a self, other: &'a Params) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let same = Arc::ptr_eq(&self.0, &other.0);
+        let differs = |(name, value): &(&[u8], &[u8])| self.0.get(*name).map(|v| &**v) != Some(value);
+        other.iter().take_while(move |_| !same).filter(differs)
+    }
+
+    pub fn is(&self, other: &Params) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn intern(map: Map) -> Params {
+        /// Beyond this many sets those that nobody uses are dropped.
+        const SETS_MAX: usize = 1024;
+        let mut interned = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = interned.get(&map) {
+            return Params(known.clone());
+        }
+        if interned.len() >= SETS_MAX {
+            interned.retain(|set| Arc::strong_count(set) > 1);
+        }
+        let map = Arc::new(map);
+        interned.insert(map.clone());
+        Params(map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_sets_are_one() {
+        let pair = |n: &[u8], v: &[u8]| (Box::from(n), Box::from(v));
+        let a = Params::new([pair(b"TimeZone", b"UTC"), pair(b"in_hot_standby", b"on")]);
+        let mut b = Params::new([pair(b"TimeZone", b"GMT")]);
+        assert_eq!(a.changes(&b).collect::<Vec<_>>(), [(&b"TimeZone"[..], &b"GMT"[..])]);
+        b.set(b"TimeZone", b"UTC");
+        b.set(b"in_hot_standby", b"off");
+        assert!(a.is(&b));
+        assert_eq!(a.changes(&b).count(), 0);
+    }
+}

@@ -1,0 +1,190 @@
+//! Owns: the settings that a session has changed, and what brings a server to them. Never: reads a
+//! setting's value; a SET is replayed in the client's own words.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Changed settings, by lower-case name: for each the statement that makes it so.
+///
+/// Shared and replaced as a whole, so that "this server is as this session wants it" is usually the
+/// comparison of two pointers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings(Arc<BTreeMap<Box<str>, Box<[u8]>>>);
+
+/// Settings that are changed by statements of their own, and survive RESET ALL.
+const ROLE: &str = "role";
+const SESSION_AUTHORIZATION: &str = "session_authorization";
+
+impl Settings {
+    /// Settings given at start-up, each `name` to `value`.
+    pub fn from_startup<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Settings {
+        let statement = |(name, value): (&str, &str)| {
+            let name = name.to_ascii_lowercase();
+            let statement = set_config(&name, value).into_bytes().into_boxed_slice();
+            (name.into_boxed_str(), statement)
+        };
+        Settings(Arc::new(pairs.into_iter().map(statement).collect()))
+    }
+
+    /// Settings as a server listed them, with the role and session user of `self`.
+    pub fn replaced_by<'a>(&self, listed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut listed = Settings::from_startup(listed);
+        let map = Arc::make_mut(&mut listed.0);
+        for name in [ROLE, SESSION_AUTHORIZATION] {
+            if let Some(statement) = self.0.get(name) {
+                map.insert(name.into(), statement.clone());
+            }
+        }
+        listed
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn set(&mut self, name: &str, statement: &[u8]) {
+        Arc::make_mut(&mut self.0).insert(name.into(), statement.into());
+    }
+
+    /// RESET: back to what `defaults` has, which is what was given at start-up.
+    pub fn reset(&mut self, name: &str, defaults: &Settings) {
+        let map = Arc::make_mut(&mut self.0);
+        match defaults.0.get(name) {
+            Some(statement) => map.insert(name.into(), statement.clone()),
+            None => map.remove(name),
+        };
+    }
+
+    /// RESET ALL, which leaves role and session user alone.
+    pub fn reset_all(&mut self, defaults: &Settings) {
+        let mut fresh = (*defaults.0).clone();
+        for name in [ROLE, SESSION_AUTHORIZATION] {
+            if let Some(statement) = self.0.get(name) {
+                fresh.insert(name.into(), statement.clone());
+            }
+        }
+        self.0 = Arc::new(fresh);
+    }
+
+    /// The statements that bring a server from `self` to `wanted`, to be sent as one Query so that
+    /// either all of them hold or none. `None` when there is nothing to do.
+    pub fn difference(&self, wanted: &Settings) -> Option<Vec<u8>> {
+        if Arc::ptr_eq(&self.0, &wanted.0) || self == wanted {
+            return None;
+        }
+        let mut sql = Vec::new();
+        let mut add = |statement: &[u8]| {
+            sql.extend_from_slice(statement);
+            // A line of its own: the statement may end in a comment.
+            sql.extend_from_slice(b"\n;");
+        };
+        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
+        let identity = differs(ROLE) || differs(SESSION_AUTHORIZATION);
+        if identity {
+            // As the login user first: the others may need its rights.
+            add(b"RESET SESSION AUTHORIZATION");
+            add(b"RESET ROLE");
+        }
+        let is_identity = |name: &str| name == ROLE || name == SESSION_AUTHORIZATION;
+        for name in self.0.keys().filter(|name| !is_identity(name)) {
+            if !wanted.0.contains_key(name) {
+                add(reset_statement(name).as_bytes());
+            }
+        }
+        for (name, statement) in wanted.0.iter().filter(|(name, _)| !is_identity(name)) {
+            if self.0.get(name) != Some(statement) {
+                add(statement);
+            }
+        }
+        if identity {
+            for name in [SESSION_AUTHORIZATION, ROLE] {
+                if let Some(statement) = wanted.0.get(name) {
+                    add(statement);
+                }
+            }
+        }
+        Some(sql)
+    }
+
+    /// Whether a server at `self` runs with other rights than `wanted`: then nothing may be sent
+    /// before the difference is known to be applied.
+    pub fn differs_in_identity(&self, wanted: &Settings) -> bool {
+        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
+        !Arc::ptr_eq(&self.0, &wanted.0) && (differs(ROLE) || differs(SESSION_AUTHORIZATION))
+    }
+}
+
+fn reset_statement(name: &str) -> String {
+    match name {
+        "transaction characteristics" => "RESET default_transaction_isolation; \
+            RESET default_transaction_read_only; RESET default_transaction_deferrable"
+            .to_owned(),
+        _ => format!("RESET \"{}\"", name.replace('"', "\"\"")),
+    }
+}
+
+fn set_config(name: &str, value: &str) -> String {
+    format!("SELECT pg_catalog.set_config({}, {}, false)", literal(name), literal(value))
+}
+
+/// A string constant that means the same whatever `standard_conforming_strings` is.
+pub fn literal(text: &str) -> String {
+    let escaped = text.replace('\'', "''");
+    if text.contains('\\') {
+        format!("E'{}'", escaped.replace('\\', "\\\\"))
+    } else {
+        format!("'{escaped}'")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(from: &Settings, to: &Settings) -> String {
+        String::from_utf8(from.difference(to).unwrap_or_default()).unwrap()
+    }
+
+    #[test]
+    fn a_server_is_brought_to_the_session_and_back() {
+        let none = Settings::default();
+        let mut some = none.clone();
+        some.set("work_mem", b"SET work_mem = '1MB' -- small");
+        assert_eq!(text(&none, &some), "SET work_mem = '1MB' -- small\n;");
+        assert_eq!(text(&some, &none), "RESET \"work_mem\"\n;");
+        assert_eq!(some.difference(&some.clone()), None);
+    }
+
+    #[test]
+    fn reset_goes_back_to_the_start_up_value() {
+        let defaults = Settings::from_startup([("TimeZone", "it's")]);
+        let mut session = defaults.clone();
+        session.set("timezone", b"SET timezone = 'UTC'");
+        session.set("work_mem", b"SET work_mem = '1MB'");
+        session.set("role", b"SET ROLE bob");
+        session.reset("timezone", &defaults);
+        let restored = "SELECT pg_catalog.set_config('timezone', 'it''s', false)\n;";
+        assert!(text(&Settings::default(), &session).contains(restored));
+        session.reset_all(&defaults);
+        assert!(text(&defaults, &session).contains("SET ROLE bob"));
+        assert!(!text(&defaults, &session).contains("work_mem"));
+    }
+
+    #[test]
+    fn rights_are_changed_last_and_taken_back_first() {
+        let none = Settings::default();
+        let mut bob = none.clone();
+        bob.set("role", b"SET ROLE bob");
+        bob.set("work_mem", b"SET work_mem = 1");
+        let sql = text(&none, &bob);
+        assert!(sql.find("SET work_mem").unwrap() < sql.find("SET ROLE bob").unwrap());
+        assert!(text(&bob, &none).starts_with("RESET SESSION AUTHORIZATION"));
+        assert!(none.differs_in_identity(&bob));
+        assert!(!none.differs_in_identity(&none.clone()));
+    }
+
+    #[test]
+    fn literals_survive_backslashes() {
+        assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
+    }
+}

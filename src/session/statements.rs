@@ -1,0 +1,213 @@
+//! Owns: prepared statements: the texts shared by all sessions, and one session's names for them.
+//! Never: sends or expects a message.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use crate::sql::Class;
+
+/// A statement that servers can be asked to prepare, shared by every session that uses the same
+/// text with the same parameter types.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Names it on servers.
+    pub id: u64,
+    pub sql: Box<[u8]>,
+    /// The number of parameter types and their OIDs, as sent.
+    pub types: Box<[u8]>,
+    pub class: Arc<Class>,
+}
+
+impl Prepared {
+    /// The name it has on every server.
+    pub fn server_name(&self) -> Vec<u8> {
+        server_name(self.id)
+    }
+}
+
+/// Every name on a server starts so. A client's statement can't be reached by such a name.
+pub const SERVER_NAME_PREFIX: &[u8] = b"_tidegate_";
+
+pub fn server_name(id: u64) -> Vec<u8> {
+    [SERVER_NAME_PREFIX, format!("{id:x}").as_bytes()].concat()
+}
+
+/// All statements of a process. Two sessions that prepare the same text get the same statement, so
+/// a server has it once.
+#[derive(Debug)]
+pub struct Registry {
+    shards: [Mutex<LruCache<Key, Arc<Prepared>, foldhash::fast::RandomState>>; Self::SHARDS],
+    next: AtomicU64,
+    hasher: foldhash::fast::RandomState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    sql: Box<[u8]>,
+    types: Box<[u8]>,
+}
+
+impl Registry {
+    const SHARDS: usize = 16;
+    /// Statements remembered beyond the sessions that use them, over all shards.
+    const STATEMENTS_MAX: usize = 16_384;
+
+    pub fn new() -> Registry {
+        let per_shard = NonZeroUsize::new(Self::STATEMENTS_MAX / Self::SHARDS);
+        let per_shard = per_shard.unwrap_or(NonZeroUsize::MIN);
+        let shard = || LruCache::with_hasher(per_shard, foldhash::fast::RandomState::default());
+        Registry {
+            shards: std::array::from_fn(|_| Mutex::new(shard())),
+            next: AtomicU64::new(1),
+            hasher: foldhash::fast::RandomState::default(),
+        }
+    }
+
+    /// The statement of this text and these types.
+    pub fn intern(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
+        use std::hash::BuildHasher;
+        let key = Key { sql: sql.into(), types: types.into() };
+        let shard = self.hasher.hash_one(&key) as usize % Self::SHARDS;
+        let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shard.get(&key)
+            && known.class == *class
+        {
+            return known.clone();
+        }
+        let prepared = Arc::new(Prepared {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            sql: key.sql.clone(),
+            types: key.types.clone(),
+            class: class.clone(),
+        });
+        shard.put(key, prepared.clone());
+        prepared
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry::new()
+    }
+}
+
+/// The unnamed statement of a session: its text is kept until the next one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unnamed {
+    /// Tells it from the session's other unnamed statements.
+    pub serial: u64,
+    pub sql: Vec<u8>,
+    pub types: Vec<u8>,
+    pub class: Arc<Class>,
+}
+
+/// One session's statements by the names that its client gave them.
+#[derive(Debug, Default)]
+pub struct Statements {
+    named: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    unnamed: Option<Arc<Unnamed>>,
+    serial: u64,
+}
+
+impl Statements {
+    /// The most statements one session may hold: without a limit, a client that never closes any
+    /// would take all memory.
+    pub const NAMED_MAX: usize = 100_000;
+
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
+        self.named.get(name)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.named.len() >= Self::NAMED_MAX
+    }
+
+    pub fn insert(&mut self, name: &[u8], prepared: Arc<Prepared>) {
+        self.named.insert(name.into(), prepared);
+    }
+
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
+        self.named.remove(name)
+    }
+
+    /// DEALLOCATE ALL and DISCARD ALL, which spare the unnamed statement.
+    pub fn clear_named(&mut self) {
+        self.named.clear();
+    }
+
+    pub fn unnamed(&self) -> Option<&Arc<Unnamed>> {
+        self.unnamed.as_ref()
+    }
+
+    /// Replaces the unnamed statement; its buffers are used again.
+    pub fn set_unnamed(&mut self, sql: &[u8], types: &[u8], class: Arc<Class>) -> Arc<Unnamed> {
+        self.serial += 1;
+        let serial = self.serial;
+        /// A buffer larger than this is not worth keeping for the next, usually short, text.
+        const KEPT_BYTES_MAX: usize = 8 << 10;
+        match self.unnamed.as_mut().and_then(Arc::get_mut) {
+            Some(old) if old.sql.capacity() <= KEPT_BYTES_MAX => {
+                old.serial = serial;
+                old.class = class;
+                old.sql.clear();
+                old.sql.extend_from_slice(sql);
+                old.types.clear();
+                old.types.extend_from_slice(types);
+            }
+            _ => {
+                let (sql, types) = (sql.to_vec(), types.to_vec());
+                self.unnamed = Some(Arc::new(Unnamed { serial, sql, types, class }));
+            }
+        }
+        // Just set in either arm.
+        self.unnamed.clone().unwrap_or_else(|| unreachable!("the unnamed statement was set"))
+    }
+
+    pub fn drop_unnamed(&mut self) {
+        self.unnamed = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::{Need, Why};
+
+    fn class(need: Need) -> Arc<Class> {
+        let why = Why::ProvenRead;
+        Arc::new(Class {
+            need,
+            why,
+            statements: Box::new([]),
+            functions: Box::new([]),
+            relations: Box::new([]),
+        })
+    }
+
+    #[test]
+    fn the_same_text_and_types_are_one_statement() {
+        let registry = Registry::new();
+        let read = class(Need::Read);
+        let one = registry.intern(b"SELECT $1", b"\0\0", &read);
+        assert_eq!(one.id, registry.intern(b"SELECT $1", b"\0\0", &read).id);
+        assert_ne!(one.id, registry.intern(b"SELECT $1", b"\0\x01\0\0\0\x17", &read).id);
+        let as_write = registry.intern(b"SELECT $1", b"\0\0", &class(Need::Write));
+        assert_ne!(one.id, as_write.id, "what it needs has changed");
+    }
+
+    #[test]
+    fn each_unnamed_statement_is_its_own() {
+        let mut statements = Statements::default();
+        let first = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read));
+        let second = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read));
+        assert_ne!(first.serial, second.serial);
+        statements.drop_unnamed();
+        assert!(statements.unnamed().is_none());
+        let third = statements.set_unnamed(b"", b"\0\0", class(Need::Read));
+        assert_ne!(second.serial, third.serial);
+    }
+}

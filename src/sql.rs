@@ -1,0 +1,164 @@
+//! What a statement needs of the server that runs it.
+//!
+//! Owns: the classes of statements and the cache of them. Never: touches a socket, a clock or the
+//! session; the same text always gets the same class.
+//!
+//! Reading is *proven*; everything else is a write. A text that cannot be parsed, is too large or
+//! too deep, or names a function that is not known to be safe, is a write, never an error.
+
+pub mod cache;
+pub mod classify;
+pub mod command;
+pub mod fingerprint;
+pub mod functions;
+pub mod lexer;
+pub mod relations;
+
+/// What a statement needs, from the least to the most demanding. The class of several statements
+/// together is the maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Proven to run on a hot standby with the same result as on the primary.
+    Read,
+    /// Reads or changes the session's state and no data: SET, RESET, SHOW, DEALLOCATE, DISCARD, ….
+    Session,
+    /// Opens, closes or steers a transaction: BEGIN, COMMIT, SAVEPOINT, ….
+    Transaction,
+    /// Everything else, and everything unproven.
+    Write,
+}
+
+/// The class of one query text (which may hold several statements).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    pub need: Need,
+    pub why: Why,
+    /// One entry per statement of the text, in order. Empty statements have none, as the server
+    /// answers nothing for them.
+    pub statements: Box<[Statement]>,
+    /// Functions named, as written but case-folded, schema-qualified where they were.
+    pub functions: Box<[Box<str>]>,
+    /// Relations named, as written but case-folded, schema-qualified where they were.
+    pub relations: Box<[Box<str>]>,
+}
+
+/// What one statement of a text does to the session, once it has succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statement {
+    pub verb: Verb,
+    /// What of it would be lost if the session went on with another server.
+    pub pin: Option<Pin>,
+    /// It calls `set_config`: afterwards the session's settings must be read from the server.
+    pub sets_config: bool,
+}
+
+/// The statements that a session has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Nothing below.
+    Plain,
+    Begin {
+        /// `READ ONLY` / `READ WRITE` where stated.
+        read_only: Option<bool>,
+    },
+    /// COMMIT or END.
+    Commit,
+    /// ROLLBACK or ABORT (not ROLLBACK TO).
+    Rollback,
+    Savepoint,
+    RollbackTo,
+    Release,
+    PrepareTransaction,
+    /// SET (SESSION), RESET, SET ROLE, SET SESSION AUTHORIZATION, SET TIME ZONE, SET NAMES,
+    /// SET SESSION CHARACTERISTICS: details by [`command::setting`], since values are not part of
+    /// a class.
+    Setting,
+    /// SET LOCAL and SET TRANSACTION, SET CONSTRAINTS: gone with the transaction.
+    SettingLocal,
+    Show,
+    DiscardAll,
+    /// DISCARD PLANS, SEQUENCES or TEMP.
+    DiscardOther,
+    /// PREPARE name AS ….
+    Prepare,
+    Execute,
+    /// DEALLOCATE name: which one by [`command::deallocate`].
+    Deallocate,
+    DeallocateAll,
+    Declare,
+    Fetch,
+    Close,
+    Listen,
+    Unlisten,
+    Copy,
+    /// CREATE, ALTER, DROP, and the like: other sessions' plans and classes may change.
+    Ddl,
+}
+
+/// Why a session must keep its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pin {
+    TemporaryTable,
+    /// A session-level advisory lock.
+    AdvisoryLock,
+    /// A cursor WITH HOLD.
+    HeldCursor,
+    Listen,
+    /// An SQL-level PREPARE.
+    PreparedStatement,
+    Load,
+}
+
+/// Why a text has the class it has. The names are those of logs, metrics and docs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Every part of it was proven to read only.
+    ProvenRead,
+    /// No statement at all.
+    Empty,
+    TransactionControl,
+    SessionState,
+    /// INSERT, UPDATE, DELETE, MERGE, COPY FROM, TRUNCATE, at any depth.
+    DataChange,
+    Ddl,
+    /// FOR UPDATE, FOR SHARE and kin, at any depth.
+    LockingClause,
+    SelectInto,
+    /// A function that is known to write, to lock or to depend on the server.
+    UnsafeFunction,
+    /// A function that nothing is known about.
+    UnknownFunction,
+    /// A relation that differs on a standby (pg_stat_*, pg_locks, …).
+    ServerLocalRelation,
+    /// Other statements that are never reads.
+    Utility,
+    /// The parser did not understand it.
+    NotParsed,
+    /// Larger, deeper or longer-chained than what may reach the parser.
+    TooComplex,
+    /// `standard_conforming_strings` is off: string limits are unknown.
+    NonConformingStrings,
+}
+
+impl Why {
+    /// The name used in logs, metrics and docs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Why::ProvenRead => "proven_read",
+            Why::Empty => "empty",
+            Why::TransactionControl => "transaction_control",
+            Why::SessionState => "session_state",
+            Why::DataChange => "data_change",
+            Why::Ddl => "ddl",
+            Why::LockingClause => "locking_clause",
+            Why::SelectInto => "select_into",
+            Why::UnsafeFunction => "unsafe_function",
+            Why::UnknownFunction => "unknown_function",
+            Why::ServerLocalRelation => "server_local_relation",
+            Why::Utility => "utility",
+            Why::NotParsed => "not_parsed",
+            Why::TooComplex => "too_complex",
+            Why::NonConformingStrings => "non_conforming_strings",
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The classes of texts, kept.
+//!
+//! Owns: the cache, its bounds and its counters. Never: blocks for longer than one shard's update,
+//! or allocates on a hit.
+//!
+//! Only texts under standard strings are kept. The key is the whole normal form, so a hit is exact.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use foldhash::quality::RandomState;
+
+use super::classify::{Reading, classify};
+use super::functions::Rules;
+use super::{Class, Why, fingerprint};
+
+/// Classifies texts, and remembers the classes of as many normal forms as it has room for.
+pub struct Classifier {
+    rules: Rules,
+    hasher: RandomState,
+    shards: Box<[Shard]>,
+    misses: AtomicU64,
+}
+
+/// A power of two, well above the number of threads that classify at one time.
+const SHARDS: usize = 64;
+/// What a shard may hold in keys for each entry it may hold, in bytes.
+const KEY_BYTES_MEAN: usize = 1024;
+
+impl Classifier {
+    /// A classifier that remembers about `capacity` normal forms.
+    pub fn new(rules: Rules, capacity: usize) -> Self {
+        let hasher = RandomState::default();
+        let entries_max = capacity.div_ceil(SHARDS);
+        let shard = || Shard {
+            entries: RwLock::new(Entries {
+                map: HashMap::with_hasher(hasher.clone()),
+                key_bytes: 0,
+                entries_max,
+            }),
+            hits: AtomicU64::new(0),
+        };
+        Classifier {
+            rules,
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            hasher,
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// The class of a query text. `standard_conforming_strings` is the setting of the session that
+    /// sent it.
+    pub fn classify(&self, sql: &[u8], standard_conforming_strings: bool) -> Arc<Class> {
+        fingerprint::with(sql, standard_conforming_strings, |normal| match normal {
+            Some((text, shape)) if standard_conforming_strings => {
+                // The bits in the middle: the map within a shard goes by those at both ends.
+                let hash = self.hasher.hash_one(text) >> 32;
+                let shard = &self.shards[hash as usize % SHARDS];
+                if let Some(class) = shard.get(text) {
+                    return class;
+                }
+                let class = self.miss(text, Reading::Normal(shape));
+                shard.insert(text, &class);
+                class
+            }
+            _ => self.miss(
+                sql,
+                Reading::Words {
+                    why: if standard_conforming_strings {
+                        Why::TooComplex
+                    } else {
+                        Why::NonConformingStrings
+                    },
+                    conforming: standard_conforming_strings,
+                },
+            ),
+        })
+    }
+
+    /// How many texts had their class at hand.
+    pub fn hits(&self) -> u64 {
+        self.shards.iter().map(|s| s.hits.load(Relaxed)).sum()
+    }
+
+    /// How many texts had to be classified.
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Relaxed)
+    }
+
+    fn miss(&self, text: &[u8], reading: Reading) -> Arc<Class> {
+        self.misses.fetch_add(1, Relaxed);
+        Arc::new(classify(text, reading, &self.rules))
+    }
+}
+
+/// A part of the cache under one lock, with its own counter so that threads rarely share one.
+struct Shard {
+    entries: RwLock<Entries>,
+    hits: AtomicU64,
+}
+
+struct Entries {
+    map: HashMap<Box<[u8]>, Entry, RandomState>,
+    key_bytes: usize,
+    entries_max: usize,
+}
+
+struct Entry {
+    class: Arc<Class>,
+    /// Set by a hit, cleared by a sweep.
+    used: AtomicBool,
+}
+
+impl Shard {
+    fn get(&self, text: &[u8]) -> Option<Arc<Class>> {
+        // A shard is only ever changed by whole entries, so a panic leaves nothing half-done.
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.map.get(text)?;
+        // Mostly set already: a load keeps the line shared between cores.
+        if !entry.used.load(Relaxed) {
+            entry.used.store(true, Relaxed);
+        }
+        self.hits.fetch_add(1, Relaxed);
+        Some(Arc::clone(&entry.class))
+    }
+
+    fn insert(&self, text: &[u8], class: &Arc<Class>) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.make_room(text.len());
+        if entries.entries_max == 0 {
+            return;
+        }
+        let entry = Entry {
+            class: Arc::clone(class),
+            used: AtomicBool::new(false),
+        };
+        if entries.map.insert(text.into(), entry).is_none() {
+            entries.key_bytes += text.len();
+        }
+    }
+}
+
+impl Entries {
+    /// Makes room for one more entry: what no hit has used since the last sweep goes first, and if
+    /// that frees nothing, all of it. The classes of a busy shard come back in microseconds.
+    fn make_room(&mut self, bytes: usize) {
+        let bytes_max = self.entries_max * KEY_BYTES_MEAN + fingerprint::BYTES_MAX;
+        let full = |entries: &Self| {
+            entries.map.len() >= entries.entries_max || entries.key_bytes + bytes > bytes_max
+        };
+        if !full(self) {
+            return;
+        }
+        self.map.retain(|_, entry| entry.used.swap(false, Relaxed));
+        self.key_bytes = self.map.keys().map(|key| key.len()).sum();
+        if full(self) {
+            self.map.clear();
+            self.key_bytes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Need;
+    use super::*;
+
+    fn classifier(capacity: usize) -> Classifier {
+        Classifier::new(Rules::default(), capacity)
+    }
+
+    #[test]
+    fn texts_that_differ_in_literals_share_an_entry() {
+        let cache = classifier(100);
+        for i in 0..10 {
+            let sql = format!("SELECT a FROM t WHERE b = {i} -- {i}");
+            assert_eq!(cache.classify(sql.as_bytes(), true).need, Need::Read);
+        }
+        assert_eq!((cache.hits(), cache.misses()), (9, 1));
+    }
+
+    #[test]
+    fn the_cache_stays_within_its_bounds() {
+        let cache = classifier(64);
+        for i in 0..2000 {
+            cache.classify(format!("select a{i} from t").as_bytes(), true);
+        }
+        for shard in &cache.shards {
+            let entries = shard.entries.read().expect("no panic");
+            assert!(entries.map.len() <= 1);
+            let bytes: usize = entries.map.keys().map(|k| k.len()).sum();
+            assert_eq!(entries.key_bytes, bytes);
+        }
+        let none = classifier(0);
+        assert_eq!(none.classify(b"select 1", true).need, Need::Read);
+        assert_eq!(none.classify(b"select 1", true).need, Need::Read);
+        assert_eq!(none.hits(), 0);
+    }
+
+    #[test]
+    fn a_sweep_keeps_what_is_used() {
+        let mut entries = Entries {
+            map: HashMap::with_hasher(RandomState::default()),
+            key_bytes: 0,
+            entries_max: 4,
+        };
+        let class = Arc::new(classify(
+            b"",
+            Reading::Normal(Default::default()),
+            &Rules::default(),
+        ));
+        for i in 0..4u8 {
+            entries.make_room(1);
+            let entry = Entry {
+                class: Arc::clone(&class),
+                used: AtomicBool::new(i == 2),
+            };
+            entries.map.insert(vec![i].into(), entry);
+            entries.key_bytes += 1;
+        }
+        entries.make_room(1);
+        assert_eq!(entries.key_bytes, 1);
+        assert!(entries.map.contains_key(&[2u8][..]));
+    }
+
+    #[test]
+    fn the_string_setting_is_part_of_the_question() {
+        let cache = classifier(100);
+        let sql = b"select a from t";
+        assert_eq!(cache.classify(sql, true).why, Why::ProvenRead);
+        assert_eq!(cache.classify(sql, false).why, Why::NonConformingStrings);
+        assert_eq!(cache.classify(sql, true).why, Why::ProvenRead);
+    }
+
+    #[test]
+    fn texts_too_long_to_keep_are_still_classified() {
+        let cache = classifier(100);
+        let columns = "a, ".repeat(fingerprint::BYTES_MAX);
+        let read = format!("select {columns} b from t");
+        assert_eq!(cache.classify(read.as_bytes(), true).why, Why::TooComplex);
+        let write = format!("insert into t select {columns} b from t");
+        assert_eq!(cache.classify(write.as_bytes(), true).why, Why::DataChange);
+        let list = format!("select 1 where a in ({})", vec!["1"; 10_000].join(","));
+        assert_eq!(cache.classify(list.as_bytes(), true).why, Why::ProvenRead);
+    }
+}

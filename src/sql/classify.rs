@@ -1,0 +1,222 @@
+//! From a text to its class.
+//!
+//! Owns: how the classes of statements become the class of a text, and what may reach the parser.
+//! Never: returns an error; what it cannot prove is a write.
+//!
+//! Three readings have to agree before a statement is a read. [`verbs`] settles what it is from
+//! its first words. [`tells`] looks for words that no read can hold, which holds even where the
+//! parser misreads. [`walk`] proves the parsed query, and takes what it does not know for a write.
+
+mod tells;
+mod verbs;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use sqlparser::ast::Query;
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer::Token;
+
+use self::tells::Tells;
+use self::verbs::{Command, Effects};
+use self::walk::Walk;
+use super::fingerprint::Shape;
+use super::functions::Rules;
+use super::lexer::{self, Kind, Lexer};
+use super::{Class, Need, Pin, Statement, Verb, Why};
+
+/// The longest chain and the deepest nesting that may reach the parser. It builds a chain as a tree
+/// as deep as the chain is long, and both it and the tree's drop recurse: past some tens of
+/// thousands of operators the process would die of its stack, which nothing can catch. These keep
+/// the worst text under half of a 2 MiB stack in a debug build.
+pub const CHAIN_MAX: usize = 1000;
+pub const DEPTH_MAX: usize = 24;
+/// The parser's own limit on its recursion, which the lexer's measures do not see in full (signs,
+/// NOT, joins).
+const RECURSION_MAX: usize = 40;
+
+/// What is known of a text before it is classified.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading {
+    /// It is a normal form with this shape.
+    Normal(Shape),
+    /// It is to be classified by its words alone: a query is a write for this reason. `conforming`
+    /// as for [`Lexer::new`].
+    Words { why: Why, conforming: bool },
+}
+
+/// The class of a text, which is a normal form or is read by words alone.
+pub fn classify(text: &[u8], reading: Reading, rules: &Rules) -> Class {
+    let (conforming, unparsed) = match reading {
+        Reading::Words { why, conforming } => (conforming, Some(why)),
+        Reading::Normal(shape) if shape.chain > CHAIN_MAX || shape.depth > DEPTH_MAX => {
+            (true, Some(Why::TooComplex))
+        }
+        Reading::Normal(_) => (true, None),
+    };
+    let mut reader = Reader {
+        conforming,
+        unparsed,
+        walk: Walk::new(rules),
+    };
+    let mut need = Need::Read;
+    let mut why = Why::Empty;
+    let mut statements = Vec::new();
+    for range in lexer::statements(text, conforming) {
+        let finding = reader.statement(&text[range]);
+        let stronger =
+            finding.need > need || finding.need == need && weight(why) < weight(finding.why);
+        if stronger {
+            (need, why) = (finding.need, finding.why);
+        }
+        statements.push(finding.statement);
+    }
+    let (functions, relations) = reader.walk.names();
+    Class {
+        need,
+        why,
+        statements: statements.into(),
+        functions,
+        relations,
+    }
+}
+
+/// What one statement adds to the class.
+struct Finding {
+    need: Need,
+    why: Why,
+    statement: Statement,
+}
+
+struct Reader<'r> {
+    conforming: bool,
+    /// Why no query is parsed, if none is.
+    unparsed: Option<Why>,
+    walk: Walk<'r>,
+}
+
+impl Reader<'_> {
+    fn statement(&mut self, text: &[u8]) -> Finding {
+        let command = verbs::read(text, self.conforming);
+        let Effects { verb, pin } = command.effects();
+        let tells = if command.only_names() {
+            Tells::default()
+        } else {
+            Tells::read(text, self.conforming)
+        };
+        let (mut need, mut why) = match self.need(&command, &tells) {
+            Ok(settled) => settled,
+            Err(why) => (Need::Write, why),
+        };
+        if tells.must_write() && need < Need::Write {
+            (need, why) = (Need::Write, Why::UnsafeFunction);
+        }
+        Finding {
+            need,
+            why,
+            statement: Statement {
+                verb: if why == Why::SelectInto && verb == Verb::Plain {
+                    Verb::Ddl
+                } else {
+                    verb
+                },
+                pin: pin.or(tells.pin),
+                sets_config: tells.sets_config || command.runs_text(),
+            },
+        }
+    }
+
+    /// What a command needs. An error is why it is a write.
+    fn need(&mut self, command: &Command<'_>, tells: &Tells) -> Result<(Need, Why), Why> {
+        const READ: (Need, Why) = (Need::Read, Why::ProvenRead);
+        match *command {
+            Command::Settled { need, why, .. } => {
+                if self.unparsed == Some(Why::NonConformingStrings) && need == Need::Write {
+                    return Err(Why::NonConformingStrings);
+                }
+                Ok((need, why))
+            }
+            Command::Relation { ref name, .. } => {
+                if self.unparsed == Some(Why::NonConformingStrings) {
+                    return Err(Why::NonConformingStrings);
+                }
+                let parts: Vec<&str> = name.iter().map(String::as_str).collect();
+                self.walk.relation(&parts);
+                self.walk.take_objection().map_or(Ok(READ), Err)
+            }
+            Command::Query { text, .. } => self.query(text, tells).map(|()| READ),
+            Command::Explain {
+                analyze, ref inner, ..
+            } => match self.need(inner, tells) {
+                Ok((Need::Read, why)) => Ok((Need::Read, why)),
+                Err(why @ (Why::NonConformingStrings | Why::UnknownFunction)) => Err(why),
+                Ok((_, why)) | Err(why) if analyze => Err(why),
+                _ => Err(Why::Utility),
+            },
+        }
+    }
+
+    /// Whether a query is proven to read only.
+    fn query(&mut self, text: &[u8], tells: &Tells) -> Result<(), Why> {
+        if let Some(why) = self.unparsed {
+            return Err(why);
+        }
+        if let Some(why) = tells.objection {
+            return Err(why);
+        }
+        let text = str::from_utf8(text).map_err(|_| Why::NotParsed)?;
+        // Such a character is part of a word for the server and may be space for the parser.
+        let odd = |c: char| !c.is_ascii() && !c.is_alphanumeric();
+        if text.contains(odd) {
+            return Err(Why::NotParsed);
+        }
+        // A panic of the parser says nothing of the text; it must not end the session.
+        let query = catch_unwind(AssertUnwindSafe(|| parse(text)))
+            .ok()
+            .flatten()
+            .ok_or(Why::NotParsed)?;
+        self.walk.query(&query);
+        self.walk.take_objection().map_or(Ok(()), Err)
+    }
+}
+
+/// How much a reason says against a text. An unknown function is the least of them: it is the
+/// reason only where nothing else is against reading, so that one who knows the function may.
+fn weight(why: Why) -> u8 {
+    match why {
+        Why::Empty => 0,
+        Why::UnknownFunction => 1,
+        _ => 2,
+    }
+}
+
+fn parse(text: &str) -> Option<Box<Query>> {
+    let mut parser = Parser::new(&PostgreSqlDialect {})
+        .with_recursion_limit(RECURSION_MAX)
+        .try_with_sql(text)
+        .ok()?;
+    let query = parser.parse_query().ok()?;
+    (parser.peek_token_ref().token == Token::EOF).then_some(query)
+}
+
+/// Whether a token is one that the parser would read differently from the server.
+fn misread(kind: Kind) -> bool {
+    matches!(kind, Kind::UnicodeWord | Kind::Broken | Kind::Other)
+}
+
+/// A pin that a name in a temporary schema means.
+fn temporary(text: &[u8], conforming: bool) -> Option<Pin> {
+    let mut lexer = Lexer::new(text, conforming);
+    let mut temporary = false;
+    while let Some(token) = lexer.solid() {
+        if temporary && token.kind == Kind::Dot {
+            return Some(Pin::TemporaryTable);
+        }
+        temporary = token.name(text).is_some_and(|n| &*n == b"pg_temp");
+    }
+    None
+}

@@ -1,0 +1,188 @@
+//! Words that tell of a write, or of something that the session must know, wherever they stand.
+//!
+//! Owns: what is certain from adjacent tokens alone. Never: parses; it errs towards the write.
+
+use super::super::functions::{Effect, effect};
+use super::super::lexer::{Kind, Lexer, Token};
+use super::{Pin, Why, misread};
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Tells {
+    pub sets_config: bool,
+    pub pin: Option<Pin>,
+    /// Why a query with these words is no read.
+    pub objection: Option<Why>,
+}
+
+impl Tells {
+    pub fn read(text: &[u8], conforming: bool) -> Tells {
+        let mut tells = Tells::default();
+        let mut lexer = Lexer::new(text, conforming);
+        let mut before: Option<Token> = None;
+        let mut last: Option<Token> = None;
+        while let Some(token) = lexer.solid() {
+            if misread(token.kind) {
+                tells.object(Why::NotParsed);
+            }
+            if let Some(last) = last {
+                tells.pair(text, before, last, token);
+            }
+            (before, last) = (last, Some(token));
+        }
+        tells
+    }
+
+    /// Whether no statement with these words can be less than a write.
+    pub fn must_write(&self) -> bool {
+        self.sets_config || self.pin.is_some()
+    }
+
+    /// Reads two adjacent tokens, and the one before them.
+    fn pair(&mut self, text: &[u8], before: Option<Token>, last: Token, next: Token) {
+        if next.kind == Kind::Open {
+            self.call(text, last);
+        }
+        if last.kind != Kind::Word {
+            return;
+        }
+        let last_is = |word| last.is(text, word);
+        let next_is = |word| next.is(text, word);
+        let before_is = |word| before.is_some_and(|t| t.is(text, word));
+        let word = last.text(text);
+        // In order of the words' lengths, so that most words cost one comparison.
+        match word.len() {
+            3 if last_is("for") && ["update", "share", "no", "key"].iter().any(|w| next_is(w)) => {
+                self.object(Why::LockingClause);
+            }
+            4 if last_is("into") => {
+                if before_is("insert") || before_is("merge") {
+                    self.object(Why::DataChange);
+                    return;
+                }
+                self.object(Why::SelectInto);
+                let temporary = ["temp", "temporary", "local", "global", "pg_temp"];
+                if temporary.iter().any(|w| next_is(w)) {
+                    self.pin.get_or_insert(Pin::TemporaryTable);
+                }
+            }
+            6 if ["insert", "update", "delete"].iter().any(|w| last_is(w)) => {
+                // A statement inside another one follows a parenthesis; a column of this name is
+                // not followed by a name.
+                let starts = before.is_some_and(|t| matches!(t.kind, Kind::Open | Kind::Close));
+                let named = matches!(next.kind, Kind::Word | Kind::QuotedWord);
+                if starts && named {
+                    self.object(Why::DataChange);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the name before an opening parenthesis.
+    fn call(&mut self, text: &[u8], name: Token) {
+        let Some(name) = name.name(text) else {
+            // A name in escapes could be any.
+            if name.kind == Kind::UnicodeWord {
+                self.sets_config = true;
+                self.pin.get_or_insert(Pin::AdvisoryLock);
+                self.object(Why::UnsafeFunction);
+            }
+            return;
+        };
+        match effect(&name) {
+            Some(Effect::SetsConfig) => self.sets_config = true,
+            Some(Effect::AdvisoryLock) => {
+                self.pin.get_or_insert(Pin::AdvisoryLock);
+            }
+            None if name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_") => {}
+            None => return,
+        }
+        self.object(Why::UnsafeFunction);
+    }
+
+    fn object(&mut self, why: Why) {
+        self.objection.get_or_insert(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_tell_wherever_they_stand() {
+        for (sql, sets_config, pin, objection) in [
+            (
+                "select into_ from t for_ where update = 1",
+                false,
+                None,
+                None,
+            ),
+            ("select max(update), insert from t", false, None, None),
+            (
+                "select 1 FOR /* */ No Key Update",
+                false,
+                None,
+                Some(Why::LockingClause),
+            ),
+            ("select 1 into t", false, None, Some(Why::SelectInto)),
+            (
+                "select 1 into temp t",
+                false,
+                Some(Pin::TemporaryTable),
+                Some(Why::SelectInto),
+            ),
+            (
+                "with a as (delete from t) select 1",
+                false,
+                None,
+                Some(Why::DataChange),
+            ),
+            (
+                "insert into temp values (1)",
+                false,
+                None,
+                Some(Why::DataChange),
+            ),
+            (
+                "select \"set_config\" (1)",
+                true,
+                None,
+                Some(Why::UnsafeFunction),
+            ),
+            ("select set_config, 'set_config('", false, None, None),
+            (
+                "select pg_catalog.PG_Advisory_Lock(1)",
+                false,
+                Some(Pin::AdvisoryLock),
+                Some(Why::UnsafeFunction),
+            ),
+            (
+                "select pg_advisory_xact_lock(1)",
+                false,
+                None,
+                Some(Why::UnsafeFunction),
+            ),
+            (
+                "select pg_advisory_unlock(1)",
+                false,
+                None,
+                Some(Why::UnsafeFunction),
+            ),
+            (
+                "select U&\"\\0073et_config\"(1)",
+                true,
+                Some(Pin::AdvisoryLock),
+                Some(Why::NotParsed),
+            ),
+            ("select 'open", false, None, Some(Why::NotParsed)),
+        ] {
+            let expected = Tells {
+                sets_config,
+                pin,
+                objection,
+            };
+            assert_eq!(Tells::read(sql.as_bytes(), true), expected, "{sql}");
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! What a statement is, from its first words.
+//!
+//! Owns: PostgreSQL's commands by keyword, none of which depends on the parser. Never: looks into a
+//! query; it hands that over as text.
+
+use super::super::lexer::{Cursor, Kind};
+use super::{Need, Pin, Verb, Why, temporary};
+
+/// A statement, as far as its words say.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command<'a> {
+    Settled {
+        need: Need,
+        why: Why,
+        effects: Effects,
+        /// It runs text that is not read here.
+        runs_text: bool,
+        only_names: bool,
+    },
+    /// A query, which must be proven to be a read.
+    Query { text: &'a [u8], effects: Effects },
+    /// Reads one relation whole.
+    Relation { name: Vec<String>, effects: Effects },
+    /// `analyze` if the word stands there, whatever its value.
+    Explain {
+        analyze: bool,
+        inner: Box<Command<'a>>,
+    },
+}
+
+/// What a statement does to the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Effects {
+    pub verb: Verb,
+    pub pin: Option<Pin>,
+}
+
+impl Command<'_> {
+    pub fn effects(&self) -> Effects {
+        match self {
+            Command::Settled { effects, .. }
+            | Command::Query { effects, .. }
+            | Command::Relation { effects, .. } => *effects,
+            Command::Explain { analyze, inner } => Effects {
+                verb: Verb::Plain,
+                pin: inner.effects().pin.filter(|_| *analyze),
+            },
+        }
+    }
+
+    pub fn runs_text(&self) -> bool {
+        matches!(
+            self,
+            Command::Settled {
+                runs_text: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether the names in it are those of objects, and nothing of it is called. CREATE is not
+    /// among these: it may run a query.
+    pub fn only_names(&self) -> bool {
+        matches!(
+            self,
+            Command::Settled {
+                only_names: true,
+                ..
+            }
+        )
+    }
+
+    fn settled(need: Need, why: Why, verb: Verb) -> Self {
+        Command::Settled {
+            need,
+            why,
+            effects: Effects { verb, pin: None },
+            runs_text: false,
+            only_names: false,
+        }
+    }
+
+    fn transaction(verb: Verb) -> Self {
+        Self::settled(Need::Transaction, Why::TransactionControl, verb)
+    }
+
+    fn session(verb: Verb) -> Self {
+        Self::settled(Need::Session, Why::SessionState, verb)
+    }
+
+    fn write(why: Why, verb: Verb) -> Self {
+        Self::settled(Need::Write, why, verb)
+    }
+
+    fn pinning(mut self, pin: Option<Pin>) -> Self {
+        if let Command::Settled { effects, .. } = &mut self {
+            effects.pin = pin;
+        }
+        self
+    }
+}
+
+/// Reads one statement. `conforming` as for [`super::super::lexer::Lexer::new`].
+pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
+    let mut cursor = Cursor::new(text, conforming);
+    let query = Command::Query {
+        text,
+        effects: Effects {
+            verb: Verb::Plain,
+            pin: None,
+        },
+    };
+    let first = match cursor.next() {
+        Some(token) if token.kind == Kind::Open => return query,
+        Some(token) if token.kind == Kind::Word => token.text(text),
+        _ => return Command::write(Why::NotParsed, Verb::Plain),
+    };
+    // The longest keyword has ten letters.
+    let mut word = [0u8; 10];
+    let Some(word) = word.get_mut(..first.len()) else {
+        return Command::write(Why::NotParsed, Verb::Plain);
+    };
+    word.copy_from_slice(first);
+    word.make_ascii_lowercase();
+    match &*word {
+        b"select" | b"with" | b"values" => query,
+        b"table" => whole_table(&mut cursor).unwrap_or(query),
+        b"explain" => explain(&mut cursor, conforming),
+        b"copy" => copy(&mut cursor),
+
+        b"begin" | b"start" => Command::transaction(begin(&mut cursor, text)),
+        b"commit" | b"end" if !cursor.at("prepared") => Command::transaction(Verb::Commit),
+        b"rollback" | b"abort" if !cursor.at("prepared") => {
+            let _ = cursor.eat("work") || cursor.eat("transaction");
+            Command::transaction(if cursor.at("to") {
+                Verb::RollbackTo
+            } else {
+                Verb::Rollback
+            })
+        }
+        b"savepoint" => Command::transaction(Verb::Savepoint),
+        b"release" => Command::transaction(Verb::Release),
+        b"prepare" => {
+            if cursor.eat("transaction") && cursor.at_kind(Kind::String) {
+                Command::transaction(Verb::PrepareTransaction)
+            } else {
+                Command::write(Why::Utility, Verb::Prepare).pinning(Some(Pin::PreparedStatement))
+            }
+        }
+
+        b"set" => Command::session(set(&mut cursor, text)),
+        b"reset" => Command::session(Verb::Setting),
+        b"show" => Command::session(Verb::Show),
+        b"discard" => Command::session(if cursor.at("all") {
+            Verb::DiscardAll
+        } else {
+            Verb::DiscardOther
+        }),
+        b"deallocate" => Command::session(deallocate(&mut cursor)),
+
+        b"insert" | b"update" | b"delete" | b"merge" | b"truncate" => {
+            Command::write(Why::DataChange, Verb::Plain)
+        }
+        b"create" => Command::write(Why::Ddl, Verb::Ddl).pinning(created(cursor, text, conforming)),
+        b"alter" | b"drop" | b"grant" | b"revoke" | b"comment" | b"security" | b"reassign"
+        | b"import" | b"refresh" | b"reindex" | b"cluster" => Command::Settled {
+            need: Need::Write,
+            why: Why::Ddl,
+            effects: Effects {
+                verb: Verb::Ddl,
+                pin: None,
+            },
+            runs_text: false,
+            only_names: true,
+        },
+
+        b"execute" => Command::write(Why::Utility, Verb::Execute),
+        b"declare" => Command::write(Why::Utility, Verb::Declare).pinning(held(&mut cursor, text)),
+        b"fetch" | b"move" => Command::write(Why::Utility, Verb::Fetch),
+        b"close" => Command::write(Why::Utility, Verb::Close),
+        b"listen" => Command::write(Why::Utility, Verb::Listen).pinning(Some(Pin::Listen)),
+        b"unlisten" => Command::write(Why::Utility, Verb::Unlisten),
+        b"load" => Command::write(Why::Utility, Verb::Plain).pinning(Some(Pin::Load)),
+        b"do" => Command::Settled {
+            need: Need::Write,
+            why: Why::Utility,
+            effects: Effects {
+                verb: Verb::Plain,
+                pin: None,
+            },
+            runs_text: true,
+            only_names: false,
+        },
+        b"commit" | b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"call" | b"vacuum"
+        | b"analyze" | b"analyse" | b"checkpoint" | b"wait" | b"repack" => {
+            Command::write(Why::Utility, Verb::Plain)
+        }
+        _ => Command::write(Why::NotParsed, Verb::Plain),
+    }
+}
+
+/// The transaction modes of BEGIN and START TRANSACTION.
+fn begin(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
+    let mut read_only = None;
+    let mut serializable = false;
+    while let Some(token) = cursor.next() {
+        if token.is(text, "read") {
+            // `READ COMMITTED` and `READ UNCOMMITTED` are levels.
+            if cursor.at("only") {
+                read_only = Some(true);
+            } else if cursor.at("write") {
+                read_only = Some(false);
+            }
+        } else if token.is(text, "serializable") {
+            serializable = true;
+        }
+    }
+    // No standby can run a serializable transaction, read-only or not.
+    Verb::Begin {
+        read_only: read_only.filter(|only| !(*only && serializable)),
+    }
+}
+
+fn set(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
+    let session = cursor.eat("session");
+    let Some(next) = cursor.next() else {
+        return Verb::Setting;
+    };
+    // Of a variable with such a name the next token would be `=` or TO.
+    let named = cursor.at("to") || cursor.at_kind(Kind::Operator) || cursor.at_kind(Kind::Dot);
+    let local = ["local", "transaction", "constraints"]
+        .iter()
+        .any(|word| next.is(text, word));
+    if local && !named && !session {
+        Verb::SettingLocal
+    } else {
+        Verb::Setting
+    }
+}
+
+fn deallocate(cursor: &mut Cursor<'_>) -> Verb {
+    // PREPARE may be left out, and may be the name.
+    if cursor.eat("prepare") && cursor.peek().is_none() {
+        return Verb::Deallocate;
+    }
+    if cursor.at("all") {
+        Verb::DeallocateAll
+    } else {
+        Verb::Deallocate
+    }
+}
+
+/// What a CREATE leaves in the session.
+fn created(mut cursor: Cursor<'_>, text: &[u8], conforming: bool) -> Option<Pin> {
+    if cursor.eat("or") {
+        cursor.eat("replace");
+    }
+    let _ = cursor.eat("global") || cursor.eat("local");
+    if cursor.at("temp") || cursor.at("temporary") {
+        return Some(Pin::TemporaryTable);
+    }
+    temporary(text, conforming)
+}
+
+/// Whether a DECLARE is WITH HOLD.
+fn held(cursor: &mut Cursor<'_>, text: &[u8]) -> Option<Pin> {
+    while let Some(token) = cursor.next() {
+        if token.is(text, "for") {
+            break;
+        }
+        if token.is(text, "with") && cursor.at("hold") {
+            return Some(Pin::HeldCursor);
+        }
+    }
+    None
+}
+
+/// `TABLE name` and nothing more.
+fn whole_table<'a>(cursor: &mut Cursor<'a>) -> Option<Command<'a>> {
+    cursor.eat("only");
+    let name = relation(cursor)?;
+    cursor.peek().is_none().then_some(Command::Relation {
+        name,
+        effects: Effects {
+            verb: Verb::Plain,
+            pin: None,
+        },
+    })
+}
+
+fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
+    let mut analyze = false;
+    let mut options = cursor.clone();
+    match options.parenthesis() {
+        Some(inside) if !is_query(inside, conforming) => {
+            analyze = Cursor::new(inside, conforming)
+                .any(|t| t.is(inside, "analyze") || t.is(inside, "analyse"));
+            // A value is never looked at: the word alone means that it may run.
+            analyze |= Cursor::new(inside, conforming).any(|t| t.kind == Kind::QuotedWord);
+            *cursor = options;
+        }
+        Some(_) => {}
+        None => {
+            analyze = cursor.eat("analyze") || cursor.eat("analyse");
+            cursor.eat("verbose");
+        }
+    }
+    Command::Explain {
+        analyze,
+        inner: Box::new(match read(cursor.rest(), conforming) {
+            Command::Explain { .. } => Command::write(Why::NotParsed, Verb::Plain),
+            inner => inner,
+        }),
+    }
+}
+
+fn is_query(text: &[u8], conforming: bool) -> bool {
+    let cursor = Cursor::new(text, conforming);
+    cursor.at_kind(Kind::Open)
+        || ["select", "with", "values", "table"]
+            .iter()
+            .any(|word| cursor.at(word))
+}
+
+fn copy<'a>(cursor: &mut Cursor<'a>) -> Command<'a> {
+    let effects = Effects {
+        verb: Verb::Copy,
+        pin: None,
+    };
+    let write = |why| Command::write(why, Verb::Copy);
+    if cursor.at_kind(Kind::Open) {
+        return match cursor.parenthesis() {
+            Some(text) if cursor.eat("to") && cursor.at("stdout") => {
+                Command::Query { text, effects }
+            }
+            Some(_) => write(Why::Utility),
+            None => write(Why::NotParsed),
+        };
+    }
+    let mut after_binary = cursor.clone();
+    if after_binary.eat("binary") && !after_binary.at("to") && !after_binary.at("from") {
+        *cursor = after_binary;
+    }
+    let name = relation(cursor);
+    if cursor.at_kind(Kind::Open) && cursor.parenthesis().is_none() {
+        return write(Why::NotParsed);
+    }
+    match name {
+        _ if cursor.at("from") => write(Why::DataChange),
+        Some(name) if cursor.eat("to") && cursor.at("stdout") => {
+            Command::Relation { name, effects }
+        }
+        Some(_) => write(Why::Utility),
+        None => write(Why::NotParsed),
+    }
+}
+
+/// The parts of a relation's name.
+fn relation(cursor: &mut Cursor<'_>) -> Option<Vec<String>> {
+    let mut parts = Vec::new();
+    loop {
+        let name = cursor.eat_name()?;
+        parts.push(String::from_utf8(name.into_owned()).ok()?);
+        if !cursor.eat_kind(Kind::Dot) {
+            return Some(parts);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effects(sql: &str) -> (Verb, Option<Pin>) {
+        let Effects { verb, pin } = read(sql.as_bytes(), true).effects();
+        (verb, pin)
+    }
+
+    #[test]
+    fn verbs_are_known_by_their_words() {
+        let begin = |read_only| Verb::Begin { read_only };
+        for (sql, verb) in [
+            ("begin", begin(None)),
+            ("BEGIN WORK READ ONLY", begin(Some(true))),
+            (
+                "start transaction isolation level read committed",
+                begin(None),
+            ),
+            (
+                "start transaction isolation level repeatable read, read only",
+                begin(Some(true)),
+            ),
+            ("begin read only, read write", begin(Some(false))),
+            ("begin isolation level serializable read only", begin(None)),
+            (
+                "begin isolation level serializable read write",
+                begin(Some(false)),
+            ),
+            ("commit and chain", Verb::Commit),
+            ("end", Verb::Commit),
+            ("commit prepared 'x'", Verb::Plain),
+            ("rollback prepared 'x'", Verb::Plain),
+            ("abort work", Verb::Rollback),
+            ("rollback to a", Verb::RollbackTo),
+            ("rollback transaction to savepoint a", Verb::RollbackTo),
+            ("savepoint a", Verb::Savepoint),
+            ("release a", Verb::Release),
+            ("prepare transaction 'x'", Verb::PrepareTransaction),
+            ("set a = 1", Verb::Setting),
+            ("set local a = 1", Verb::SettingLocal),
+            ("set transaction read only", Verb::SettingLocal),
+            ("set constraints all deferred", Verb::SettingLocal),
+            (
+                "set session characteristics as transaction read only",
+                Verb::Setting,
+            ),
+            ("set session transaction.x = 1", Verb::Setting),
+            ("reset all", Verb::Setting),
+            ("show all", Verb::Show),
+            ("discard all", Verb::DiscardAll),
+            ("discard plans", Verb::DiscardOther),
+            ("deallocate all", Verb::DeallocateAll),
+            ("deallocate prepare all", Verb::DeallocateAll),
+            ("deallocate prepare", Verb::Deallocate),
+            ("deallocate prepare a", Verb::Deallocate),
+            ("execute a", Verb::Execute),
+            ("fetch next from c", Verb::Fetch),
+            ("move 1 in c", Verb::Fetch),
+            ("close all", Verb::Close),
+            ("unlisten *", Verb::Unlisten),
+            ("copy t from stdin", Verb::Copy),
+            ("copy (select 1) to stdout", Verb::Copy),
+            ("alter table t add a int", Verb::Ddl),
+            ("select 1", Verb::Plain),
+        ] {
+            assert_eq!(effects(sql), (verb, None), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_stays_with_the_server_pins() {
+        for (sql, pin) in [
+            ("create temp table t (a int)", Pin::TemporaryTable),
+            (
+                "create local temporary table t as select 1",
+                Pin::TemporaryTable,
+            ),
+            (
+                "create or replace temp view v as select 1",
+                Pin::TemporaryTable,
+            ),
+            ("create temporary sequence s", Pin::TemporaryTable),
+            ("create table pg_temp.t (a int)", Pin::TemporaryTable),
+            (
+                "create function pg_temp.f() returns int language sql as ''",
+                Pin::TemporaryTable,
+            ),
+            (
+                "declare c binary cursor with hold for select 1",
+                Pin::HeldCursor,
+            ),
+            ("listen a", Pin::Listen),
+            ("prepare p as select 1", Pin::PreparedStatement),
+            ("prepare transaction as select 1", Pin::PreparedStatement),
+            ("load 'x'", Pin::Load),
+            (
+                "explain analyze create temp table t as select 1",
+                Pin::TemporaryTable,
+            ),
+        ] {
+            assert_eq!(effects(sql).1, Some(pin), "{sql}");
+        }
+        for sql in [
+            "create table temp (a int)",
+            "create unlogged table t (a int)",
+            "declare c cursor without hold for select 1",
+            "declare c cursor for select 1 as with, hold",
+            "explain create temp table t as select 1",
+        ] {
+            assert_eq!(effects(sql).1, None, "{sql}");
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! The proof that a parsed query only reads.
+//!
+//! Owns: which parts of a syntax tree are known, and the names in them. Never: passes over a part.
+//! Every struct is taken apart field by field, so that a field that a new version of the parser
+//! adds does not compile until it is looked at, and every kind of node that is not listed is an
+//! objection.
+
+mod expr;
+
+use sqlparser::ast::*;
+
+use super::super::functions::{Rules, Verdict};
+use super::super::relations::server_local;
+use super::{Why, weight};
+
+/// What has been seen so far. Its names are those of all queries walked; its objection is the last
+/// query's.
+pub(super) struct Walk<'r> {
+    rules: &'r Rules,
+    functions: Vec<Box<str>>,
+    relations: Vec<Box<str>>,
+    /// Names that WITH brings into scope.
+    scope: Vec<String>,
+    objection: Option<Why>,
+}
+
+impl<'r> Walk<'r> {
+    pub fn new(rules: &'r Rules) -> Self {
+        Walk {
+            rules,
+            functions: Vec::new(),
+            relations: Vec::new(),
+            scope: Vec::new(),
+            objection: None,
+        }
+    }
+
+    /// The functions and the relations named, each once.
+    pub fn names(self) -> (Box<[Box<str>]>, Box<[Box<str>]>) {
+        let once = |mut names: Vec<Box<str>>| {
+            names.sort_unstable();
+            names.dedup();
+            names.into_boxed_slice()
+        };
+        (once(self.functions), once(self.relations))
+    }
+
+    /// What is against the query being a read, if anything.
+    pub fn take_objection(&mut self) -> Option<Why> {
+        self.objection.take()
+    }
+
+    fn object(&mut self, why: Why) {
+        if self.objection.is_none_or(|old| weight(old) < weight(why)) {
+            self.objection = Some(why);
+        }
+    }
+
+    /// Something that PostgreSQL has not, or that is not known here.
+    fn unknown(&mut self) {
+        self.object(Why::NotParsed);
+    }
+
+    /// Objects unless a part of another dialect is absent.
+    fn absent(&mut self, absent: bool) {
+        if !absent {
+            self.unknown();
+        }
+    }
+
+    pub fn query(&mut self, query: &Query) {
+        let Query {
+            with,
+            body,
+            order_by,
+            limit_clause,
+            fetch,
+            locks,
+            for_clause,
+            settings,
+            format_clause,
+            pipe_operators,
+        } = query;
+        self.absent(
+            for_clause.is_none()
+                && settings.is_none()
+                && format_clause.is_none()
+                && pipe_operators.is_empty(),
+        );
+        if !locks.is_empty() {
+            self.object(Why::LockingClause);
+        }
+        let scope = self.scope.len();
+        if let Some(with) = with {
+            self.with(with);
+        }
+        self.set_expr(body);
+        if let Some(order_by) = order_by {
+            self.order_by(order_by);
+        }
+        match limit_clause {
+            None => {}
+            Some(LimitClause::LimitOffset {
+                limit,
+                offset,
+                limit_by,
+            }) => {
+                self.absent(limit_by.is_empty());
+                self.exprs(limit);
+                self.exprs(offset.as_ref().map(|Offset { value, rows: _ }| value));
+            }
+            Some(LimitClause::OffsetCommaLimit { .. }) => self.unknown(),
+        }
+        if let Some(Fetch {
+            with_ties: _,
+            percent: _,
+            quantity,
+        }) = fetch
+        {
+            self.exprs(quantity);
+        }
+        self.scope.truncate(scope);
+    }
+
+    /// Brings the names of a WITH into scope: for all of it if it is recursive, else for what
+    /// follows each.
+    fn with(&mut self, with: &With) {
+        let With {
+            with_token: _,
+            recursive,
+            cte_tables,
+        } = with;
+        if *recursive {
+            let names = cte_tables.iter().map(|cte| cte.alias.name.value.clone());
+            self.scope.extend(names);
+        }
+        for cte in cte_tables {
+            let Cte {
+                alias,
+                query,
+                from,
+                materialized: _,
+                closing_paren_token: _,
+            } = cte;
+            self.absent(from.is_none());
+            self.query(query);
+            self.alias(Some(alias));
+            if !recursive {
+                self.scope.push(alias.name.value.clone());
+            }
+        }
+    }
+
+    fn set_expr(&mut self, mut set_expr: &SetExpr) {
+        // A chain of set operations leans to the left; following it takes no stack.
+        while let SetExpr::SetOperation {
+            left,
+            op: _,
+            set_quantifier: _,
+            right,
+        } = set_expr
+        {
+            self.set_expr(right);
+            set_expr = left;
+        }
+        match set_expr {
+            SetExpr::SetOperation { .. } => {}
+            SetExpr::Select(select) => self.select(select),
+            SetExpr::Query(query) => self.query(query),
+            SetExpr::Values(Values {
+                explicit_row,
+                value_keyword,
+                rows,
+            }) => {
+                self.absent(!explicit_row && !value_keyword);
+                for row in rows {
+                    self.exprs(&row.content);
+                }
+            }
+            SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {
+                self.object(Why::DataChange);
+            }
+            SetExpr::Table(table) => {
+                let Table {
+                    table_name,
+                    schema_name,
+                } = &**table;
+                let parts = [schema_name.as_deref(), table_name.as_deref()];
+                let parts: Vec<&str> = parts.into_iter().flatten().collect();
+                self.relation(&parts);
+            }
+        }
+    }
+
+    fn select(&mut self, select: &Select) {
+        let Select {
+            select_token: _,
+            optimizer_hints,
+            distinct,
+            select_modifiers,
+            top,
+            top_before_distinct: _,
+            projection,
+            exclude,
+            into,
+            from,
+            lateral_views,
+            prewhere,
+            selection,
+            connect_by,
+            group_by,
+            cluster_by,
+            distribute_by,
+            sort_by,
+            having,
+            named_window,
+            qualify,
+            window_before_qualify: _,
+            value_table_mode,
+            flavor,
+        } = select;
+        self.absent(
+            optimizer_hints.is_empty()
+                && select_modifiers.is_none()
+                && top.is_none()
+                && exclude.is_none()
+                && lateral_views.is_empty()
+                && prewhere.is_none()
+                && connect_by.is_empty()
+                && cluster_by.is_empty()
+                && distribute_by.is_empty()
+                && sort_by.is_empty()
+                && qualify.is_none()
+                && value_table_mode.is_none()
+                && *flavor == SelectFlavor::Standard,
+        );
+        if into.is_some() {
+            self.object(Why::SelectInto);
+        }
+        if let Some(Distinct::On(exprs)) = distinct {
+            self.exprs(exprs);
+        }
+        for item in projection {
+            self.select_item(item);
+        }
+        for table in from {
+            self.table_with_joins(table);
+        }
+        self.exprs(selection);
+        match group_by {
+            GroupByExpr::Expressions(exprs, modifiers) => {
+                self.absent(modifiers.is_empty());
+                self.exprs(exprs);
+            }
+            GroupByExpr::All(_) => self.unknown(),
+        }
+        self.exprs(having);
+        for NamedWindowDefinition(_, window) in named_window {
+            match window {
+                NamedWindowExpr::NamedWindow(_) => {}
+                NamedWindowExpr::WindowSpec(spec) => self.window(spec),
+            }
+        }
+    }
+
+    fn select_item(&mut self, item: &SelectItem) {
+        match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, alias: _ } => {
+                self.expr(expr);
+            }
+            SelectItem::ExprWithAliases { .. } => self.unknown(),
+            SelectItem::QualifiedWildcard(kind, options) => {
+                if let SelectItemQualifiedWildcardKind::Expr(expr) = kind {
+                    self.expr(expr);
+                }
+                self.wildcard(options);
+            }
+            SelectItem::Wildcard(options) => self.wildcard(options),
+        }
+    }
+
+    fn wildcard(&mut self, options: &WildcardAdditionalOptions) {
+        let WildcardAdditionalOptions {
+            wildcard_token: _,
+            opt_ilike,
+            opt_exclude,
+            opt_except,
+            opt_replace,
+            opt_rename,
+            opt_alias: _,
+        } = options;
+        self.absent(
+            opt_ilike.is_none()
+                && opt_exclude.is_none()
+                && opt_except.is_none()
+                && opt_replace.is_none()
+                && opt_rename.is_none(),
+        );
+    }
+
+    fn table_with_joins(&mut self, table: &TableWithJoins) {
+        let TableWithJoins { relation, joins } = table;
+        self.table_factor(relation);
+        for Join {
+            relation,
+            global,
+            join_operator,
+        } in joins
+        {
+            self.absent(!global);
+            self.table_factor(relation);
+            match join_operator {
+                JoinOperator::Join(constraint)
+                | JoinOperator::Inner(constraint)
+                | JoinOperator::Left(constraint)
+                | JoinOperator::LeftOuter(constraint)
+                | JoinOperator::Right(constraint)
+                | JoinOperator::RightOuter(constraint)
+                | JoinOperator::FullOuter(constraint)
+                | JoinOperator::CrossJoin(constraint) => match constraint {
+                    JoinConstraint::On(expr) => self.expr(expr),
+                    JoinConstraint::Using(_) | JoinConstraint::Natural | JoinConstraint::None => {}
+                },
+                _ => self.unknown(),
+            }
+        }
+    }
+
+    fn table_factor(&mut self, factor: &TableFactor) {
+        match factor {
+            TableFactor::Table {
+                name,
+                alias,
+                args,
+                with_hints,
+                version,
+                with_ordinality: _,
+                partitions,
+                json_path,
+                sample,
+                index_hints,
+            } => {
+                self.absent(
+                    with_hints.is_empty()
+                        && version.is_none()
+                        && partitions.is_empty()
+                        && json_path.is_none()
+                        && index_hints.is_empty(),
+                );
+                match args {
+                    None => self.with_parts(name, Self::relation),
+                    Some(TableFunctionArgs { args, settings }) => {
+                        self.absent(settings.is_none());
+                        self.with_parts(name, Self::function_name);
+                        self.function_args(args);
+                    }
+                }
+                self.alias(alias.as_ref());
+                self.sample(sample.as_ref());
+            }
+            TableFactor::Derived {
+                lateral: _,
+                subquery,
+                alias,
+                sample,
+            } => {
+                self.query(subquery);
+                self.alias(alias.as_ref());
+                self.sample(sample.as_ref());
+            }
+            TableFactor::Function {
+                lateral: _,
+                name,
+                args,
+                with_ordinality: _,
+                alias,
+            } => {
+                self.with_parts(name, Self::function_name);
+                self.function_args(args);
+                self.alias(alias.as_ref());
+            }
+            TableFactor::UNNEST {
+                alias,
+                array_exprs,
+                with_offset,
+                with_offset_alias,
+                with_ordinality: _,
+            } => {
+                self.absent(!with_offset && with_offset_alias.is_none());
+                self.function_name(&["unnest"]);
+                self.exprs(array_exprs);
+                self.alias(alias.as_ref());
+            }
+            TableFactor::NestedJoin {
+                table_with_joins,
+                alias,
+            } => {
+                self.table_with_joins(table_with_joins);
+                self.alias(alias.as_ref());
+            }
+            _ => self.unknown(),
+        }
+    }
+
+    fn alias(&mut self, alias: Option<&TableAlias>) {
+        let Some(TableAlias {
+            explicit: _,
+            name: _,
+            columns,
+            at,
+        }) = alias
+        else {
+            return;
+        };
+        self.absent(at.is_none());
+        for TableAliasColumnDef { name: _, data_type } in columns {
+            if let Some(data_type) = data_type {
+                self.data_type(data_type);
+            }
+        }
+    }
+
+    fn sample(&mut self, sample: Option<&TableSampleKind>) {
+        let sample = match sample {
+            None => return,
+            Some(TableSampleKind::BeforeTableAlias(s) | TableSampleKind::AfterTableAlias(s)) => s,
+        };
+        let TableSample {
+            modifier,
+            name,
+            quantity,
+            seed: _,
+            bucket,
+            offset,
+        } = &**sample;
+        let method = matches!(
+            name,
+            Some(TableSampleMethod::Bernoulli | TableSampleMethod::System)
+        );
+        let modifier = matches!(modifier, TableSampleModifier::TableSample);
+        self.absent(method && modifier && bucket.is_none() && offset.is_none());
+        if let Some(TableSampleQuantity {
+            parenthesized: _,
+            value,
+            unit,
+        }) = quantity
+        {
+            self.absent(unit.is_none());
+            self.expr(value);
+        }
+    }
+
+    fn order_by(&mut self, order_by: &OrderBy) {
+        let OrderBy { kind, interpolate } = order_by;
+        self.absent(interpolate.is_none());
+        match kind {
+            OrderByKind::Expressions(exprs) => self.order_by_exprs(exprs),
+            OrderByKind::All(_) => self.unknown(),
+        }
+    }
+
+    fn order_by_exprs(&mut self, exprs: &[OrderByExpr]) {
+        for OrderByExpr {
+            expr,
+            options:
+                OrderByOptions {
+                    sort: _,
+                    nulls_first: _,
+                },
+            with_fill,
+        } in exprs
+        {
+            self.absent(with_fill.is_none());
+            self.expr(expr);
+        }
+    }
+
+    /// Hands the parts of a name on, if they are all plain.
+    fn with_parts(&mut self, name: &ObjectName, then: fn(&mut Self, &[&str])) {
+        let parts: Option<Vec<&str>> = name
+            .0
+            .iter()
+            .map(|part| part.as_ident().map(|ident| ident.value.as_str()))
+            .collect();
+        match parts {
+            Some(parts) => then(self, &parts),
+            None => self.unknown(),
+        }
+    }
+
+    /// A relation that is read.
+    pub fn relation(&mut self, parts: &[&str]) {
+        let Some((schema, name)) = qualified(parts) else {
+            return self.unknown();
+        };
+        if schema.is_none() && self.scope.iter().any(|s| s == name) {
+            return;
+        }
+        if server_local(schema, name) {
+            self.object(Why::ServerLocalRelation);
+        }
+        self.relations.push(written(parts));
+    }
+
+    /// A function that is called.
+    fn function_name(&mut self, parts: &[&str]) {
+        let Some((schema, name)) = qualified(parts) else {
+            return self.unknown();
+        };
+        match self.rules.verdict(schema, name) {
+            Verdict::Safe => {}
+            Verdict::Unsafe => self.object(Why::UnsafeFunction),
+            Verdict::Unknown => self.object(Why::UnknownFunction),
+        }
+        self.functions.push(written(parts));
+    }
+}
+
+/// The schema and the name of something, whose database is of no account.
+fn qualified<'a>(parts: &[&'a str]) -> Option<(Option<&'a str>, &'a str)> {
+    match *parts {
+        [name] => Some((None, name)),
+        [schema, name] | [_, schema, name] => Some((Some(schema), name)),
+        _ => None,
+    }
+}
+
+/// A name as it was written. A part that holds a dot keeps its quotes, so that no name reads as
+/// another one.
+fn written(parts: &[&str]) -> Box<str> {
+    let mut name = String::new();
+    for part in parts {
+        if !name.is_empty() {
+            name.push('.');
+        }
+        if part.contains(['.', '"']) {
+            name.push('"');
+            name.push_str(&part.replace('"', "\"\""));
+            name.push('"');
+        } else {
+            name.push_str(part);
+        }
+    }
+    name.into()
+}

@@ -1,0 +1,329 @@
+//! The details of session commands.
+//!
+//! Owns: which setting a SET or RESET is about, and which statement a DEALLOCATE. Never: keeps a
+//! value; a command is replayed as it was written.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::lexer::{Cursor, Kind};
+
+/// What a SET or RESET is about. Names are in lower case, as the server compares them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting<'a> {
+    Set {
+        name: Cow<'a, str>,
+    },
+    /// RESET, or SET … TO DEFAULT.
+    Reset {
+        name: Cow<'a, str>,
+    },
+    ResetAll,
+    /// Gone with the transaction: SET LOCAL, SET TRANSACTION, SET CONSTRAINTS.
+    Local,
+}
+
+/// The name by which `SET SESSION CHARACTERISTICS AS TRANSACTION …` is known. It is no setting's
+/// own: it sets several.
+pub const TRANSACTION_CHARACTERISTICS: &str = "transaction characteristics";
+
+/// The longest name the server keeps, in bytes; it cuts off the rest.
+const NAME_MAX: usize = 63;
+
+/// What one SET or RESET is about, or `None` if the statement is neither or is not understood. The
+/// session then must ask the server.
+pub fn setting(statement: &[u8]) -> Option<Setting<'_>> {
+    let mut cursor = Cursor::new(statement, true);
+    if cursor.eat("reset") {
+        return reset(&mut cursor);
+    }
+    if !cursor.eat("set") {
+        return None;
+    }
+    let mut ahead = cursor.clone();
+    if ahead.eat("local") && !assigns(&ahead) {
+        return Some(Setting::Local);
+    }
+    if ahead.eat("session") && !assigns(&ahead) {
+        if ahead.eat("characteristics") {
+            return set(TRANSACTION_CHARACTERISTICS);
+        }
+        // SESSION twice is the same as once.
+        ahead.eat("session");
+        if ahead.at("authorization") {
+            let mut value = ahead.clone();
+            value.next();
+            // The longer spelling of the plain form, which has no `=` and no TO.
+            if !assigns(&value) {
+                return Some(assigned("session_authorization".into(), &value));
+            }
+        }
+        cursor = ahead;
+    }
+    let special = cursor.clone();
+    if let Some(setting) = words(special) {
+        return Some(setting);
+    }
+    let name = name(&mut cursor)?;
+    if !cursor.eat("to") && !cursor.eat_kind(Kind::Operator) {
+        // `SET name FROM CURRENT` belongs to functions only.
+        return None;
+    }
+    Some(assigned(name, &cursor))
+}
+
+/// The name of the statement that a DEALLOCATE drops, as the server reads it, and where the name
+/// stands in the statement. `None` if it drops all of them or is no such statement.
+pub fn deallocate(statement: &[u8]) -> Option<(Cow<'_, [u8]>, Range<usize>)> {
+    let mut cursor = Cursor::new(statement, true);
+    if !cursor.eat("deallocate") {
+        return None;
+    }
+    let mut ahead = cursor.clone();
+    // PREPARE may be left out, and may be the name.
+    if ahead.eat("prepare") && ahead.peek().is_some() {
+        cursor = ahead;
+    }
+    let token = cursor.peek()?;
+    if token.is(statement, "all") {
+        return None;
+    }
+    let name = match cursor.eat_name()? {
+        Cow::Borrowed(name) => Cow::Borrowed(clipped(name)),
+        Cow::Owned(mut name) => {
+            name.truncate(clipped(&name).len());
+            Cow::Owned(name)
+        }
+    };
+    cursor
+        .peek()
+        .is_none()
+        .then_some((name, token.start..token.end))
+}
+
+fn set(name: &'static str) -> Option<Setting<'static>> {
+    Some(Setting::Set { name: name.into() })
+}
+
+fn reset<'a>(cursor: &mut Cursor<'a>) -> Option<Setting<'a>> {
+    let reset = |name: &'static str| Some(Setting::Reset { name: name.into() });
+    if cursor.at("all") {
+        return Some(Setting::ResetAll);
+    }
+    let mut ahead = cursor.clone();
+    if ahead.eat("time") && ahead.at("zone") {
+        return reset("timezone");
+    }
+    let mut ahead = cursor.clone();
+    if ahead.eat("transaction") && ahead.eat("isolation") && ahead.at("level") {
+        return reset("transaction_isolation");
+    }
+    let mut ahead = cursor.clone();
+    if ahead.eat("session") && ahead.at("authorization") {
+        return reset("session_authorization");
+    }
+    let name = name(cursor)?;
+    cursor.peek().is_none().then_some(Setting::Reset { name })
+}
+
+/// The forms of SET that spell their setting in words of their own.
+fn words(mut cursor: Cursor<'_>) -> Option<Setting<'_>> {
+    let words = [
+        "time",
+        "names",
+        "role",
+        "schema",
+        "catalog",
+        "xml",
+        "transaction",
+        "constraints",
+    ];
+    let word = words.into_iter().find(|word| cursor.at(word))?;
+    cursor.next();
+    // A setting with such a name goes on differently.
+    if assigns(&cursor) {
+        return None;
+    }
+    match word {
+        "time" => cursor.eat("zone").then(|| match cursor.at("local") {
+            true => Setting::Reset {
+                name: "timezone".into(),
+            },
+            false => assigned("timezone".into(), &cursor),
+        }),
+        // Without a value it is the default.
+        "names" if cursor.peek().is_none() => Some(Setting::Reset {
+            name: "client_encoding".into(),
+        }),
+        "names" => Some(assigned("client_encoding".into(), &cursor)),
+        // NONE is a value: RESET goes back to what the connection started with.
+        "role" => set("role"),
+        "schema" => set("search_path"),
+        "xml" => cursor.eat("option").then(|| Setting::Set {
+            name: "xmloption".into(),
+        }),
+        "transaction" | "constraints" => Some(Setting::Local),
+        // The server has no SET CATALOG.
+        _ => None,
+    }
+}
+
+/// Whether what follows gives a value to a setting whose name has just been read.
+fn assigns(cursor: &Cursor<'_>) -> bool {
+    cursor.at("to") || cursor.at_kind(Kind::Operator) || cursor.at_kind(Kind::Dot)
+}
+
+/// A SET whose value comes next.
+fn assigned<'a>(name: Cow<'a, str>, value: &Cursor<'_>) -> Setting<'a> {
+    if value.at("default") {
+        Setting::Reset { name }
+    } else {
+        Setting::Set { name }
+    }
+}
+
+/// A setting's name, which may have parts.
+fn name<'a>(cursor: &mut Cursor<'a>) -> Option<Cow<'a, str>> {
+    let mut name = lower(cursor.eat_name()?)?;
+    while cursor.eat_kind(Kind::Dot) {
+        let part = lower(cursor.eat_name()?)?;
+        let whole = name.to_mut();
+        whole.push('.');
+        whole.push_str(&part);
+    }
+    Some(name)
+}
+
+fn lower(name: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
+    let mut name = match name {
+        Cow::Borrowed(name) => Cow::Borrowed(str::from_utf8(name).ok()?),
+        Cow::Owned(name) => Cow::Owned(String::from_utf8(name).ok()?),
+    };
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        name.to_mut().make_ascii_lowercase();
+    }
+    Some(name)
+}
+
+/// What the server keeps of a long name: whole characters.
+fn clipped(name: &[u8]) -> &[u8] {
+    if name.len() <= NAME_MAX {
+        return name;
+    }
+    let mut end = NAME_MAX;
+    while end > NAME_MAX - 4 && name[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_named_as_the_server_names_them() {
+        let set = |name: &'static str| Some(Setting::Set { name: name.into() });
+        let reset = |name: &'static str| Some(Setting::Reset { name: name.into() });
+        for (sql, expected) in [
+            ("SET Search_Path TO a, b", set("search_path")),
+            ("set session search_path = 'a'", set("search_path")),
+            ("set \"DateStyle\" to iso", set("datestyle")),
+            ("set myapp.User to 'x'", set("myapp.user")),
+            ("set /* c */ a.b.c = 1", set("a.b.c")),
+            ("set a := 1", set("a")),
+            ("set a to default", reset("a")),
+            ("set session a = DEFAULT", reset("a")),
+            ("set a = 'default'", set("a")),
+            ("set time zone 'UTC'", set("timezone")),
+            ("set session time zone interval '1' hour", set("timezone")),
+            ("set time zone local", reset("timezone")),
+            ("set time zone default", reset("timezone")),
+            ("SET TIMEZONE TO 'UTC'", set("timezone")),
+            ("set names 'UTF8'", set("client_encoding")),
+            ("set names", reset("client_encoding")),
+            ("set names default", reset("client_encoding")),
+            ("set role app", set("role")),
+            ("set role none", set("role")),
+            ("set session role 'app'", set("role")),
+            ("set role to app", set("role")),
+            ("reset role", reset("role")),
+            ("set schema 'a'", set("search_path")),
+            ("set xml option document", set("xmloption")),
+            (
+                "set session authorization app",
+                set("session_authorization"),
+            ),
+            (
+                "set session session authorization app",
+                set("session_authorization"),
+            ),
+            (
+                "set session authorization default",
+                reset("session_authorization"),
+            ),
+            (
+                "reset session authorization",
+                reset("session_authorization"),
+            ),
+            (
+                "set session characteristics as transaction read only",
+                set(TRANSACTION_CHARACTERISTICS),
+            ),
+            ("set local a = 1", Some(Setting::Local)),
+            ("set local time zone 'UTC'", Some(Setting::Local)),
+            ("set local role app", Some(Setting::Local)),
+            ("set local session authorization app", Some(Setting::Local)),
+            (
+                "set transaction isolation level serializable",
+                Some(Setting::Local),
+            ),
+            ("set transaction snapshot '1'", Some(Setting::Local)),
+            ("set constraints all deferred", Some(Setting::Local)),
+            ("reset all", Some(Setting::ResetAll)),
+            ("RESET a.B", reset("a.b")),
+            ("reset time zone", reset("timezone")),
+            (
+                "reset transaction isolation level",
+                reset("transaction_isolation"),
+            ),
+            ("reset", None),
+            ("set", None),
+            ("set a", None),
+            ("set a from current", None),
+            ("set catalog 'x'", None),
+            ("show a", None),
+            ("", None),
+        ] {
+            assert_eq!(setting(sql.as_bytes()), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn deallocate_names_one_statement() {
+        let found = |sql: &'static str| {
+            deallocate(sql.as_bytes()).map(|(name, range)| {
+                let name = String::from_utf8(name.into_owned()).expect("text");
+                (name, &sql[range])
+            })
+        };
+        let is = |name: &str, token| Some((name.to_owned(), token));
+        assert_eq!(found("DEALLOCATE Foo"), is("foo", "Foo"));
+        assert_eq!(
+            found("deallocate prepare \"F\"\"o\""),
+            is("F\"o", "\"F\"\"o\"")
+        );
+        assert_eq!(
+            found("deallocate /* x */ prepare"),
+            is("prepare", "prepare")
+        );
+        assert_eq!(found("deallocate all"), None);
+        assert_eq!(found("deallocate prepare all"), None);
+        assert_eq!(found("deallocate \"all\""), is("all", "\"all\""));
+        assert_eq!(found("deallocate a b"), None);
+        assert_eq!(found("deallocate"), None);
+        let long = format!("deallocate {}é", "a".repeat(62));
+        let (name, _) = deallocate(long.as_bytes()).expect("a name");
+        assert_eq!(name.len(), 62, "no character is cut in two");
+    }
+}

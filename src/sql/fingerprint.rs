@@ -1,0 +1,462 @@
+//! The normal form of a text: what texts of one class share.
+//!
+//! Owns: which differences between texts do not count (literals, parameters, space, comments, the
+//! case of keywords), and the measures that say what may reach the parser. Never: hashes two texts
+//! to one key; the normal form itself is the key, and it is also all that a class is made from. So
+//! no literal can decide a class, and no collision can change one.
+//!
+//! The normal form is SQL again: numbers are `0`, strings `''`, parameters `$1`. A list of literals
+//! is its first one, and a list of rows of literals its first row, so that `IN (…)` and `VALUES`
+//! of any length are one text. An ordinary token never disappears: only literals, the commas
+//! between them and the parentheses around them do.
+
+use std::cell::Cell;
+
+use super::lexer::{Kind, Lexer};
+
+/// The longest normal form, in bytes, that is parsed and cached. A parser takes some 100 ns for
+/// each byte.
+pub const BYTES_MAX: usize = 16 * 1024;
+/// The deepest nesting that is measured, and so far above what may be parsed.
+const DEPTH_MAX: usize = 32;
+/// Scratch buffers above this capacity are given back rather than kept by the thread.
+const SCRATCH_MAX: usize = 4 * BYTES_MAX;
+
+/// What a parser's stack depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Tokens in the longest run at one depth that no comma divides: operators chain in such a run,
+    /// and a parser nests them. Set operations, which chain across commas, count on.
+    pub chain: usize,
+    /// The deepest nesting of parentheses, brackets and CASE.
+    pub depth: usize,
+}
+
+/// Normalises `sql` into this thread's scratch buffer and hands it over, with its shape. `None` if
+/// the normal form is longer than [`BYTES_MAX`]. `conforming` as for [`Lexer::new`].
+pub fn with<R>(sql: &[u8], conforming: bool, then: impl FnOnce(Option<(&[u8], Shape)>) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let mut out = SCRATCH.take();
+    let result = match normalise(sql, conforming, &mut out) {
+        Some(shape) => then(Some((&out, shape))),
+        None => then(None),
+    };
+    if out.capacity() <= SCRATCH_MAX {
+        SCRATCH.set(out);
+    }
+    result
+}
+
+/// Writes the normal form of `sql` over `out`. `None` if it would be longer than [`BYTES_MAX`].
+pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shape> {
+    out.clear();
+    out.reserve((2 * sql.len()).min(BYTES_MAX + 64));
+    let mut lexer = Lexer::new(sql, conforming);
+    let mut form = Form {
+        out,
+        last: Tail::Start,
+        tails: Tails(0),
+        starts: [0; 2],
+    };
+    let mut measure = Measure::default();
+    while let Some(token) = lexer.solid() {
+        let text = &sql[token.start..token.end];
+        match token.kind {
+            Kind::Number => form.literal(b"0"),
+            Kind::String => form.literal(b"''"),
+            Kind::Parameter => form.literal(b"$1"),
+            Kind::Word => {
+                form.push(Tail::Word, text);
+                let start = form.starts[1];
+                form.out[start..].make_ascii_lowercase();
+                measure.word(text);
+            }
+            Kind::Comma => {
+                form.constant_ends();
+                form.push(Tail::Comma, b",");
+                measure.comma();
+            }
+            Kind::Open | Kind::OpenBracket => {
+                form.push(Tail::Open, text);
+                measure.open();
+            }
+            Kind::Close => {
+                form.constant_ends();
+                form.close();
+                measure.close();
+            }
+            Kind::CloseBracket => {
+                form.push(Tail::Close, text);
+                measure.close();
+            }
+            Kind::Operator if matches!(text, b"-" | b"+") => form.push(Tail::Sign, text),
+            Kind::Dot => form.push(Tail::Dot, text),
+            Kind::Semicolon => {
+                form.push(Tail::Close, text);
+                measure.semicolon();
+            }
+            Kind::QuotedWord | Kind::UnicodeWord => form.push(Tail::Quoted, text),
+            Kind::Operator | Kind::Other | Kind::Broken => form.push(Tail::Other, text),
+            Kind::Space | Kind::Comment => {}
+        }
+        measure.token();
+        if form.out.len() > BYTES_MAX {
+            return None;
+        }
+    }
+    Some(measure.shape)
+}
+
+/// What a token of the normal form is, as far as the next one cares.
+#[derive(Clone, Copy, PartialEq)]
+#[repr(u8)]
+enum Tail {
+    Start,
+    Word,
+    Quoted,
+    Literal,
+    Open,
+    Close,
+    Comma,
+    Dot,
+    /// `+` or `-`.
+    Sign,
+    Other,
+}
+
+/// The last sixteen tokens, the newest in the lowest four bits.
+#[derive(Clone, Copy)]
+struct Tails(u64);
+
+impl Tails {
+    #[inline]
+    fn push(&mut self, tail: Tail) {
+        self.0 = self.0 << 4 | tail as u64;
+    }
+
+    #[inline]
+    fn pop(&mut self, count: u32) {
+        self.0 >>= 4 * count;
+    }
+
+    /// Whether the last two tokens are `before` and `last`.
+    #[inline]
+    fn end(self, before: Tail, last: Tail) -> bool {
+        self.0 & 0xff == (before as u64) << 4 | last as u64
+    }
+
+    /// Whether the last token is `last` and begins an element of a list.
+    #[inline]
+    fn begin_with(self, last: Tail) -> bool {
+        self.end(Tail::Open, last) || self.end(Tail::Comma, last)
+    }
+}
+
+/// The normal form so far.
+struct Form<'a> {
+    out: &'a mut Vec<u8>,
+    last: Tail,
+    tails: Tails,
+    /// Where the last two tokens start.
+    starts: [usize; 2],
+}
+
+impl Form<'_> {
+    #[inline]
+    fn push(&mut self, tail: Tail, text: &[u8]) {
+        if spaced(self.last, tail) {
+            self.out.push(b' ');
+        }
+        self.starts = [self.starts[1], self.out.len()];
+        self.out.extend_from_slice(text);
+        self.tails.push(tail);
+        self.last = tail;
+    }
+
+    /// Takes the last token back, which follows a comma, an opening bracket or a literal.
+    fn pop(&mut self, last: Tail) {
+        self.out.truncate(self.starts[1]);
+        self.starts[1] = self.starts[0];
+        self.tails.pop(1);
+        self.last = last;
+    }
+
+    #[inline]
+    fn literal(&mut self, placeholder: &[u8]) {
+        // A sign at the start of an element is part of the number.
+        if self.tails.begin_with(Tail::Sign) {
+            self.pop(Tail::Comma);
+        }
+        if self.tails.end(Tail::Literal, Tail::Comma) {
+            self.pop(Tail::Literal);
+        } else {
+            self.push(Tail::Literal, placeholder);
+        }
+    }
+
+    /// An element that is nothing but a constant keyword is a literal like any other.
+    #[inline]
+    fn constant_ends(&mut self) {
+        if self.tails.begin_with(Tail::Word)
+            && matches!(
+                &self.out[self.starts[1]..],
+                b"null" | b"true" | b"false" | b"default"
+            )
+        {
+            self.pop(Tail::Comma);
+            self.literal(b"0");
+        }
+    }
+
+    /// A closing parenthesis. A row of one folded literal is dropped after another one.
+    #[inline]
+    fn close(&mut self) {
+        let row = self.tails.end(Tail::Open, Tail::Literal);
+        self.push(Tail::Close, b")");
+        if row && let Some(first) = second_row(self.out) {
+            self.out.truncate(first);
+            self.tails.pop(4);
+        }
+    }
+}
+
+/// If `out` ends in two rows of one literal each, where the first of them ends.
+fn second_row(out: &[u8]) -> Option<usize> {
+    let row = |out: &[u8]| {
+        [&b"(0)"[..], b"('')", b"($1)"]
+            .iter()
+            .find(|row| out.ends_with(row))
+            .map(|row| out.len() - row.len())
+    };
+    let before = out[..row(out)?].strip_suffix(b",")?;
+    row(before).map(|_| before.len())
+}
+
+/// Whether a space goes between two tokens. Without it they must still read as two.
+#[inline]
+fn spaced(last: Tail, next: Tail) -> bool {
+    match (last, next) {
+        (Tail::Start | Tail::Open | Tail::Comma, _) => false,
+        (_, Tail::Close | Tail::Comma) => false,
+        (Tail::Dot, Tail::Word | Tail::Quoted) => false,
+        (Tail::Word | Tail::Quoted | Tail::Close, Tail::Dot | Tail::Open) => false,
+        _ => true,
+    }
+}
+
+/// Counts what [`Shape`] reports.
+struct Measure {
+    shape: Shape,
+    depth: usize,
+    runs: [Run; DEPTH_MAX],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Run {
+    tokens: u32,
+    /// What remains when a comma ends the run.
+    kept: u32,
+}
+
+impl Default for Measure {
+    fn default() -> Self {
+        Measure {
+            shape: Shape::default(),
+            depth: 0,
+            runs: [Run::default(); DEPTH_MAX],
+        }
+    }
+}
+
+impl Measure {
+    #[inline]
+    fn token(&mut self) {
+        let run = self.run();
+        run.tokens += 1;
+        let tokens = run.tokens as usize;
+        self.shape.chain = self.shape.chain.max(tokens);
+    }
+
+    #[inline]
+    fn word(&mut self, text: &[u8]) {
+        let is = |word: &str| text.eq_ignore_ascii_case(word.as_bytes());
+        match (text.len(), text[0] | 0x20) {
+            (4, b'c') if is("case") => self.open(),
+            (3, b'e') if is("end") => self.close(),
+            (5, b'u') if is("union") => self.run().kept += 1,
+            (6, b'e') if is("except") => self.run().kept += 1,
+            (9, b'i') if is("intersect") => self.run().kept += 1,
+            _ => {}
+        }
+    }
+
+    #[inline]
+    fn comma(&mut self) {
+        let run = self.run();
+        run.tokens = run.kept;
+    }
+
+    fn semicolon(&mut self) {
+        *self.run() = Run::default();
+    }
+
+    #[inline]
+    fn open(&mut self) {
+        self.depth += 1;
+        self.shape.depth = self.shape.depth.max(self.depth);
+        *self.run() = Run::default();
+    }
+
+    #[inline]
+    fn close(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+    }
+
+    /// The run at this depth. All that is deeper than what is measured shares the last one.
+    #[inline]
+    fn run(&mut self) -> &mut Run {
+        &mut self.runs[self.depth.min(DEPTH_MAX - 1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn normal(sql: &str) -> String {
+        let mut out = Vec::new();
+        normalise(sql.as_bytes(), true, &mut out).expect("a short text");
+        String::from_utf8(out).expect("text")
+    }
+
+    fn shape(sql: &str) -> Shape {
+        normalise(sql.as_bytes(), true, &mut Vec::new()).expect("a short text")
+    }
+
+    #[test]
+    fn what_does_not_count_is_gone() {
+        for (sql, expected) in [
+            (
+                "SELECT abalance FROM pgbench_accounts WHERE aid = 12345;",
+                "select abalance from pgbench_accounts where aid = 0;",
+            ),
+            ("select/* c */1--x\n", "select 0"),
+            ("SELECT  E'a\\'b' , $$x$$", "select ''"),
+            (
+                "select a.B, \"A\".\"b\" from T",
+                "select a.b,\"A\".\"b\" from t",
+            ),
+            ("select t.* from t", "select t. * from t"),
+            ("a = $7 and b = $12", "a = $1 and b = $1"),
+            ("x in (1, 2, 3)", "x in(0)"),
+            ("x in (-1, +2, -3)", "x in(0)"),
+            ("x in ('a', 'b', $1)", "x in('')"),
+            ("x in (1, y, 2, 3)", "x in(0,y,0)"),
+            ("array[1,2,3]", "array[0]"),
+            (
+                "values (1,'a',null),(-2,'b',default), (null,null,true)",
+                "values(0)",
+            ),
+            ("values ('a'),(1)", "values('')"),
+            ("f(null, a) - 1", "f(0,a) - 0"),
+            ("null", "null"),
+            ("date '2020-01-01' + -1", "date '' + - 0"),
+            ("a::numeric(10,2)", "a :: numeric(0)"),
+            ("1.5.2 x.1", "0 0 x 0"),
+            ("a - -1", "a - - 0"),
+            ("a[1:2]", "a[0 : 0]"),
+            ("\"x(0),(0\" (1)", "\"x(0),(0\"(0)"),
+            ("U&\"x\" . U&\"y\"", "U&\"x\".U&\"y\""),
+        ] {
+            assert_eq!(normal(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_counts_stays_apart() {
+        for (a, b) in [
+            ("select a", "select \"A\""),
+            ("select f (1)", "select f . g (1)"),
+            ("explain analyze select 1", "explain select 1"),
+            ("copy t to stdout", "copy t to 'stdout'"),
+            ("select 1 for update", "select 1"),
+            ("prepare transaction 'a'", "prepare transaction as select 1"),
+            ("select - 1", "select 1"),
+            ("select 'a' 'b'", "select 'a'\n'b'"),
+            ("select a, f(), 1", "select a, 1"),
+        ] {
+            assert_ne!(normal(a), normal(b), "{a} | {b}");
+        }
+    }
+
+    #[test]
+    fn shapes_measure_what_a_stack_depends_on() {
+        assert_eq!(shape(&format!("select {}", "1+".repeat(500))).chain, 1001);
+        assert_eq!(shape(&"1,".repeat(500)).chain, 2);
+        assert!(shape(&"select 1,2 union ".repeat(500)).chain > 499);
+        assert_eq!(shape(&"(".repeat(90)).depth, 90);
+        assert_eq!(shape(&"case when a then ".repeat(30)).depth, 30);
+        assert_eq!(shape("f(a) + f(a) + f(a)").depth, 1);
+        assert!(shape(&"f(a, b) + ".repeat(100)).chain >= 300);
+    }
+
+    #[test]
+    fn lists_of_any_length_are_one_text_and_others_are_bounded() {
+        let list = |n| format!("select * from t where a in ({})", vec!["1"; n].join(", "));
+        assert_eq!(normal(&list(10_000)), normal(&list(2)));
+        let long = format!("select {}", "a, ".repeat(BYTES_MAX));
+        assert_eq!(normalise(long.as_bytes(), true, &mut Vec::new()), None);
+    }
+
+    /// Tokens from which texts are put together.
+    fn token() -> impl Strategy<Value = (String, String)> {
+        let same = |s: &'static str| Just((s.to_owned(), s.to_owned()));
+        prop_oneof![
+            prop::sample::select(vec![
+                "select", "from", "t", "null", "(", ")", "[", "]", ",", ".", "-", "+", "::", "->>",
+                "in", "values", "$1", "\"Q\"", ";", "case", "end", "U&\"z\"", "*", ":", "@", "u"
+            ])
+            .prop_flat_map(same),
+            (any::<u32>(), any::<u32>()).prop_map(|(a, b)| (a.to_string(), format!("{b}.5e1"))),
+            ("[a-z;(-]{0,5}", "[a-z;(-]{0,5}")
+                .prop_map(|(a, b)| (format!("'{a}'"), format!("$q${b}$q$"))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn literals_space_and_comments_never_count(tokens in prop::collection::vec(token(), 0..40)) {
+            let a: Vec<_> = tokens.iter().map(|(a, _)| a.as_str()).collect();
+            let b: Vec<_> = tokens.iter().map(|(_, b)| b.as_str()).collect();
+            let a = normal(&a.join(" "));
+            let b = normal(&b.join(" /* x */\t--y\n/**/"));
+            prop_assert_eq!(&a, &b);
+            prop_assert_eq!(&normal(&a), &a, "a normal form is its own");
+        }
+
+        #[test]
+        fn words_and_operators_never_disappear(tokens in prop::collection::vec(token(), 0..40)) {
+            let words = |sql: &str| -> Vec<String> {
+                Lexer::new(sql.as_bytes(), true)
+                    .filter(|t| matches!(t.kind, Kind::Word | Kind::QuotedWord | Kind::Dot))
+                    .map(|t| sql[t.start..t.end].to_owned())
+                    .filter(|w| w != "null")
+                    .collect()
+            };
+            let sql: Vec<_> = tokens.iter().map(|(a, _)| a.as_str()).collect();
+            let sql = sql.join(" ");
+            prop_assert_eq!(words(&sql), words(&normal(&sql)));
+        }
+
+        #[test]
+        fn any_bytes_have_a_normal_form(
+            sql in prop::collection::vec(any::<u8>(), 0..300), conforming: bool,
+        ) {
+            let mut out = Vec::new();
+            prop_assert!(normalise(&sql, conforming, &mut out).is_some());
+        }
+    }
+}

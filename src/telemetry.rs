@@ -1,0 +1,241 @@
+//! Owns: the metrics' names and handles, and how logs are written. Never: decides anything.
+//!
+//! Handles are made once and kept: recording is an atomic operation, with no look-up by name.
+
+use std::sync::{LazyLock, OnceLock};
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Upper bounds of duration histograms, in seconds.
+const SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
+];
+
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder. To be called once, before any handle is made.
+///
+/// # Errors
+/// When a recorder has been installed before.
+pub fn install_recorder() -> Result<(), BuildError> {
+    let suffix = Matcher::Suffix("_seconds".to_owned());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(suffix, SECONDS)?;
+    let handle = builder.install_recorder()?;
+    describe();
+    RECORDER.get_or_init(|| handle);
+    Ok(())
+}
+
+/// The metrics as Prometheus reads them.
+pub fn render() -> String {
+    RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Keeps histograms from growing between scrapes; to be called every few seconds.
+pub fn upkeep() {
+    if let Some(recorder) = RECORDER.get() {
+        recorder.run_upkeep();
+    }
+}
+
+/// The handles that are not of one node or pool.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+    &METRICS
+}
+
+pub struct Metrics {
+    pub clients: Gauge,
+    pub client_connects: Counter,
+    pub client_bytes_received: Counter,
+    pub client_bytes_sent: Counter,
+    pub pinned_sessions: Gauge,
+    pub pin_seconds: Histogram,
+    pub gate_passed: Counter,
+    pub gate_missed: Counter,
+    pub gate_wait_seconds: Histogram,
+    pub retries: Counter,
+    pub held: Gauge,
+    pub holds: Counter,
+    pub failovers: Counter,
+    pub reloads_applied: Counter,
+    pub reloads_refused: Counter,
+    pub cancels: Counter,
+    pub server_connects: Counter,
+    pub server_connect_failures: Counter,
+    pub checkout_wait_seconds: Histogram,
+    pub checkout_timeouts: Counter,
+}
+
+impl Metrics {
+    fn new() -> Metrics {
+        let gate = |result| counter!("tidegate_gate_waits_total", "result" => result);
+        let reloads = |result| counter!("tidegate_config_reloads_total", "result" => result);
+        Metrics {
+            clients: gauge!("tidegate_clients"),
+            client_connects: counter!("tidegate_client_connects_total"),
+            client_bytes_received: counter!("tidegate_client_bytes_total", "direction" => "received"),
+            client_bytes_sent: counter!("tidegate_client_bytes_total", "direction" => "sent"),
+            pinned_sessions: gauge!("tidegate_pinned_sessions"),
+            pin_seconds: histogram!("tidegate_pin_seconds"),
+            gate_passed: gate("passed"),
+            gate_missed: gate("missed"),
+            gate_wait_seconds: histogram!("tidegate_gate_wait_seconds"),
+            retries: counter!("tidegate_retries_total"),
+            held: gauge!("tidegate_held"),
+            holds: counter!("tidegate_holds_total"),
+            failovers: counter!("tidegate_failovers_total"),
+            reloads_applied: reloads("applied"),
+            reloads_refused: reloads("refused"),
+            cancels: counter!("tidegate_cancels_total"),
+            server_connects: counter!("tidegate_server_connects_total", "result" => "ok"),
+            server_connect_failures: counter!("tidegate_server_connects_total", "result" => "failed"),
+            checkout_wait_seconds: histogram!("tidegate_checkout_wait_seconds"),
+            checkout_timeouts: counter!("tidegate_checkout_timeouts_total"),
+        }
+    }
+}
+
+/// Counts a query that went by `route` for `reason`.
+pub fn queries(route: &'static str, reason: &'static str) -> Counter {
+    counter!("tidegate_queries_total", "route" => route, "reason" => reason)
+}
+
+/// How long queries by `route` take, from the client's message to the last byte of the answer.
+pub fn query_seconds(route: &'static str) -> Histogram {
+    histogram!("tidegate_query_seconds", "route" => route)
+}
+
+/// Counts an error that a client was sent. By class, the first two characters of the SQLSTATE:
+/// few enough to be a label.
+pub fn count_error(sqlstate: &str) {
+    let known = sqlstate.is_ascii() && sqlstate.len() == 5;
+    let class = if known { sqlstate[..2].to_owned() } else { "other".to_owned() };
+    counter!("tidegate_errors_total", "class" => class).increment(1);
+}
+
+/// Counts a login that was refused with `sqlstate`.
+pub fn count_refused_login(sqlstate: &'static str) {
+    counter!("tidegate_logins_refused_total", "sqlstate" => sqlstate).increment(1);
+}
+
+/// The gauges of one node.
+pub struct NodeMetrics {
+    pub up: Gauge,
+    /// 0 unknown, 1 primary, 2 replica.
+    pub role: Gauge,
+    pub lsn: Gauge,
+    pub replay_lag_bytes: Gauge,
+    pub replay_lag_seconds: Gauge,
+    pub sample_age_seconds: Gauge,
+    pub in_flight: Gauge,
+}
+
+impl NodeMetrics {
+    pub fn new(cluster: &str, node: &str) -> NodeMetrics {
+        let labels = [("cluster", cluster.to_owned()), ("node", node.to_owned())];
+        NodeMetrics {
+            up: gauge!("tidegate_up", &labels),
+            role: gauge!("tidegate_role", &labels),
+            lsn: gauge!("tidegate_lsn", &labels),
+            replay_lag_bytes: gauge!("tidegate_replay_lag_bytes", &labels),
+            replay_lag_seconds: gauge!("tidegate_replay_lag_seconds", &labels),
+            sample_age_seconds: gauge!("tidegate_sample_age_seconds", &labels),
+            in_flight: gauge!("tidegate_in_flight", &labels),
+        }
+    }
+
+    /// Nothing is known of a node that is gone: its last values must not be taken for its present
+    /// ones.
+    pub fn clear(&self) {
+        self.up.set(0.0);
+        self.role.set(0.0);
+        for gauge in [&self.lsn, &self.replay_lag_bytes, &self.replay_lag_seconds] {
+            gauge.set(f64::NAN);
+        }
+        self.sample_age_seconds.set(f64::NAN);
+        self.in_flight.set(0.0);
+    }
+}
+
+/// The gauges of one pool.
+pub struct PoolMetrics {
+    pub idle: Gauge,
+    pub active: Gauge,
+    pub waiting: Gauge,
+}
+
+impl PoolMetrics {
+    pub fn new(cluster: &str, node: &str, database: &str, user: &str) -> PoolMetrics {
+        let labels = |state: Option<&str>| {
+            let mut labels = vec![
+                ("cluster", cluster.to_owned()),
+                ("node", node.to_owned()),
+                ("database", database.to_owned()),
+                ("user", user.to_owned()),
+            ];
+            labels.extend(state.map(|state| ("state", state.to_owned())));
+            labels
+        };
+        PoolMetrics {
+            idle: gauge!("tidegate_pool_servers", &labels(Some("idle"))),
+            active: gauge!("tidegate_pool_servers", &labels(Some("active"))),
+            waiting: gauge!("tidegate_pool_waiting", &labels(None)),
+        }
+    }
+
+    pub fn clear(&self) {
+        for gauge in [&self.idle, &self.active, &self.waiting] {
+            gauge.set(0.0);
+        }
+    }
+}
+
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histo};
+    gauge!("tidegate_up", "Whether the node answers its probes.");
+    gauge!("tidegate_role", "The node's observed role: 0 unknown, 1 primary, 2 replica.");
+    gauge!("tidegate_lsn", "Insert position of a primary, replay position of a replica.");
+    gauge!("tidegate_replay_lag_bytes", Unit::Bytes, "Primary's insert minus node's replay position.");
+    gauge!("tidegate_replay_lag_seconds", Unit::Seconds, "How long ago the primary passed the node's replay position.");
+    gauge!("tidegate_sample_age_seconds", Unit::Seconds, "Age of the newest sample of the node's position.");
+    gauge!("tidegate_in_flight", "Servers of the node that are serving a client.");
+    gauge!("tidegate_pool_servers", "Servers of a pool, by state.");
+    gauge!("tidegate_pool_waiting", "Clients that wait for a server of a pool.");
+    counter!("tidegate_queries_total", "Batches of queries, by where they went and why.");
+    histo!("tidegate_query_seconds", Unit::Seconds, "From a client's message to the last byte of its answer.");
+    gauge!("tidegate_clients", "Clients that are connected.");
+    counter!("tidegate_client_connects_total", "Clients that have connected.");
+    counter!("tidegate_client_bytes_total", Unit::Bytes, "Bytes exchanged with clients.");
+    gauge!("tidegate_pinned_sessions", "Sessions whose reads stay on the primary until a replica has caught up.");
+    histo!("tidegate_pin_seconds", Unit::Seconds, "How long sessions' reads stayed on the primary.");
+    counter!("tidegate_gate_waits_total", "Reads that waited for a replica that was nearly there.");
+    histo!("tidegate_gate_wait_seconds", Unit::Seconds, "How long such reads waited.");
+    counter!("tidegate_retries_total", "Reads sent again to another server, with nothing of the answer seen.");
+    gauge!("tidegate_held", "Batches that wait for a primary.");
+    counter!("tidegate_holds_total", "Batches that had to wait for a primary.");
+    counter!("tidegate_failovers_total", "Changes of the primary.");
+    counter!("tidegate_config_reloads_total", "Reloads of the configuration.");
+    counter!("tidegate_cancels_total", "Cancel requests passed on to a server.");
+    counter!("tidegate_server_connects_total", "Connections opened to servers.");
+    histo!("tidegate_checkout_wait_seconds", Unit::Seconds, "How long clients waited for a server, where none was free.");
+    counter!("tidegate_checkout_timeouts_total", "Clients that waited for a server in vain.");
+    counter!("tidegate_errors_total", "Errors sent to clients, by class of SQLSTATE.");
+    counter!("tidegate_logins_refused_total", "Logins refused, by SQLSTATE.");
+}
+
+/// Sets up logging to standard error; `level` is a filter as of `RUST_LOG`, which wins over it.
+pub fn install_logs(json: bool, level: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call, as in tests, keeps the first set-up.
+    let _ = if json {
+        logs.json().flatten_event(true).with_target(false).try_init()
+    } else {
+        let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        logs.with_target(false).with_ansi(ansi).try_init()
+    };
+}

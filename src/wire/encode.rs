@@ -1,0 +1,165 @@
+//! Owns: the messages that the proxy itself says. Never: re-encodes what a peer said; that is
+//! forwarded as it came.
+
+use bytes::{BufMut, BytesMut};
+use pgwire::messages::Message;
+use pgwire::messages::response::ErrorResponse;
+use pgwire::messages::startup::{
+    Authentication, BackendKeyData, NegotiateProtocolVersion, SecretKey,
+};
+
+use super::message::Status;
+
+/// Answers that need no contents.
+pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+pub const SYNC: &[u8] = b"S\0\0\0\x04";
+pub const FLUSH: &[u8] = b"H\0\0\0\x04";
+pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// How grave an error is: whether the connection goes on after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    Error,
+    Fatal,
+}
+
+impl Severity {
+    fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "ERROR",
+            Severity::Fatal => "FATAL",
+        }
+    }
+}
+
+/// Appends an ErrorResponse.
+pub fn error(
+    out: &mut BytesMut,
+    severity: Severity,
+    sqlstate: &str,
+    message: &str,
+    hint: Option<&str>,
+) {
+    let mut fields = vec![
+        (b'S', severity.name().to_owned()),
+        (b'V', severity.name().to_owned()),
+        (b'C', sqlstate.to_owned()),
+        // A NUL would end the field early: what follows it would be read as another field.
+        (b'M', message.replace('\0', "")),
+    ];
+    if let Some(hint) = hint {
+        fields.push((b'H', hint.replace('\0', "")));
+    }
+    encode(out, &ErrorResponse::new(fields));
+}
+
+/// Appends an authentication request.
+pub fn authentication(out: &mut BytesMut, request: &Authentication) {
+    encode(out, request);
+}
+
+/// Appends a BackendKeyData of protocol 3.0.
+pub fn key_data(out: &mut BytesMut, pid: i32, secret: i32) {
+    encode(out, &BackendKeyData::new(pid, SecretKey::I32(secret)));
+}
+
+/// Appends a NegotiateProtocolVersion: the newest minor version we speak and the options we do not
+/// know.
+pub fn negotiate_version(out: &mut BytesMut, newest_minor: i32, unknown: Vec<String>) {
+    encode(out, &NegotiateProtocolVersion::new(newest_minor, unknown));
+}
+
+/// Appends a ParameterStatus. Bytes, not text: values come in the client's encoding.
+pub fn parameter_status(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    frame(out, b'S', |out| {
+        cstr(out, name);
+        cstr(out, value);
+    });
+}
+
+/// Appends a ReadyForQuery.
+pub fn ready(out: &mut BytesMut, status: Status) {
+    frame(out, b'Z', |out| out.put_u8(status.byte()));
+}
+
+/// Appends a Query.
+pub fn query(out: &mut BytesMut, sql: &[u8]) {
+    frame(out, b'Q', |out| cstr(out, sql));
+}
+
+/// Appends a Parse; `types` is the count of types and their OIDs, as a client sent them.
+pub fn parse(out: &mut BytesMut, name: &[u8], sql: &[u8], types: &[u8]) {
+    frame(out, b'P', |out| {
+        cstr(out, name);
+        cstr(out, sql);
+        out.put_slice(types);
+    });
+}
+
+/// Appends the header and the names of a Bind whose remaining `rest` bytes follow.
+pub fn bind_head(out: &mut BytesMut, portal: &[u8], statement: &[u8], rest: usize) {
+    out.put_u8(b'B');
+    out.put_i32((4 + portal.len() + statement.len() + 2 + rest) as i32);
+    cstr(out, portal);
+    cstr(out, statement);
+}
+
+/// Appends a Describe (`D`) or Close (`C`) of a statement.
+pub fn statement_target(out: &mut BytesMut, tag: u8, statement: &[u8]) {
+    frame(out, tag, |out| {
+        out.put_u8(b'S');
+        cstr(out, statement);
+    });
+}
+
+/// Appends a `p` message: a password or a step of SASL.
+pub fn password(out: &mut BytesMut, payload: &[u8]) {
+    frame(out, b'p', |out| out.put_slice(payload));
+}
+
+fn frame(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let at = out.len();
+    out.put_i32(0);
+    body(out);
+    let length = (out.len() - at) as i32;
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+fn cstr(out: &mut BytesMut, text: &[u8]) {
+    out.put_slice(text);
+    out.put_u8(0);
+}
+
+fn encode(out: &mut BytesMut, message: &impl Message) {
+    // Encoding into a growing buffer fails for no message that is built here.
+    let encoded = message.encode(out);
+    debug_assert!(encoded.is_ok(), "{encoded:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::{body, header};
+    use crate::wire::message;
+
+    #[test]
+    fn what_is_encoded_reads_back() {
+        let mut out = BytesMut::new();
+        parse(&mut out, b"s", b"SELECT 1", b"\0\0");
+        assert_eq!(header(&out).unwrap().unwrap().len, out.len());
+        assert_eq!(message::Parse::read(body(&out)).unwrap().sql, b"SELECT 1");
+
+        out.clear();
+        bind_head(&mut out, b"p", b"s", 6);
+        out.put_slice(&[0; 6]);
+        assert_eq!(header(&out).unwrap().unwrap().len, out.len());
+        assert_eq!(message::Bind::read(body(&out)).unwrap().statement, b"s");
+
+        out.clear();
+        error(&mut out, Severity::Fatal, "57P03", "a\0Mb", Some("do it"));
+        assert_eq!(message::error_field(body(&out), b'M'), Some(&b"aMb"[..]));
+        assert!(message::is_fatal(body(&out)));
+    }
+}

@@ -1,0 +1,210 @@
+//! Owns: borrowed views of message bodies. Never: copies a body, or reads more of it than a proxy
+//! needs.
+
+use super::WireError;
+use super::cursor::Cursor;
+
+/// `Q`: the text without its NUL.
+pub fn query(body: &[u8]) -> Result<&[u8], WireError> {
+    let mut fields = Cursor::new(body);
+    let text = fields.cstr()?;
+    fields.end()?;
+    Ok(text)
+}
+
+/// `P`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parse<'a> {
+    pub name: &'a [u8],
+    pub sql: &'a [u8],
+    /// The number of parameter types and their OIDs, as sent.
+    pub types: &'a [u8],
+}
+
+impl<'a> Parse<'a> {
+    pub fn read(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut fields = Cursor::new(body);
+        let name = fields.cstr()?;
+        let sql = fields.cstr()?;
+        let types = fields.rest();
+        let count = fields.i16()?;
+        fields.bytes(4 * usize::try_from(count).map_err(|_| WireError::Value)?)?;
+        fields.end()?;
+        Ok(Parse { name, sql, types })
+    }
+}
+
+/// The head of `B`. The formats and values that follow are the server's to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind<'a> {
+    pub portal: &'a [u8],
+    pub statement: &'a [u8],
+}
+
+impl<'a> Bind<'a> {
+    /// Reads the names; `body` may be only the beginning of a long message.
+    pub fn read(body: &'a [u8]) -> Result<Self, WireError> {
+        let mut fields = Cursor::new(body);
+        Ok(Bind { portal: fields.cstr()?, statement: fields.cstr()? })
+    }
+
+    /// Bytes of the body that the two names and their NULs take.
+    pub fn head_len(&self) -> usize {
+        self.portal.len() + self.statement.len() + 2
+    }
+}
+
+/// What `D` and `C` name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    Statement(&'a [u8]),
+    Portal(&'a [u8]),
+}
+
+/// `D` (Describe) or `C` (Close).
+pub fn target(body: &[u8]) -> Result<Target<'_>, WireError> {
+    let mut fields = Cursor::new(body);
+    let kind = fields.u8()?;
+    let name = fields.cstr()?;
+    fields.end()?;
+    match kind {
+        b'S' => Ok(Target::Statement(name)),
+        b'P' => Ok(Target::Portal(name)),
+        _ => Err(WireError::Value),
+    }
+}
+
+/// `E` (Execute): the portal's name.
+pub fn execute(body: &[u8]) -> Result<&[u8], WireError> {
+    let mut fields = Cursor::new(body);
+    let portal = fields.cstr()?;
+    fields.i32()?;
+    fields.end()?;
+    Ok(portal)
+}
+
+/// The transaction status a server reports in ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Idle,
+    InTransaction,
+    Failed,
+}
+
+impl Status {
+    pub fn byte(self) -> u8 {
+        match self {
+            Status::Idle => b'I',
+            Status::InTransaction => b'T',
+            Status::Failed => b'E',
+        }
+    }
+}
+
+/// `Z`.
+pub fn ready(body: &[u8]) -> Result<Status, WireError> {
+    match body {
+        b"I" => Ok(Status::Idle),
+        b"T" => Ok(Status::InTransaction),
+        b"E" => Ok(Status::Failed),
+        _ => Err(WireError::Value),
+    }
+}
+
+/// `S` of a server: name and value.
+pub fn parameter_status(body: &[u8]) -> Result<(&[u8], &[u8]), WireError> {
+    let mut fields = Cursor::new(body);
+    let pair = (fields.cstr()?, fields.cstr()?);
+    fields.end()?;
+    Ok(pair)
+}
+
+/// `K`: process id and secret.
+pub fn key_data(body: &[u8]) -> Result<(i32, &[u8]), WireError> {
+    let mut fields = Cursor::new(body);
+    let pid = fields.i32()?;
+    match fields.rest() {
+        secret if (4..=256).contains(&secret.len()) => Ok((pid, secret)),
+        _ => Err(WireError::Value),
+    }
+}
+
+/// One field of an ErrorResponse or NoticeResponse, by its code: `S` severity (localised), `V`
+/// severity, `C` SQLSTATE, `M` message, …
+pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
+    error_fields(body).find(|&(c, _)| c == code).map(|(_, value)| value)
+}
+
+/// All fields of an ErrorResponse or NoticeResponse, up to the first that is malformed.
+pub fn error_fields(body: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut fields = Cursor::new(body);
+    std::iter::from_fn(move || match fields.u8() {
+        Ok(0) | Err(_) => None,
+        Ok(code) => fields.cstr().ok().map(|value| (code, value)),
+    })
+}
+
+/// Whether an ErrorResponse ends the server's connection.
+pub fn is_fatal(body: &[u8]) -> bool {
+    let severity = error_field(body, b'V').or_else(|| error_field(body, b'S'));
+    matches!(severity, Some(b"FATAL" | b"PANIC"))
+}
+
+/// The values of a DataRow, `None` for NULL.
+pub fn data_row(body: &[u8]) -> Result<Vec<Option<&[u8]>>, WireError> {
+    let mut fields = Cursor::new(body);
+    let count = usize::try_from(fields.i16()?).map_err(|_| WireError::Value)?;
+    let mut values = Vec::with_capacity(count);
+    for _ in 0..count {
+        values.push(match fields.i32()? {
+            -1 => None,
+            n => Some(fields.bytes(usize::try_from(n).map_err(|_| WireError::Value)?)?),
+        });
+    }
+    fields.end()?;
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_what_is_there_and_nothing_more() {
+        assert_eq!(query(b"SELECT 1\0"), Ok(&b"SELECT 1"[..]));
+        assert_eq!(query(b"SELECT 1"), Err(WireError::Unterminated));
+        assert_eq!(query(b"SELECT 1\0S\0\0\0\x04"), Err(WireError::Trailing));
+        let parse = Parse::read(b"s\0SELECT $1\0\0\x01\0\0\0\x17").unwrap();
+        assert_eq!((parse.name, parse.sql), (&b"s"[..], &b"SELECT $1"[..]));
+        assert_eq!(parse.types, b"\0\x01\0\0\0\x17");
+        assert_eq!(Parse::read(b"s\0SELECT\0\0\x02\0\0\0\x17"), Err(WireError::Truncated));
+        assert_eq!(Parse::read(b"s\0SELECT\0\xff\xff"), Err(WireError::Value));
+        let bind = Bind::read(b"p\0s\0\0\0\0\0\0\0").unwrap();
+        assert_eq!((bind.portal, bind.statement, bind.head_len()), (&b"p"[..], &b"s"[..], 4));
+        assert_eq!(target(b"Sx\0"), Ok(Target::Statement(b"x")));
+        assert_eq!(target(b"Xx\0"), Err(WireError::Value));
+        assert_eq!(execute(b"\0\0\0\0\0"), Ok(&b""[..]));
+        assert_eq!(execute(b"\0\0\0"), Err(WireError::Truncated));
+        assert_eq!(ready(b""), Err(WireError::Value));
+    }
+
+    #[test]
+    fn reads_errors() {
+        let body = b"SFEHLER\0VFATAL\0C57P01\0Mgoing down\0\0";
+        assert!(is_fatal(body));
+        assert_eq!(error_field(body, b'C'), Some(&b"57P01"[..]));
+        assert_eq!(error_field(body, b'D'), None);
+        assert_eq!(error_field(b"", b'C'), None);
+        assert_eq!(error_field(b"C57", b'C'), None);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(body: Vec<u8>) {
+            let _ = (query(&body), Parse::read(&body), Bind::read(&body), target(&body));
+            let _ = (execute(&body), ready(&body), parameter_status(&body), key_data(&body));
+            let _ = (error_field(&body, b'C'), is_fatal(&body), data_row(&body));
+        }
+    }
+}
