@@ -58,7 +58,10 @@ pub struct Topology {
 
 impl Cluster {
     fn new(config: &Arc<Config>, cluster: &config::Cluster) -> Arc<Cluster> {
-        let nodes = cluster.nodes.iter().map(|node| Arc::new(Node::new(&cluster.name, node)));
+        let nodes = cluster
+            .nodes
+            .iter()
+            .map(|node| Arc::new(Node::new(&cluster.name, node)));
         let topology = Topology {
             nodes: nodes.collect(),
             primary: None,
@@ -91,13 +94,24 @@ impl Cluster {
 
     /// Whom the nodes are probed as: user, password, database.
     fn monitor(&self, config: &Config) -> (String, Option<Secret>, String) {
-        let cluster = config.clusters.iter().find(|cluster| cluster.name == self.name);
+        let cluster = config
+            .clusters
+            .iter()
+            .find(|cluster| cluster.name == self.name);
         if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
-            return (monitor.user.clone(), monitor.password.clone(), monitor.database.clone());
+            return (
+                monitor.user.clone(),
+                monitor.password.clone(),
+                monitor.database.clone(),
+            );
         }
         let user = config.auth.users.first();
         let name = user.map_or("tidegate", |user| &user.name).to_owned();
-        (name, user.and_then(|user| user.password.clone()), "postgres".to_owned())
+        (
+            name,
+            user.and_then(|user| user.password.clone()),
+            "postgres".to_owned(),
+        )
     }
 
     /// Asks for a sample of the primary's position that is started after `moment`.
@@ -127,14 +141,20 @@ impl Cluster {
     }
 
     fn is_primary(&self, node: &Node) -> bool {
-        self.topology().primary.as_ref().is_some_and(|primary| primary.id() == node.id())
+        self.topology()
+            .primary
+            .as_ref()
+            .is_some_and(|primary| primary.id() == node.id())
     }
 
     /// The primary was at `lsn` when sample `tick` was taken.
     fn sampled(&self, tick: Tick, lsn: Lsn) {
         let somebody_waits = self.is_sample_wanted();
         self.clock.complete(tick, lsn);
-        self.history.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), lsn);
+        self.history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .note(Instant::now(), lsn);
         if somebody_waits && self.goal.fetch_max(lsn.0, SeqCst) < lsn.0 {
             for node in &self.topology().nodes {
                 if node.role() == Role::Replica {
@@ -189,7 +209,9 @@ impl Cluster {
         let (primary, split_brain) = elect(&old);
         let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
         let same = id(&primary) == id(&old.primary);
-        let life = primary.as_ref().map_or(Incarnation(0), |node| node.incarnation());
+        let life = primary
+            .as_ref()
+            .map_or(Incarnation(0), |node| node.incarnation());
         // While its probe reconnects, its life is not known; it is taken for the old one.
         let same_life = life == old.primary_life || life.0 == 0;
         if same && same_life && split_brain == old.split_brain {
@@ -200,10 +222,15 @@ impl Cluster {
             (Some(new), _) => {
                 // Samples of another history say nothing about positions in this one.
                 self.clock.new_epoch();
-                self.history.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.history
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clear();
                 self.goal.store(0, SeqCst);
                 let is_failover = old.primary.is_some() && !same;
-                telemetry::metrics().failovers.increment(u64::from(is_failover));
+                telemetry::metrics()
+                    .failovers
+                    .increment(u64::from(is_failover));
                 tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
                 // Its first sample is what every session waits for.
                 self.wanted.fetch_max(self.clock.now().0 + 1, SeqCst);
@@ -216,7 +243,13 @@ impl Cluster {
             (None, None) => {}
         }
         let (nodes, config) = (old.nodes.clone(), old.config.clone());
-        let topology = Topology { nodes, primary, primary_life: life, config, split_brain };
+        let topology = Topology {
+            nodes,
+            primary,
+            primary_life: life,
+            config,
+            split_brain,
+        };
         self.topology.store(Arc::new(topology));
         drop(update);
         self.changed.notify_waiters();
@@ -227,7 +260,8 @@ impl Cluster {
     fn apply(self: &Arc<Self>, config: &Arc<Config>, cluster: &config::Cluster) {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.topology.load_full();
-        let same = |a: &Node, b: &config::Node| a.name == b.name && a.host == b.host && a.port == b.port;
+        let same =
+            |a: &Node, b: &config::Node| a.name == b.name && a.host == b.host && a.port == b.port;
         let mut nodes = Vec::with_capacity(cluster.nodes.len());
         for wanted in &cluster.nodes {
             if let Some(known) = old.nodes.iter().find(|node| same(node, wanted)) {
@@ -266,7 +300,8 @@ impl Cluster {
     /// What is done every second: old servers are closed, gauges are set.
     fn tend(&self) {
         for node in &self.topology().nodes {
-            node.pools.retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
+            node.pools
+                .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
             for pool in &node.pools {
                 pool.report();
             }
@@ -281,8 +316,14 @@ impl Cluster {
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do.
 fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
-    let writable = |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
-    let Some(best) = topology.nodes.iter().filter(writable).max_by_key(|node| node.timeline()) else {
+    let writable =
+        |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
+    let Some(best) = topology
+        .nodes
+        .iter()
+        .filter(writable)
+        .max_by_key(|node| node.timeline())
+    else {
         return (None, false);
     };
     let rival = |node: &&Arc<Node>| {
@@ -291,7 +332,12 @@ fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
             // Two names of one server are no rivals.
             && node.incarnation() != best.incarnation()
     };
-    match topology.nodes.iter().filter(writable).any(|node| rival(&node)) {
+    match topology
+        .nodes
+        .iter()
+        .filter(writable)
+        .any(|node| rival(&node))
+    {
         true => (None, true),
         false => (Some(best.clone()), false),
     }
@@ -316,7 +362,12 @@ pub fn pool(
         return pool.clone();
     }
     let new = || {
-        Arc::new(Pool::new(node.clone(), key.clone(), credential.clone(), limits.clone()))
+        Arc::new(Pool::new(
+            node.clone(),
+            key.clone(),
+            credential.clone(),
+            limits.clone(),
+        ))
     };
     node.pools.entry(key.clone()).or_insert_with(new).clone()
 }
@@ -329,8 +380,14 @@ pub struct Clusters {
 impl Clusters {
     /// Starts watching every node. To be called within the runtime that is to do so.
     pub fn start(config: &Arc<Config>) -> Clusters {
-        let list = config.clusters.iter().map(|cluster| Cluster::new(config, cluster)).collect();
-        Clusters { list: ArcSwap::from_pointee(list) }
+        let list = config
+            .clusters
+            .iter()
+            .map(|cluster| Cluster::new(config, cluster))
+            .collect();
+        Clusters {
+            list: ArcSwap::from_pointee(list),
+        }
     }
 
     pub fn all(&self) -> Arc<Vec<Arc<Cluster>>> {
@@ -343,7 +400,11 @@ impl Clusters {
         let names = |wanted: &str| {
             list.iter().find(|cluster| {
                 let topology = cluster.topology();
-                let config = topology.config.clusters.iter().find(|c| c.name == cluster.name);
+                let config = topology
+                    .config
+                    .clusters
+                    .iter()
+                    .find(|c| c.name == cluster.name);
                 config.is_some_and(|config| config.databases.iter().any(|name| name == wanted))
             })
         };
@@ -363,7 +424,9 @@ impl Clusters {
                 None => list.push(Cluster::new(config, wanted)),
             }
         }
-        let gone = old.iter().filter(|c| !config.clusters.iter().any(|w| w.name == c.name));
+        let gone = old
+            .iter()
+            .filter(|c| !config.clusters.iter().any(|w| w.name == c.name));
         for cluster in gone {
             tracing::info!(cluster = %cluster.name, "cluster removed");
             cluster.topology().nodes.iter().for_each(retire);

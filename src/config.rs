@@ -197,6 +197,9 @@ pub struct Consistency {
     pub on_no_replica: OnNoReplica,
     /// How long [`OnNoReplica::Wait`] waits before it turns to the primary.
     pub wait_timeout: Duration,
+    /// Whether what the primary has shown a session must be on a replica before the session reads
+    /// there. Without it reads can go back in time; it is there to show that.
+    pub primary_reads_raise_floor: bool,
 }
 
 impl Default for Consistency {
@@ -207,6 +210,7 @@ impl Default for Consistency {
             gate_wait: Duration::from_millis(10),
             on_no_replica: OnNoReplica::Primary,
             wait_timeout: Duration::from_secs(1),
+            primary_reads_raise_floor: true,
         }
     }
 }

@@ -140,7 +140,12 @@ impl Counters {
 impl Client {
     fn new(proxy: &Arc<Proxy>, welcome: Welcome, handle: Arc<Handle>) -> Client {
         let mut session = Session::new(proxy.shared.clone(), welcome.settings, welcome.params);
-        let raises = welcome.cluster.topology().config.consistency.primary_reads_raise_floor;
+        let raises = welcome
+            .cluster
+            .topology()
+            .config
+            .consistency
+            .primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
         Client {
             proxy: proxy.clone(),
@@ -188,7 +193,9 @@ impl Client {
     async fn end(&mut self) {
         self.unpin(false);
         buffers::give_back(&mut self.inbox);
-        let Some(server) = self.held.take() else { return };
+        let Some(server) = self.held.take() else {
+            return;
+        };
         self.handle.leaves_server().await;
         // In the middle of something it is closed, which ends the transaction too.
         if server.state.is_quiet() {
@@ -232,8 +239,14 @@ impl Client {
         }
         // A long message gets room in steps, so that an announced length alone costs no memory.
         self.inbox.reserve(buffers::BUFFER_BYTES / 2);
-        let n = self.stream.read(&mut self.inbox).await.map_err(|_| Ended::Gone)?;
-        telemetry::metrics().client_bytes_received.increment(n as u64);
+        let n = self
+            .stream
+            .read(&mut self.inbox)
+            .await
+            .map_err(|_| Ended::Gone)?;
+        telemetry::metrics()
+            .client_bytes_received
+            .increment(n as u64);
         if n == 0 {
             return Err(Ended::Gone);
         }
@@ -245,7 +258,9 @@ impl Client {
 
     /// The held server has said something while nothing was asked of it.
     async fn hear_held(&mut self) -> Result<(), Ended> {
-        let Some(server) = &mut self.held else { return Ok(()) };
+        let Some(server) = &mut self.held else {
+            return Ok(());
+        };
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
         let heard = relay.hear_once().await;
@@ -254,7 +269,10 @@ impl Client {
             Ok(()) => Ok(()),
             Err(Broken::Client | Broken::Fault(_)) => Err(Ended::Gone),
             Err(broken) => {
-                let node = self.held.take().map_or_else(String::new, |s| s.node().name.clone());
+                let node = self
+                    .held
+                    .take()
+                    .map_or_else(String::new, |s| s.node().name.clone());
                 self.session.floors.wrote(&self.cluster.clock);
                 Err(Ended::Refused(lost(node, broken)))
             }
@@ -314,7 +332,11 @@ impl Client {
         end: End,
         started: Instant,
     ) -> Result<ControlFlow<(), End>, Failed> {
-        let Placed { mut server, replica, reason } = placed;
+        let Placed {
+            mut server,
+            replica,
+            reason,
+        } = placed;
         self.handle.works_with(&server.key);
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         let mut relay = Relay::new(client_side!(self), &mut server);
@@ -344,7 +366,9 @@ impl Client {
                 Err(Failed::Ended(Ended::Gone))
             }
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
-            Err(broken) => Err(self.server_lost(server, broken, retriable && answered == 0 && !consumed)),
+            Err(broken) => {
+                Err(self.server_lost(server, broken, retriable && answered == 0 && !consumed))
+            }
         }
     }
 
@@ -377,7 +401,9 @@ impl Client {
         }
         let clock = &self.cluster.clock;
         if replica {
-            self.session.floors.read_replica(clock, &**server.node(), server.incarnation);
+            self.session
+                .floors
+                .read_replica(clock, &**server.node(), server.incarnation);
             self.unpin(true);
         } else if did.wrote {
             self.session.floors.wrote(clock);
@@ -393,7 +419,10 @@ impl Client {
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
         let state = &mut relay.server.state;
-        relay.client.session.say_capture(state, &mut relay.to_server);
+        relay
+            .client
+            .session
+            .say_capture(state, &mut relay.to_server);
         let went = relay.run().await;
         buffers::give_back(&mut relay.received);
         match went {
@@ -403,7 +432,10 @@ impl Client {
             }
             Err(Broken::Client) => Err(Failed::Ended(Ended::Gone)),
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
-            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(server.node().name.clone(), broken)))),
+            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(
+                server.node().name.clone(),
+                broken,
+            )))),
         }
     }
 
@@ -422,12 +454,22 @@ impl Client {
         tracing::info!(node = %node.name, error = %describe(&broken), "server lost");
         let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
         let refusal = match (&broken, wrote) {
-            (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown { node: node.name.clone() },
+            (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
+                node: node.name.clone(),
+            },
             _ => lost(node.name.clone(), broken),
         };
         if may_retry && !refused_settings {
-            let is_primary = self.cluster.topology().primary.as_ref().is_some_and(|p| p.id() == node.id());
-            Failed::Retry { refusal, replica: !is_primary }
+            let is_primary = self
+                .cluster
+                .topology()
+                .primary
+                .as_ref()
+                .is_some_and(|p| p.id() == node.id());
+            Failed::Retry {
+                refusal,
+                replica: !is_primary,
+            }
         } else if was_idle && self.batch.end() == Some(End::Ready) && !refused_settings {
             Failed::Refused(refusal)
         } else {
@@ -463,7 +505,9 @@ impl Client {
 
     async fn flush(&mut self) -> Result<(), Ended> {
         let sent = self.stream.write_all(&self.outbox).await;
-        telemetry::metrics().client_bytes_sent.increment(self.outbox.len() as u64);
+        telemetry::metrics()
+            .client_bytes_sent
+            .increment(self.outbox.len() as u64);
         self.outbox = BytesMut::new();
         sent.map_err(|_| Ended::Gone)
     }
@@ -531,21 +575,30 @@ enum Ended {
 /// An exchange has not come to its end.
 enum Failed {
     /// It was a read, and nothing of its answer has been seen: it may be tried again.
-    Retry { refusal: Refusal, replica: bool },
+    Retry {
+        refusal: Refusal,
+        replica: bool,
+    },
     /// The batch has failed; the session goes on.
     Refused(Refusal),
     Ended(Ended),
 }
 
 fn going_down() -> Refusal {
-    Refusal::protocol("57P01", "terminating connection due to administrator command")
+    Refusal::protocol(
+        "57P01",
+        "terminating connection due to administrator command",
+    )
 }
 
 fn lost(node: String, broken: Broken) -> Refusal {
     match broken {
         Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),
         Broken::Server(ServerFault::Settings(words)) => Refusal::Server(words),
-        other => Refusal::Lost { node, error: describe(&other) },
+        other => Refusal::Lost {
+            node,
+            error: describe(&other),
+        },
     }
 }
 

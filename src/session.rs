@@ -28,14 +28,12 @@ use crate::wire::encode;
 use crate::wire::message::Status;
 
 /// What all sessions share.
-#[derive(Debug)]
 pub struct Shared {
     pub classifier: Classifier,
     pub registry: Registry,
 }
 
 /// One client's session.
-#[derive(Debug)]
 pub struct Session {
     id: u64,
     shared: Arc<Shared>,
@@ -139,8 +137,13 @@ impl Session {
 
     /// The class of `sql` under the session's string syntax.
     fn classify(&self, sql: &[u8]) -> Arc<Class> {
-        let conforming = self.shown.get("standard_conforming_strings") != Some(b"off");
-        self.shared.classifier.classify(sql, conforming)
+        self.shared
+            .classifier
+            .classify(sql, self.has_conforming_strings())
+    }
+
+    fn has_conforming_strings(&self) -> bool {
+        self.shown.get("standard_conforming_strings") != Some(b"off")
     }
 
     /// Tells the client which parameters differ on `server` from what it knows.
@@ -155,14 +158,10 @@ impl Session {
     }
 
     /// Statement number `index` of `tracked` has succeeded with `tag`.
-    fn completed(
-        &mut self,
-        tracked: &Tracked,
-        index: usize,
-        tag: &[u8],
-        server: &mut ServerState,
-    ) {
-        let Some(statement) = tracked.class.statements.get(index) else { return };
+    fn completed(&mut self, tracked: &Tracked, index: usize, tag: &[u8], server: &mut ServerState) {
+        let Some(statement) = tracked.class.statements.get(index) else {
+            return;
+        };
         if let Some(pin) = statement.pin
             && !self.pins.contains(&pin)
         {
@@ -172,7 +171,8 @@ impl Session {
             self.remember_settings(server);
             self.uncertain = true;
         }
-        let text = || tracked.text.as_deref().and_then(|text| nth_statement(text, index));
+        let conforming = self.has_conforming_strings();
+        let text = || nth_statement(tracked.text.as_deref()?, index, conforming);
         match statement.verb {
             Verb::Commit | Verb::Rollback | Verb::PrepareTransaction => {
                 self.ended_transaction(tag, server);
@@ -277,7 +277,9 @@ impl Session {
     /// Takes the settings as the server has listed them.
     pub fn captured(&mut self, server: &mut ServerState) {
         let listed = std::mem::take(&mut server.captured);
-        let listed = listed.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let listed = listed
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         self.settings = self.settings.replaced_by(listed);
         server.settings = self.settings.clone();
         self.uncertain = false;
@@ -285,20 +287,22 @@ impl Session {
 }
 
 /// Statement number `index` of `text`.
-fn nth_statement(text: &[u8], index: usize) -> Option<&[u8]> {
-    let range = crate::sql::lexer::statements(text).nth(index)?;
+fn nth_statement(text: &[u8], index: usize, conforming: bool) -> Option<&[u8]> {
+    let range = crate::sql::lexer::statements(text, conforming).nth(index)?;
     text.get(range)
 }
 
 /// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
 fn tracked(class: &Arc<Class>, sql: &[u8]) -> Option<Tracked> {
-    let plain = |s: &crate::sql::Statement| {
-        s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config
-    };
+    let plain =
+        |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config;
     if class.statements.iter().all(plain) {
         return None;
     }
     let by_text = |s: &crate::sql::Statement| matches!(s.verb, Verb::Setting | Verb::Deallocate);
     let text = class.statements.iter().any(by_text).then(|| Arc::from(sql));
-    Some(Tracked { class: class.clone(), text })
+    Some(Tracked {
+        class: class.clone(),
+        text,
+    })
 }

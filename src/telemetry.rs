@@ -9,8 +9,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0, 30.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0,
 ];
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -30,7 +30,10 @@ pub fn install_recorder() -> Result<(), BuildError> {
 
 /// The metrics as Prometheus reads them.
 pub fn render() -> String {
-    RECORDER.get().map(PrometheusHandle::render).unwrap_or_default()
+    RECORDER
+        .get()
+        .map(PrometheusHandle::render)
+        .unwrap_or_default()
 }
 
 /// Keeps histograms from growing between scrapes; to be called every few seconds.
@@ -112,7 +115,11 @@ pub fn query_seconds(route: &'static str) -> Histogram {
 /// few enough to be a label.
 pub fn count_error(sqlstate: &str) {
     let known = sqlstate.is_ascii() && sqlstate.len() == 5;
-    let class = if known { sqlstate[..2].to_owned() } else { "other".to_owned() };
+    let class = if known {
+        sqlstate[..2].to_owned()
+    } else {
+        "other".to_owned()
+    };
     counter!("tidegate_errors_total", "class" => class).increment(1);
 }
 
@@ -194,46 +201,133 @@ impl PoolMetrics {
 }
 
 fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histo};
+    use metrics::{
+        describe_counter as counter, describe_gauge as gauge, describe_histogram as histo,
+    };
     gauge!("tidegate_up", "Whether the node answers its probes.");
-    gauge!("tidegate_role", "The node's observed role: 0 unknown, 1 primary, 2 replica.");
-    gauge!("tidegate_lsn", "Insert position of a primary, replay position of a replica.");
-    gauge!("tidegate_replay_lag_bytes", Unit::Bytes, "Primary's insert minus node's replay position.");
-    gauge!("tidegate_replay_lag_seconds", Unit::Seconds, "How long ago the primary passed the node's replay position.");
-    gauge!("tidegate_sample_age_seconds", Unit::Seconds, "Age of the newest sample of the node's position.");
-    gauge!("tidegate_in_flight", "Servers of the node that are serving a client.");
+    gauge!(
+        "tidegate_role",
+        "The node's observed role: 0 unknown, 1 primary, 2 replica."
+    );
+    gauge!(
+        "tidegate_lsn",
+        "Insert position of a primary, replay position of a replica."
+    );
+    gauge!(
+        "tidegate_replay_lag_bytes",
+        Unit::Bytes,
+        "Primary's insert minus node's replay position."
+    );
+    gauge!(
+        "tidegate_replay_lag_seconds",
+        Unit::Seconds,
+        "How long ago the primary passed the node's replay position."
+    );
+    gauge!(
+        "tidegate_sample_age_seconds",
+        Unit::Seconds,
+        "Age of the newest sample of the node's position."
+    );
+    gauge!(
+        "tidegate_in_flight",
+        "Servers of the node that are serving a client."
+    );
     gauge!("tidegate_pool_servers", "Servers of a pool, by state.");
-    gauge!("tidegate_pool_waiting", "Clients that wait for a server of a pool.");
-    counter!("tidegate_queries_total", "Batches of queries, by where they went and why.");
-    histo!("tidegate_query_seconds", Unit::Seconds, "From a client's message to the last byte of its answer.");
+    gauge!(
+        "tidegate_pool_waiting",
+        "Clients that wait for a server of a pool."
+    );
+    counter!(
+        "tidegate_queries_total",
+        "Batches of queries, by where they went and why."
+    );
+    histo!(
+        "tidegate_query_seconds",
+        Unit::Seconds,
+        "From a client's message to the last byte of its answer."
+    );
     gauge!("tidegate_clients", "Clients that are connected.");
-    counter!("tidegate_client_connects_total", "Clients that have connected.");
-    counter!("tidegate_client_bytes_total", Unit::Bytes, "Bytes exchanged with clients.");
-    gauge!("tidegate_pinned_sessions", "Sessions whose reads stay on the primary until a replica has caught up.");
-    histo!("tidegate_pin_seconds", Unit::Seconds, "How long sessions' reads stayed on the primary.");
-    counter!("tidegate_gate_waits_total", "Reads that waited for a replica that was nearly there.");
-    histo!("tidegate_gate_wait_seconds", Unit::Seconds, "How long such reads waited.");
-    counter!("tidegate_retries_total", "Reads sent again to another server, with nothing of the answer seen.");
+    counter!(
+        "tidegate_client_connects_total",
+        "Clients that have connected."
+    );
+    counter!(
+        "tidegate_client_bytes_total",
+        Unit::Bytes,
+        "Bytes exchanged with clients."
+    );
+    gauge!(
+        "tidegate_pinned_sessions",
+        "Sessions whose reads stay on the primary until a replica has caught up."
+    );
+    histo!(
+        "tidegate_pin_seconds",
+        Unit::Seconds,
+        "How long sessions' reads stayed on the primary."
+    );
+    counter!(
+        "tidegate_gate_waits_total",
+        "Reads that waited for a replica that was nearly there."
+    );
+    histo!(
+        "tidegate_gate_wait_seconds",
+        Unit::Seconds,
+        "How long such reads waited."
+    );
+    counter!(
+        "tidegate_retries_total",
+        "Reads sent again to another server, with nothing of the answer seen."
+    );
     gauge!("tidegate_held", "Batches that wait for a primary.");
-    counter!("tidegate_holds_total", "Batches that had to wait for a primary.");
+    counter!(
+        "tidegate_holds_total",
+        "Batches that had to wait for a primary."
+    );
     counter!("tidegate_failovers_total", "Changes of the primary.");
-    counter!("tidegate_config_reloads_total", "Reloads of the configuration.");
-    counter!("tidegate_cancels_total", "Cancel requests passed on to a server.");
-    counter!("tidegate_server_connects_total", "Connections opened to servers.");
-    histo!("tidegate_checkout_wait_seconds", Unit::Seconds, "How long clients waited for a server, where none was free.");
-    counter!("tidegate_checkout_timeouts_total", "Clients that waited for a server in vain.");
-    counter!("tidegate_errors_total", "Errors sent to clients, by class of SQLSTATE.");
-    counter!("tidegate_logins_refused_total", "Logins refused, by SQLSTATE.");
+    counter!(
+        "tidegate_config_reloads_total",
+        "Reloads of the configuration."
+    );
+    counter!(
+        "tidegate_cancels_total",
+        "Cancel requests passed on to a server."
+    );
+    counter!(
+        "tidegate_server_connects_total",
+        "Connections opened to servers."
+    );
+    histo!(
+        "tidegate_checkout_wait_seconds",
+        Unit::Seconds,
+        "How long clients waited for a server, where none was free."
+    );
+    counter!(
+        "tidegate_checkout_timeouts_total",
+        "Clients that waited for a server in vain."
+    );
+    counter!(
+        "tidegate_errors_total",
+        "Errors sent to clients, by class of SQLSTATE."
+    );
+    counter!(
+        "tidegate_logins_refused_total",
+        "Logins refused, by SQLSTATE."
+    );
 }
 
 /// Sets up logging to standard error; `level` is a filter as of `RUST_LOG`, which wins over it.
 pub fn install_logs(json: bool, level: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second call, as in tests, keeps the first set-up.
     let _ = if json {
-        logs.json().flatten_event(true).with_target(false).try_init()
+        logs.json()
+            .flatten_event(true)
+            .with_target(false)
+            .try_init()
     } else {
         let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
         logs.with_target(false).with_ansi(ansi).try_init()

@@ -135,7 +135,13 @@ async fn log_in(target: &Target<'_>) -> Result<Connection, ConnectError> {
             tag => return Err(ConnectError::Unexpected(tag.into())),
         }
     }
-    Ok(Connection { stream, params: Params::new(params), pid: key.0, secret: key.1, buf })
+    Ok(Connection {
+        stream,
+        params: Params::new(params),
+        pid: key.0,
+        secret: key.1,
+        buf,
+    })
 }
 
 impl Connection {
@@ -154,7 +160,8 @@ impl Connection {
             let body = body(&frame);
             match frame[0] {
                 b'D' => {
-                    let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+                    let text =
+                        |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
                     rows.push(message::data_row(body)?.into_iter().map(text).collect());
                 }
                 b'S' => {
@@ -181,7 +188,12 @@ async fn next(stream: &mut Stream, buf: &mut BytesMut) -> Result<BytesMut, Conne
         if let Some(Header { tag, len }) = header(buf)? {
             if len > SERVER_CONTROL_BYTES_MAX {
                 let max = SERVER_CONTROL_BYTES_MAX;
-                return Err(WireError::TooLong { tag: tag.into(), len, max }.into());
+                return Err(WireError::TooLong {
+                    tag: tag.into(),
+                    len,
+                    max,
+                }
+                .into());
             }
             if buf.remaining() >= len {
                 return Ok(buf.split_to(len));
@@ -207,7 +219,9 @@ pub async fn cancel(
 ) -> Result<(), ConnectError> {
     let deliver = async {
         let mut stream = Stream::tcp(TcpStream::connect((host, port)).await?)?;
-        stream.write_all(&startup::encode_cancel(pid, secret)).await?;
+        stream
+            .write_all(&startup::encode_cancel(pid, secret))
+            .await?;
         // The server closes the connection once it has signalled the process.
         let mut rest = BytesMut::new();
         while stream.read(&mut rest).await? > 0 {

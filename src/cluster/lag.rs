@@ -28,8 +28,14 @@ impl History {
         if self.recent.len() <= Self::RECENT_MAX {
             return;
         }
-        let Some(passed) = self.recent.pop_front() else { return };
-        if self.old.back().is_none_or(|&(last, _)| passed.0 - last >= Self::OLD_EVERY) {
+        let Some(passed) = self.recent.pop_front() else {
+            return;
+        };
+        if self
+            .old
+            .back()
+            .is_none_or(|&(last, _)| passed.0 - last >= Self::OLD_EVERY)
+        {
             self.old.push_back(passed);
         }
         if self.old.len() > Self::OLD_MAX {
@@ -72,7 +78,11 @@ mod tests {
         history.note(at(0), Lsn(10));
         history.note(at(100), Lsn(20));
         history.note(at(5000), Lsn(20));
-        assert_eq!(history.lag(at(9000), Lsn(20)), Duration::ZERO, "an idle primary has no lag");
+        assert_eq!(
+            history.lag(at(9000), Lsn(20)),
+            Duration::ZERO,
+            "an idle primary has no lag"
+        );
         assert_eq!(history.lag(at(300), Lsn(10)), Duration::from_millis(200));
         assert_eq!(history.lag(at(300), Lsn(19)), Duration::from_millis(200));
         assert_eq!(history.lag(at(300), Lsn(5)), Duration::from_millis(300));

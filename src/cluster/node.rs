@@ -158,7 +158,8 @@ impl Node {
 
     pub fn set_position(&self, lsn: Lsn) {
         self.position.store(lsn.0, Ordering::SeqCst);
-        self.sampled_us.store(self.epoch.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.sampled_us
+            .store(self.epoch.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.metrics.lsn.set(lsn.0 as f64);
     }
 
@@ -210,7 +211,8 @@ impl Replica for Node {
         let life = self.incarnation();
         let position = self.position.load(Ordering::SeqCst);
         // Read twice: a position must not be taken for one of another life.
-        (life.0 != 0 && position != 0 && life == self.incarnation()).then_some((life, Lsn(position)))
+        (life.0 != 0 && position != 0 && life == self.incarnation())
+            .then_some((life, Lsn(position)))
     }
 
     fn clock(&self) -> &Clock {

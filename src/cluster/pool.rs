@@ -17,7 +17,7 @@ use crate::config;
 use crate::net;
 use crate::net::stream::Stream;
 use crate::session::answers::hear_idle;
-use crate::session::consistency::{Incarnation, Replica};
+use crate::session::consistency::Incarnation;
 use crate::session::server::ServerState;
 use crate::session::settings::Settings;
 use crate::telemetry::{self, PoolMetrics};
@@ -112,7 +112,12 @@ impl Pool {
             limits,
             closed: false,
         };
-        Pool { node, key, inner: Mutex::new(inner), metrics }
+        Pool {
+            node,
+            key,
+            inner: Mutex::new(inner),
+            metrics,
+        }
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -137,7 +142,10 @@ impl Pool {
     ///
     /// # Errors
     /// When none is free in time, or a new one cannot be opened.
-    pub async fn checkout(self: &Arc<Self>, wanted: &Settings) -> Result<Box<Server>, CheckoutError> {
+    pub async fn checkout(
+        self: &Arc<Self>,
+        wanted: &Settings,
+    ) -> Result<Box<Server>, CheckoutError> {
         loop {
             let (waiter, timeout) = match self.try_checkout(wanted)? {
                 Ready::Server(server) => match server.lend() {
@@ -149,7 +157,9 @@ impl Pool {
             };
             let started = Instant::now();
             let grant = tokio::time::timeout_at(Deadline::now() + timeout, waiter).await;
-            telemetry::metrics().checkout_wait_seconds.record(started.elapsed());
+            telemetry::metrics()
+                .checkout_wait_seconds
+                .record(started.elapsed());
             match grant {
                 Ok(Ok(Grant::Server(server))) => match server.lend() {
                     Some(server) => return Ok(server),
@@ -160,7 +170,10 @@ impl Pool {
                 Err(_) => {
                     telemetry::metrics().checkout_timeouts.increment(1);
                     let node = self.node.name.clone();
-                    return Err(CheckoutError::Timeout { node, waited: timeout });
+                    return Err(CheckoutError::Timeout {
+                        node,
+                        waited: timeout,
+                    });
                 }
             }
         }
@@ -204,7 +217,10 @@ impl Pool {
     /// Closes the idle servers of another life of the node's server than `life`.
     pub fn close_stale(&self, life: Incarnation) {
         let mut inner = self.lock();
-        let (keep, stale) = inner.idle.drain(..).partition(|s: &Box<Server>| s.incarnation == life);
+        let (keep, stale) = inner
+            .idle
+            .drain(..)
+            .partition(|s: &Box<Server>| s.incarnation == life);
         inner.idle = keep;
         drop(inner);
         let stale: Vec<_> = stale;
@@ -273,13 +289,18 @@ impl Pool {
                 if error.is_node_away() {
                     self.node.wake.notify_one();
                 }
-                Err(CheckoutError::Connect { node: self.node.name.clone(), error })
+                Err(CheckoutError::Connect {
+                    node: self.node.name.clone(),
+                    error,
+                })
             }
         }
     }
 
     fn leaving(&self) -> CheckoutError {
-        CheckoutError::Leaving { node: self.node.name.clone() }
+        CheckoutError::Leaving {
+            node: self.node.name.clone(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -305,7 +326,8 @@ fn take_best(idle: &mut Vec<Box<Server>>, wanted: &Settings) -> Option<Box<Serve
     let mut best_score = -1;
     for index in idle.len().saturating_sub(LOOKED_AT_MAX)..idle.len() {
         let server = &idle[index];
-        let score = i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted);
+        let score =
+            i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted);
         if score >= best_score {
             (best, best_score) = (index, score);
         }
@@ -454,7 +476,9 @@ impl Server {
         };
         match tokio::time::timeout(limit, clean).await {
             Ok(Ok(())) => self.give_back(),
-            Ok(Err(error)) => tracing::debug!(node = %self.node().name, %error, "server not reused"),
+            Ok(Err(error)) => {
+                tracing::debug!(node = %self.node().name, %error, "server not reused")
+            }
             Err(_) => tracing::debug!(node = %self.node().name, "server not reused: no answer"),
         }
     }

@@ -99,9 +99,16 @@ impl Probe {
             Ok(life) => life?,
             Err(_) => return Err(ProbeError::Timeout(limit)),
         };
-        let mut probe = Probe { connection, block: 0, segment: 0, last_start: Instant::now(), stalled: 0 };
+        let mut probe = Probe {
+            connection,
+            block: 0,
+            segment: 0,
+            last_start: Instant::now(),
+            stalled: 0,
+        };
         let rows = probe.ask(SIZES, limit).await?;
-        let [[Some(block), Some(segment), Some(system)]] = rows.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
+        let [[Some(block), Some(segment), Some(system)]] =
+            rows.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
         else {
             return Err(ProbeError::Answer(rows));
         };
@@ -110,7 +117,10 @@ impl Probe {
         };
         (probe.block, probe.segment) = (block, segment);
         if let Err(expected) = cluster.admit(system) {
-            return Err(ProbeError::OtherSystem { found: system.clone(), expected });
+            return Err(ProbeError::OtherSystem {
+                found: system.clone(),
+                expected,
+            });
         }
         if node.incarnation() != life {
             for pool in &node.pools {
@@ -167,10 +177,19 @@ impl Probe {
         node.role() == Role::Replica && node.position().is_none_or(|(_, at)| at < cluster.goal())
     }
 
-    async fn sample(&mut self, cluster: &Cluster, node: &Node, limit: Duration) -> Result<(), ProbeError> {
+    async fn sample(
+        &mut self,
+        cluster: &Cluster,
+        node: &Node,
+        limit: Duration,
+    ) -> Result<(), ProbeError> {
         self.last_start = Instant::now();
         let for_cluster = cluster.is_primary(node);
-        let clock = if for_cluster { &cluster.clock } else { node.clock() };
+        let clock = if for_cluster {
+            &cluster.clock
+        } else {
+            node.clock()
+        };
         let tick = clock.begin();
         let rows = self.ask(POSITION, limit).await?;
         let (in_recovery, lsn) = position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
@@ -198,7 +217,11 @@ impl Probe {
 
     fn note_replica(&mut self, cluster: &Cluster, node: &Node, tick: Tick, lsn: Lsn) {
         let moved = node.position().is_none_or(|(_, old)| old != lsn);
-        self.stalled = if moved { 0 } else { self.stalled.saturating_add(1) };
+        self.stalled = if moved {
+            0
+        } else {
+            self.stalled.saturating_add(1)
+        };
         node.set_position(lsn);
         node.clock().complete(tick, lsn);
         cluster.note_lag(node, lsn);
@@ -207,7 +230,11 @@ impl Probe {
         }
     }
 
-    async fn ask(&mut self, sql: &str, limit: Duration) -> Result<Vec<Vec<Option<String>>>, ProbeError> {
+    async fn ask(
+        &mut self,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<Vec<Vec<Option<String>>>, ProbeError> {
         match timeout(limit, self.connection.query(sql)).await {
             Ok(rows) => Ok(rows?),
             Err(_) => Err(ProbeError::Timeout(limit)),
@@ -218,7 +245,9 @@ impl Probe {
 /// A standby that has replayed nothing yet reports NULL: it is at the beginning.
 fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn)> {
     let [row] = rows else { return None };
-    let [Some(in_recovery), lsn] = &row[..] else { return None };
+    let [Some(in_recovery), lsn] = &row[..] else {
+        return None;
+    };
     let lsn = lsn.as_deref().map_or(Some(Lsn(1)), Lsn::parse)?;
     Some((in_recovery == "t", lsn))
 }

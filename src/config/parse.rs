@@ -86,6 +86,7 @@ const CONSISTENCY: Keys = Keys {
         "gate_wait",
         "on_no_replica",
         "wait_timeout",
+        "primary_reads_raise_floor",
     ],
     later: &[],
 };
@@ -311,6 +312,11 @@ fn consistency(section: &Section<'_>) -> Result<Consistency> {
             value.choice(ON_NO_REPLICA, &[])
         })?,
         wait_timeout: section.get("wait_timeout", default.wait_timeout, Value::duration)?,
+        primary_reads_raise_floor: section.get(
+            "primary_reads_raise_floor",
+            default.primary_reads_raise_floor,
+            Value::boolean,
+        )?,
     })
 }
 

@@ -220,6 +220,13 @@ impl<'a> Value<'a> {
             })
     }
 
+    pub fn boolean(&self) -> Result<bool> {
+        match self.value {
+            DeValue::Boolean(value) => Ok(*value),
+            _ => Err(self.wrong_type("true or false")),
+        }
+    }
+
     /// A duration that may be 0.
     pub fn duration_or_zero(&self) -> Result<Duration> {
         let duration = units::parse_duration(self.scalar_text(units::DURATION_FORM)?)

@@ -20,7 +20,9 @@ thread_local! {
 
 /// An empty buffer.
 pub fn take() -> BytesMut {
-    STOCK.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+    STOCK
+        .with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
 }
 
 /// Takes `buffer` back, leaving one without memory in its place.

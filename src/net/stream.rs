@@ -49,7 +49,11 @@ impl Stream {
     }
 
     /// Reads into `buf`'s free room. 0 is the end of the stream.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
         match self {
             // The future has no state of its own: one for each poll is the same as one kept.
             Stream::Tcp(socket) => pin!(socket.read_buf(buf)).poll(cx),

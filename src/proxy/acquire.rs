@@ -31,9 +31,15 @@ pub struct Placed {
 
 impl Client {
     /// Finds a server for the planned batch. `lost_replica`: it has just been tried on a replica.
-    pub(super) async fn acquire(&mut self, end: End, lost_replica: bool) -> Result<Placed, Refusal> {
+    pub(super) async fn acquire(
+        &mut self,
+        end: End,
+        lost_replica: bool,
+    ) -> Result<Placed, Refusal> {
         let reason = match self.batch.need {
-            _ if self.session.status() != Status::Idle || self.session.is_failed() => Reason::Transaction,
+            _ if self.session.status() != Status::Idle || self.session.is_failed() => {
+                Reason::Transaction
+            }
             Need::Write => Reason::Write,
             Need::Transaction => Reason::Transaction,
             Need::Session => Reason::SessionState,
@@ -78,8 +84,16 @@ impl Client {
                     }
                     match self.on_replica(&node, life, &config).await? {
                         Some(server) => {
-                            let reason = if gate.is_some() { Reason::Gate } else { Reason::Fresh };
-                            return Ok(Placed { server, replica: true, reason });
+                            let reason = if gate.is_some() {
+                                Reason::Gate
+                            } else {
+                                Reason::Fresh
+                            };
+                            return Ok(Placed {
+                                server,
+                                replica: true,
+                                reason,
+                            });
                         }
                         None => {
                             failed = true;
@@ -104,7 +118,9 @@ impl Client {
                 }
             };
             if let Some(since) = gate {
-                telemetry::metrics().gate_wait_seconds.record(since.elapsed());
+                telemetry::metrics()
+                    .gate_wait_seconds
+                    .record(since.elapsed());
             }
             if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
                 self.pin();
@@ -116,7 +132,10 @@ impl Client {
             let since = *waited.get_or_insert_with(Instant::now);
             let left = match config.consistency.on_no_replica {
                 OnNoReplica::Error => Duration::ZERO,
-                _ => config.consistency.wait_timeout.saturating_sub(since.elapsed()),
+                _ => config
+                    .consistency
+                    .wait_timeout
+                    .saturating_sub(since.elapsed()),
             };
             if left.is_zero() {
                 if config.consistency.on_no_replica == OnNoReplica::Wait
@@ -125,7 +144,10 @@ impl Client {
                     return self.on_primary(reason).await;
                 }
                 let cluster = cluster.name.clone();
-                return Err(Refusal::NoReplica { cluster, reason: reason.name() });
+                return Err(Refusal::NoReplica {
+                    cluster,
+                    reason: reason.name(),
+                });
             }
             failed = false;
             let _ = timeout(left.min(HOLD_STEP), cluster.moved.notified()).await;
@@ -159,7 +181,11 @@ impl Client {
     /// A server of the primary; where there is none, waits for one.
     pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         if let Some(server) = self.held.take() {
-            return Ok(Placed { server, replica: false, reason });
+            return Ok(Placed {
+                server,
+                replica: false,
+                reason,
+            });
         }
         let cluster = self.cluster.clone();
         let mut hold: Option<Held> = None;
@@ -173,7 +199,11 @@ impl Client {
                 let pool = self.pool(&node, &config);
                 match pool.checkout(self.session.settings()).await {
                     Ok(server) if is_in_life(&server, &node) => {
-                        return Ok(Placed { server, replica: false, reason });
+                        return Ok(Placed {
+                            server,
+                            replica: false,
+                            reason,
+                        });
                     }
                     // Restarted: its role is not known until it has been asked.
                     Ok(_) => node.wake.notify_one(),
@@ -188,7 +218,10 @@ impl Client {
             let left = config.failover.hold.saturating_sub(hold.since.elapsed());
             if left.is_zero() {
                 let waited_ms = hold.since.elapsed().as_millis();
-                return Err(Refusal::NoPrimary { cluster: cluster.name.clone(), waited_ms });
+                return Err(Refusal::NoPrimary {
+                    cluster: cluster.name.clone(),
+                    waited_ms,
+                });
             }
             tokio::select! {
                 () = changed => {}
@@ -218,7 +251,9 @@ impl Held {
     fn begin() -> Held {
         telemetry::metrics().holds.increment(1);
         telemetry::metrics().held.increment(1.0);
-        Held { since: Instant::now() }
+        Held {
+            since: Instant::now(),
+        }
     }
 }
 
@@ -236,7 +271,10 @@ fn is_in_life(server: &Server, node: &Node) -> bool {
 }
 
 fn may_use_primary(config: &Config, reason: Reason) -> bool {
-    match (config.routing.read_primary, config.consistency.on_no_replica) {
+    match (
+        config.routing.read_primary,
+        config.consistency.on_no_replica,
+    ) {
         _ if matches!(reason, Reason::Level | Reason::Shared) => true,
         (ReadPrimary::Never, _) => false,
         (_, on_no_replica) => on_no_replica == OnNoReplica::Primary,

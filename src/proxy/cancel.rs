@@ -81,14 +81,19 @@ impl Sessions {
     /// Cancels what the session with this key is doing. A wrong key does nothing, as with
     /// PostgreSQL.
     pub async fn cancel(&self, pid: i32, secret: &[u8]) {
-        let Some(handle) = self.by_pid.get(&pid).map(|handle| handle.clone()) else { return };
+        let Some(handle) = self.by_pid.get(&pid).map(|handle| handle.clone()) else {
+            return;
+        };
         if !bool::from(handle.secret.to_be_bytes().ct_eq(secret)) {
             tracing::info!(pid, "cancel request with a wrong key");
             return;
         }
-        let Some(server) = handle.begin_delivery() else { return };
+        let Some(server) = handle.begin_delivery() else {
+            return;
+        };
         let node = &server.node;
-        let sent = connect::cancel(&node.host, node.port, server.pid, &server.secret, DELIVERY).await;
+        let sent =
+            connect::cancel(&node.host, node.port, server.pid, &server.secret, DELIVERY).await;
         handle.end_delivery();
         match sent {
             Ok(()) => telemetry::metrics().cancels.increment(1),

@@ -24,13 +24,21 @@ pub enum Refusal {
     #[error("no primary is available in cluster \"{cluster}\" (waited {waited_ms} ms)")]
     NoPrimary { cluster: String, waited_ms: u128 },
     #[error("no replica of cluster \"{cluster}\" may serve this read: {reason}")]
-    NoReplica { cluster: String, reason: &'static str },
-    #[error("connection to node {node} was lost while it ran this; whether it took effect is unknown")]
+    NoReplica {
+        cluster: String,
+        reason: &'static str,
+    },
+    #[error(
+        "connection to node {node} was lost while it ran this; whether it took effect is unknown"
+    )]
     Unknown { node: String },
     #[error("connection to node {node} was lost: {error}")]
     Lost { node: String, error: String },
     #[error("{message}")]
-    Protocol { sqlstate: &'static str, message: String },
+    Protocol {
+        sqlstate: &'static str,
+        message: String,
+    },
 }
 
 fn server_words(error: &[u8]) -> String {
@@ -40,7 +48,10 @@ fn server_words(error: &[u8]) -> String {
 
 impl Refusal {
     pub fn protocol(sqlstate: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal::Protocol { sqlstate, message: message.into() }
+        Refusal::Protocol {
+            sqlstate,
+            message: message.into(),
+        }
     }
 
     pub fn sqlstate(&self) -> &str {
@@ -63,8 +74,12 @@ impl Refusal {
             Refusal::Checkout(CheckoutError::Timeout { .. }) => {
                 Some("Raise pool.size, or look for transactions that stay open.")
             }
-            Refusal::NoPrimary { .. } => Some("Retry when a primary is up; failover.hold sets how long to wait."),
-            Refusal::NoReplica { .. } => Some("consistency.on_no_replica = \"primary\" sends such reads to the primary."),
+            Refusal::NoPrimary { .. } => {
+                Some("Retry when a primary is up; failover.hold sets how long to wait.")
+            }
+            Refusal::NoReplica { .. } => {
+                Some("consistency.on_no_replica = \"primary\" sends such reads to the primary.")
+            }
             Refusal::Unknown { .. } => Some("Look whether it did before doing it again."),
             _ => None,
         }
@@ -81,9 +96,21 @@ impl Refusal {
                     String::from_utf8_lossy(bytes).into_owned()
                 };
                 let hint = Some(field(b'H')).filter(|hint| !hint.is_empty());
-                encode::error(out, severity, self.sqlstate(), &field(b'M'), hint.as_deref());
+                encode::error(
+                    out,
+                    severity,
+                    self.sqlstate(),
+                    &field(b'M'),
+                    hint.as_deref(),
+                );
             }
-            _ => encode::error(out, severity, self.sqlstate(), &self.to_string(), self.hint()),
+            _ => encode::error(
+                out,
+                severity,
+                self.sqlstate(),
+                &self.to_string(),
+                self.hint(),
+            ),
         }
     }
 }
@@ -91,7 +118,10 @@ impl Refusal {
 impl From<CheckoutError> for Refusal {
     fn from(error: CheckoutError) -> Refusal {
         match error {
-            CheckoutError::Connect { error: ConnectError::Refused(words), .. } => Refusal::Server(words),
+            CheckoutError::Connect {
+                error: ConnectError::Refused(words),
+                ..
+            } => Refusal::Server(words),
             error => Refusal::Checkout(error),
         }
     }

@@ -103,7 +103,7 @@ impl<'a> Relay<'a> {
     pub async fn hear_once(&mut self) -> Result<(), Broken> {
         std::future::poll_fn(|cx| {
             self.read_server(cx)?;
-            Poll::Ready(Ok(()))
+            Poll::Ready(Ok::<(), Broken>(()))
         })
         .await?;
         self.run().await
@@ -178,7 +178,9 @@ impl<'a> Relay<'a> {
             && n > 0
         {
             let state = &mut self.server.state;
-            self.client.session.hear(state, &self.received, self.client.answer)?;
+            self.client
+                .session
+                .hear(state, &self.received, self.client.answer)?;
         }
         Err(Broken::ServerIo(error))
     }
@@ -188,12 +190,16 @@ impl<'a> Relay<'a> {
         self.received.reserve(BUFFER_BYTES / 2);
         match self.server.stream.poll_read(cx, &mut self.received) {
             Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(0)) => return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into())),
+            Poll::Ready(Ok(0)) => {
+                return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into()));
+            }
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
             Poll::Ready(Ok(_)) => {}
         }
         let client = &mut self.client;
-        let heard = client.session.hear(&mut self.server.state, &self.received, client.answer);
+        let heard = client
+            .session
+            .hear(&mut self.server.state, &self.received, client.answer);
         self.pass_on(cx)?;
         self.received.advance(heard?);
         Ok(true)
@@ -249,8 +255,16 @@ impl<'a> Relay<'a> {
 
     /// A message that must be whole to be understood may be longer than what is taken in ahead.
     fn inbox_max(&self) -> usize {
-        let planned = if self.consumed { 0 } else { self.client.batch.len };
-        let understood = if self.open { FRAME_BUFFERED_BYTES_MAX } else { 0 };
+        let planned = if self.consumed {
+            0
+        } else {
+            self.client.batch.len
+        };
+        let understood = if self.open {
+            FRAME_BUFFERED_BYTES_MAX
+        } else {
+            0
+        };
         planned + AHEAD_BYTES_MAX + understood
     }
 
@@ -259,7 +273,8 @@ impl<'a> Relay<'a> {
         let mut took = false;
         if self.beyond > 0 && self.consumed && self.direct.is_empty() {
             let n = self.beyond.min(self.client.inbox.len());
-            self.to_server.extend_from_slice(&self.client.inbox.split_to(n));
+            self.to_server
+                .extend_from_slice(&self.client.inbox.split_to(n));
             self.beyond -= n;
             took = n > 0;
             if self.beyond > 0 {
@@ -271,18 +286,27 @@ impl<'a> Relay<'a> {
             self.consume();
             let state = &mut self.server.state;
             let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
-            self.to_server.extend_from_slice(&self.client.inbox.split_to(n));
+            self.to_server
+                .extend_from_slice(&self.client.inbox.split_to(n));
             self.beyond = beyond;
             took |= n > 0;
             // After CopyDone the pipeline goes on to its Sync.
             self.open |= state.copies_in() && self.client.session.copy_goes_on(state);
         }
-        while self.open && !self.leave && self.beyond == 0 && self.to_server.len() < TO_SERVER_BYTES_MAX {
+        while self.open
+            && !self.leave
+            && self.beyond == 0
+            && self.to_server.len() < TO_SERVER_BYTES_MAX
+        {
             self.consume();
             if !self.client.session.copy_goes_on(&self.server.state) {
                 break;
             }
-            match self.client.session.plan(self.client.inbox, self.client.batch)? {
+            match self
+                .client
+                .session
+                .plan(self.client.inbox, self.client.batch)?
+            {
                 Planned::NeedMore => break,
                 Planned::Terminate => return Err(Broken::Client),
                 Planned::Batch(end) => {
@@ -309,7 +333,9 @@ impl<'a> Relay<'a> {
         }
         let state = &mut self.server.state;
         let waiting = !self.to_server.is_empty();
-        let direct = client.session.say(client.batch, client.inbox, state, &mut self.to_server);
+        let direct = client
+            .session
+            .say(client.batch, client.inbox, state, &mut self.to_server);
         self.beyond = client.batch.beyond;
         if direct && !waiting {
             self.direct = 0..client.batch.len;
@@ -317,7 +343,9 @@ impl<'a> Relay<'a> {
         client.session.answer_in_turn(state, client.answer);
         for run in client.answer.runs.drain(..) {
             if let Run::Own(at) = run {
-                client.outbox.extend_from_slice(client.answer.own.get(at).unwrap_or(&[]));
+                client
+                    .outbox
+                    .extend_from_slice(client.answer.own.get(at).unwrap_or(&[]));
             }
         }
         client.answer.clear();

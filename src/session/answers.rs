@@ -105,7 +105,9 @@ impl Session {
                 }
                 continue;
             }
-            let Some(Header { tag, len }) = header(rest)? else { return Ok(at) };
+            let Some(Header { tag, len }) = header(rest)? else {
+                return Ok(at);
+            };
             if self.passes(tag, server) {
                 server.passing = len;
                 server.passing_hidden = tag != b'A' && is_hidden(server);
@@ -114,7 +116,12 @@ impl Session {
             let Some(frame) = rest.get(..len) else {
                 if len > SERVER_CONTROL_BYTES_MAX {
                     let max = SERVER_CONTROL_BYTES_MAX;
-                    return Err(WireError::TooLong { tag: tag.into(), len, max }.into());
+                    return Err(WireError::TooLong {
+                        tag: tag.into(),
+                        len,
+                        max,
+                    }
+                    .into());
                 }
                 return Ok(at);
             };
@@ -202,7 +209,9 @@ impl Session {
                     _ => CopyIn::Simple { done: false },
                 });
                 // A Sync that the client has sent already is ignored within the COPY.
-                server.queue.retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
+                server
+                    .queue
+                    .retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
             }
             b'H' | b'c' => {}
             b'D' => {
@@ -266,7 +275,10 @@ impl Session {
         };
         match server.queue.pop_front() {
             Some(expected) if !ends(&expected.what) => return Err(ServerFault::Unexpected('Z')),
-            Some(Expected { what: Expect::Settings, .. }) => {
+            Some(Expected {
+                what: Expect::Settings,
+                ..
+            }) => {
                 server.status = status;
                 // The client learns now what the settings have made of its parameters.
                 answer.say(|out| self.show_params(server, out));
@@ -301,7 +313,9 @@ impl Session {
                 answer.forward(at);
                 return Ok(());
             }
-            Some(Expect::ParseAgain { name }) => answer.say(|out| in_clients_words(body, name, out)),
+            Some(Expect::ParseAgain { name }) => {
+                answer.say(|out| in_clients_words(body, name, out))
+            }
             // With nothing owed it is about the connection, or about a COPY's leftovers.
             None if !was_copying => answer.forward(at),
             _ => answer.forward(at),
@@ -382,7 +396,9 @@ fn in_clients_words(body: &[u8], name: &[u8], out: &mut BytesMut) {
 /// Whether a server that nothing is asked of has said only what it may say at any time.
 pub fn hear_idle(server: &mut ServerState, mut bytes: &[u8]) -> bool {
     while let Ok(Some(Header { tag, len })) = header(bytes) {
-        let Some((frame, rest)) = bytes.split_at_checked(len) else { return false };
+        let Some((frame, rest)) = bytes.split_at_checked(len) else {
+            return false;
+        };
         match (tag, message::parameter_status(body(frame))) {
             (b'S', Ok((name, value))) => server.params.set(name, value),
             (b'N' | b'A', _) => {}

@@ -34,8 +34,16 @@ impl Lsn {
             return self;
         }
         let offset = self.0 % block;
-        let header = if self.0 % segment < block { LONG_HEADER } else { SHORT_HEADER };
-        if (1..=header).contains(&offset) { Lsn(self.0 - offset) } else { self }
+        let header = if self.0 % segment < block {
+            LONG_HEADER
+        } else {
+            SHORT_HEADER
+        };
+        if (1..=header).contains(&offset) {
+            Lsn(self.0 - offset)
+        } else {
+            self
+        }
     }
 }
 
@@ -130,7 +138,11 @@ impl Clock {
     /// The newest completed sample of this history.
     pub fn latest(&self) -> Option<Sample> {
         let completed = self.completed.load(SeqCst);
-        if completed <= self.epoch.load(SeqCst) { None } else { self.sample(completed) }
+        if completed <= self.epoch.load(SeqCst) {
+            None
+        } else {
+            self.sample(completed)
+        }
     }
 
     fn sample(&self, tick: u64) -> Option<Sample> {
@@ -139,7 +151,10 @@ impl Clock {
             return None;
         }
         let lsn = Lsn(slot.lsn.load(SeqCst));
-        (slot.tick.load(SeqCst) == tick).then_some(Sample { tick: Tick(tick), lsn })
+        (slot.tick.load(SeqCst) == tick).then_some(Sample {
+            tick: Tick(tick),
+            lsn,
+        })
     }
 }
 
@@ -249,7 +264,9 @@ impl Floors {
         nodes: &[impl std::ops::Deref<Target = R>],
         candidate: &R,
     ) -> Freshness {
-        let Some((life, replayed)) = candidate.position() else { return Freshness::Unknown };
+        let Some((life, replayed)) = candidate.position() else {
+            return Freshness::Unknown;
+        };
         let covers = |sample: Option<Sample>| sample.is_some_and(|s| replayed >= s.lsn);
         if self.write.is_some_and(|tick| !covers(primary.after(tick))) {
             return Freshness::MissesWrite;
@@ -257,18 +274,26 @@ impl Floors {
         if self.read.is_some_and(|tick| !covers(primary.after(tick))) {
             return Freshness::MissesReads;
         }
-        let Some(seen) = self.replica else { return Freshness::Fresh };
+        let Some(seen) = self.replica else {
+            return Freshness::Fresh;
+        };
         if seen.node == candidate.id() && seen.incarnation == life {
             return Freshness::Fresh;
         }
         let same_life = |n: &R| {
-            n.id() == seen.node && n.position().is_some_and(|(life, _)| life == seen.incarnation)
+            n.id() == seen.node
+                && n.position()
+                    .is_some_and(|(life, _)| life == seen.incarnation)
         };
         let shown = match nodes.iter().find(|n| same_life(n)) {
             Some(old) => old.clock().after(seen.tick),
             None => primary.after(seen.primary),
         };
-        if covers(shown) { Freshness::Fresh } else { Freshness::MissesReads }
+        if covers(shown) {
+            Freshness::Fresh
+        } else {
+            Freshness::MissesReads
+        }
     }
 
     /// Switches off the floor that reads on the primary raise.
@@ -302,7 +327,11 @@ mod tests {
 
     fn fake(id: u32, lsn: u64) -> Box<Fake> {
         let at = Cell::new(Some((Incarnation(1), Lsn(lsn))));
-        Box::new(Fake { id, at, clock: Clock::new() })
+        Box::new(Fake {
+            id,
+            at,
+            clock: Clock::new(),
+        })
     }
 
     fn sample(clock: &Clock, lsn: u64) {
@@ -327,7 +356,11 @@ mod tests {
         assert_eq!(norm(0x0300_C018), 0x0300_C000);
         assert_eq!(norm(0x0300_C000), 0x0300_C000);
         assert_eq!(norm(0x0300_C019), 0x0300_C019);
-        assert_eq!(norm(0x0300_0028), 0x0300_0000, "a segment starts with a long header");
+        assert_eq!(
+            norm(0x0300_0028),
+            0x0300_0000,
+            "a segment starts with a long header"
+        );
         assert_eq!(norm(0x0300_0029), 0x0300_0029);
         assert_eq!(norm(0x0300_0018), 0x0300_0000);
     }
@@ -341,7 +374,11 @@ mod tests {
         assert_eq!(clock.after(moment), None, "started before the moment");
         sample(&clock, 20);
         sample(&clock, 30);
-        assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(20)), "the first, not the last");
+        assert_eq!(
+            clock.after(moment).map(|s| s.lsn),
+            Some(Lsn(20)),
+            "the first, not the last"
+        );
         assert_eq!(clock.latest().map(|s| s.lsn), Some(Lsn(30)));
     }
 
@@ -378,13 +415,22 @@ mod tests {
         let mut floors = Floors::default();
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
         floors.wrote(&primary);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesWrite);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesWrite
+        );
         sample(&primary, 11);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesWrite);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesWrite
+        );
         nodes[0].at.set(Some((Incarnation(1), Lsn(11))));
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
         nodes[0].at.set(None);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Unknown);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::Unknown
+        );
     }
 
     #[test]
@@ -395,9 +441,15 @@ mod tests {
         floors.wrote(&primary);
         sample(&primary, 11);
         floors.read_primary(&primary);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesReads
+        );
         sample(&primary, 12);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesReads
+        );
         nodes[0].at.set(Some((Incarnation(1), Lsn(12))));
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
 
@@ -414,10 +466,16 @@ mod tests {
         let mut floors = Floors::default();
         floors.read_replica(&primary, &*nodes[0], Incarnation(1));
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[1]),
+            Freshness::MissesReads
+        );
         sample(&nodes[0].clock, 45);
         nodes[1].at.set(Some((Incarnation(1), Lsn(44))));
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[1]),
+            Freshness::MissesReads
+        );
         nodes[1].at.set(Some((Incarnation(1), Lsn(45))));
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[1]), Freshness::Fresh);
     }
@@ -429,9 +487,15 @@ mod tests {
         let mut floors = Floors::default();
         floors.read_replica(&primary, &*nodes[0], Incarnation(1));
         nodes[0].at.set(Some((Incarnation(2), Lsn(49))));
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesReads
+        );
         sample(&primary, 50);
-        assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::MissesReads);
+        assert_eq!(
+            floors.judge(&primary, &nodes, &*nodes[0]),
+            Freshness::MissesReads
+        );
         nodes[0].at.set(Some((Incarnation(2), Lsn(50))));
         assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
     }

@@ -76,22 +76,64 @@ impl ClientFault {
 /// One message of a batch, by its place in the client's buffer.
 #[derive(Debug)]
 enum Step {
-    Query { at: Range<usize>, tracked: Option<Tracked> },
+    Query {
+        at: Range<usize>,
+        tracked: Option<Tracked>,
+    },
     /// DEALLOCATE of a statement that the client prepared by message, under another name there.
-    Deallocate { text: Range<usize>, tracked: Option<Tracked>, prepared: Arc<Prepared> },
-    Parse { at: Range<usize>, name: Box<[u8]>, prepared: Arc<Prepared> },
-    ParseAgain { name: Box<[u8]>, existing: Arc<Prepared> },
-    ParseUnnamed { at: Range<usize>, unnamed: Arc<Unnamed>, rewritten: Option<Arc<Prepared>> },
-    Bind { at: Range<usize>, names: usize, beyond: usize, of: Of },
-    Describe { at: Range<usize>, of: Of },
-    DescribePortal { at: Range<usize> },
-    Execute { at: Range<usize>, tracked: Option<Tracked> },
+    Deallocate {
+        text: Range<usize>,
+        /// The name's place in the text.
+        name: Range<usize>,
+        tracked: Option<Tracked>,
+        prepared: Arc<Prepared>,
+    },
+    Parse {
+        name: Box<[u8]>,
+        prepared: Arc<Prepared>,
+    },
+    ParseAgain {
+        name: Box<[u8]>,
+        existing: Arc<Prepared>,
+    },
+    ParseUnnamed {
+        at: Range<usize>,
+        unnamed: Arc<Unnamed>,
+        rewritten: Option<Arc<Prepared>>,
+    },
+    Bind {
+        at: Range<usize>,
+        names: usize,
+        beyond: usize,
+        of: Of,
+    },
+    Describe {
+        at: Range<usize>,
+        of: Of,
+    },
+    DescribePortal {
+        at: Range<usize>,
+    },
+    Execute {
+        at: Range<usize>,
+        tracked: Option<Tracked>,
+    },
     /// Close of a statement: it only forgets the name.
-    CloseStatement { forgotten: Option<Forgotten> },
-    ClosePortal { at: Range<usize> },
-    FunctionCall { at: Range<usize> },
-    Sync { at: Range<usize> },
-    Flush { at: Range<usize> },
+    CloseStatement {
+        forgotten: Option<Forgotten>,
+    },
+    ClosePortal {
+        at: Range<usize>,
+    },
+    FunctionCall {
+        at: Range<usize>,
+    },
+    Sync {
+        at: Range<usize>,
+    },
+    Flush {
+        at: Range<usize>,
+    },
 }
 
 /// The statement that a message names.
@@ -120,7 +162,10 @@ impl Batch {
     /// Makes it an empty batch; its memory is kept for the next.
     pub fn clear(&mut self) {
         self.steps.clear();
-        *self = Batch { steps: std::mem::take(&mut self.steps), ..Batch::new() };
+        *self = Batch {
+            steps: std::mem::take(&mut self.steps),
+            ..Batch::new()
+        };
     }
 
     pub fn is_empty(&self) -> bool {
@@ -162,18 +207,28 @@ impl Session {
     pub fn plan(&mut self, client: &[u8], batch: &mut Batch) -> Result<Planned, ClientFault> {
         loop {
             let rest = client.get(batch.len..).unwrap_or(&[]);
-            let Some(Header { tag, len }) = header(rest)? else { break };
+            let Some(Header { tag, len }) = header(rest)? else {
+                break;
+            };
             if len > FRAME_BUFFERED_BYTES_MAX && tag != b'P' {
                 return self.plan_giant(tag, len, rest, batch);
             }
             if len > PARSE_BYTES_MAX {
-                let error = WireError::TooLong { tag: 'P', len, max: PARSE_BYTES_MAX };
+                let error = WireError::TooLong {
+                    tag: 'P',
+                    len,
+                    max: PARSE_BYTES_MAX,
+                };
                 return Err(error.into());
             }
             let Some(frame) = rest.get(..len) else { break };
             if tag == b'X' {
                 // What came before it is answered to nobody, but is still done.
-                return Ok(if batch.steps.is_empty() { Planned::Terminate } else { self.open(batch) });
+                return Ok(if batch.steps.is_empty() {
+                    Planned::Terminate
+                } else {
+                    self.open(batch)
+                });
             }
             let at = batch.len..batch.len + len;
             batch.len += len;
@@ -228,7 +283,9 @@ impl Session {
                         self.statements.drop_unnamed();
                         None
                     } else {
-                        self.statements.remove(name).map(|prepared| (name.into(), prepared))
+                        self.statements
+                            .remove(name)
+                            .map(|prepared| (name.into(), prepared))
                     };
                     batch.steps.push(Step::CloseStatement { forgotten });
                 }
@@ -261,9 +318,14 @@ impl Session {
         self.statements.drop_unnamed();
         let tracked = tracked(&class, sql);
         let step = match (tracked, self.deallocated(&class, sql)) {
-            (tracked, Some((prepared, _))) => {
+            (tracked, Some((prepared, name))) => {
                 let text = at.start + HEADER..at.end - 1;
-                Step::Deallocate { text, tracked, prepared }
+                Step::Deallocate {
+                    text,
+                    name,
+                    tracked,
+                    prepared,
+                }
             }
             (tracked, None) => Step::Query { at, tracked },
         };
@@ -273,11 +335,13 @@ impl Session {
     /// The statement that `sql` deallocates, when the client has prepared it by message: it has
     /// another name on servers. And the name's place in `sql`.
     fn deallocated(&self, class: &Class, sql: &[u8]) -> Option<(Arc<Prepared>, Range<usize>)> {
-        let [statement] = &*class.statements else { return None };
+        let [statement] = &*class.statements else {
+            return None;
+        };
         if statement.verb != Verb::Deallocate {
             return None;
         }
-        let at = crate::sql::lexer::statements(sql).next()?;
+        let at = crate::sql::lexer::statements(sql, self.has_conforming_strings()).next()?;
         let (name, place) = command::deallocate(sql.get(at.clone())?)?;
         let prepared = self.statements.get(&name)?.clone();
         Some((prepared, at.start + place.start..at.start + place.end))
@@ -297,7 +361,11 @@ impl Session {
                 None => (Cow::Borrowed(parse.sql), None),
             };
             let unnamed = self.statements.set_unnamed(&sql, parse.types, class);
-            batch.steps.push(Step::ParseUnnamed { at, unnamed, rewritten });
+            batch.steps.push(Step::ParseUnnamed {
+                at,
+                unnamed,
+                rewritten,
+            });
             return Ok(());
         }
         let name = Box::from(parse.name);
@@ -310,7 +378,7 @@ impl Session {
         }
         let prepared = self.shared.registry.intern(parse.sql, parse.types, &class);
         self.statements.insert(parse.name, prepared.clone());
-        batch.steps.push(Step::Parse { at, name, prepared });
+        batch.steps.push(Step::Parse { name, prepared });
         Ok(())
     }
 
@@ -332,14 +400,25 @@ impl Session {
             None if self.portals.is_empty() => {}
             None => drop(self.portals.remove(bind.portal)),
         }
-        batch.steps.push(Step::Bind { at, names: bind.head_len(), beyond, of });
+        batch.steps.push(Step::Bind {
+            at,
+            names: bind.head_len(),
+            beyond,
+            of,
+        });
     }
 
     fn statement(&self, name: &[u8], batch: &mut Batch) -> Of {
         let of = if name.is_empty() {
-            self.statements.unnamed().cloned().map_or(Of::Unknown, Of::Unnamed)
+            self.statements
+                .unnamed()
+                .cloned()
+                .map_or(Of::Unknown, Of::Unnamed)
         } else {
-            self.statements.get(name).cloned().map_or(Of::Unknown, Of::Named)
+            self.statements
+                .get(name)
+                .cloned()
+                .map_or(Of::Unknown, Of::Named)
         };
         match &of {
             Of::Named(prepared) => batch.needs_class(&prepared.class),
@@ -395,7 +474,12 @@ impl Session {
             b'd' => {}
             _ => {
                 let max = FRAME_BUFFERED_BYTES_MAX;
-                return Err(WireError::TooLong { tag: tag.into(), len, max }.into());
+                return Err(WireError::TooLong {
+                    tag: tag.into(),
+                    len,
+                    max,
+                }
+                .into());
             }
         }
         Ok(self.open(batch))
@@ -404,7 +488,10 @@ impl Session {
     /// Whether `batch` can be answered without any server.
     pub fn is_local(&self, batch: &Batch) -> bool {
         let local = |step: &Step| {
-            matches!(step, Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. })
+            matches!(
+                step,
+                Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. }
+            )
         };
         batch.beyond == 0 && batch.steps.iter().all(local)
     }
@@ -430,7 +517,11 @@ impl Session {
         server: &mut ServerState,
         out: &mut BytesMut,
     ) -> bool {
-        let mut speech = Speech { client, out, run: 0..0 };
+        let mut speech = Speech {
+            client,
+            out,
+            run: 0..0,
+        };
         for step in &batch.steps {
             if self.failed && !matches!(step, Step::Sync { .. }) {
                 self.skip_step(step);
@@ -454,7 +545,9 @@ impl Session {
         match step {
             Step::Parse { name, .. } => drop(self.statements.remove(name)),
             Step::ParseUnnamed { .. } => self.statements.drop_unnamed(),
-            Step::CloseStatement { forgotten: Some((name, prepared)) } => {
+            Step::CloseStatement {
+                forgotten: Some((name, prepared)),
+            } => {
                 self.statements.insert(name, prepared.clone());
             }
             _ => {}
@@ -466,31 +559,41 @@ impl Session {
             Step::Query { at, tracked } => {
                 server.unnamed = None;
                 speech.forward(at);
-                server.expect(Expect::Query { tracked: tracked.clone(), statement: 0 });
+                server.expect(Expect::Query {
+                    tracked: tracked.clone(),
+                    statement: 0,
+                });
             }
-            Step::Deallocate { text, tracked, prepared } => {
+            Step::Deallocate {
+                text,
+                name,
+                tracked,
+                prepared,
+            } => {
                 if ensure(server, prepared, speech.own()) {
                     speech.own().extend_from_slice(encode::SYNC);
                     server.expect_hidden(Expect::Sync);
                 }
                 let sql = speech.client.get(text.clone()).unwrap_or(&[]);
-                let at = crate::sql::lexer::statements(sql).next().unwrap_or(0..0);
-                let name = command::deallocate(sql.get(at.clone()).unwrap_or(&[]))
-                    .map(|(_, place)| at.start + place.start..at.start + place.end);
-                let sql = name.map_or(Cow::Borrowed(sql), |name| renamed(sql, &name, prepared.id));
-                let sql = sql.into_owned();
+                let sql = renamed(sql, name, prepared.id);
                 encode::query(speech.own(), &sql);
                 server.unnamed = None;
-                server.expect(Expect::Query { tracked: tracked.clone(), statement: 0 });
+                server.expect(Expect::Query {
+                    tracked: tracked.clone(),
+                    statement: 0,
+                });
             }
-            Step::Parse { name, prepared, .. } => {
+            Step::Parse { name, prepared } => {
                 if server.statements.get(&prepared.id).is_some() {
                     server.expect(Expect::Parsed { name: name.clone() });
                 } else {
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();
                     encode::parse(own, &prepared.server_name(), &prepared.sql, &prepared.types);
-                    server.expect(Expect::Parse { id: prepared.id, name: name.clone() });
+                    server.expect(Expect::Parse {
+                        id: prepared.id,
+                        name: name.clone(),
+                    });
                 }
             }
             Step::ParseAgain { name, existing } => {
@@ -499,7 +602,11 @@ impl Session {
                 encode::parse(own, &existing.server_name(), &existing.sql, &existing.types);
                 server.expect(Expect::ParseAgain { name: name.clone() });
             }
-            Step::ParseUnnamed { at, unnamed, rewritten } => {
+            Step::ParseUnnamed {
+                at,
+                unnamed,
+                rewritten,
+            } => {
                 match rewritten {
                     None => speech.forward(at),
                     Some(prepared) => {
@@ -510,7 +617,12 @@ impl Session {
                 server.unnamed = Some((self.id, unnamed.serial));
                 server.expect(Expect::ParseUnnamed);
             }
-            Step::Bind { at, names, beyond, of } => {
+            Step::Bind {
+                at,
+                names,
+                beyond,
+                of,
+            } => {
                 self.say_bind(at, *names, *beyond, of, server, speech);
             }
             Step::Describe { at, of } => {
@@ -612,7 +724,9 @@ impl Session {
                 break;
             }
             let rest = client.get(at..).unwrap_or(&[]);
-            let Some(Header { tag, len }) = header(rest)? else { break };
+            let Some(Header { tag, len }) = header(rest)? else {
+                break;
+            };
             if !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H') {
                 // The server takes it and ends the COPY with an error over it.
                 tracing::debug!(tag = tag as u32, "unexpected message in COPY FROM STDIN");
@@ -641,7 +755,9 @@ impl Session {
 
     /// Asks `server` to become as the session wants it. `true` when something was asked.
     pub fn say_settings(&self, server: &mut ServerState, out: &mut BytesMut) -> bool {
-        let Some(sql) = server.settings.difference(&self.settings) else { return false };
+        let Some(sql) = server.settings.difference(&self.settings) else {
+            return false;
+        };
         encode::query(out, &sql);
         server.unnamed = None;
         server.settings = self.settings.clone();
@@ -702,7 +818,9 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
 /// `sql` with the name at `name` replaced by the server's for `id`.
 fn renamed<'a>(sql: &'a [u8], name: &Range<usize>, id: u64) -> Cow<'a, [u8]> {
     let (before, after) = (sql.get(..name.start), sql.get(name.end..));
-    let (Some(before), Some(after)) = (before, after) else { return Cow::Borrowed(sql) };
+    let (Some(before), Some(after)) = (before, after) else {
+        return Cow::Borrowed(sql);
+    };
     Cow::Owned([before, &server_name(id), after].concat())
 }
 
@@ -728,7 +846,10 @@ impl Speech<'_> {
     /// name that a server's own statement could have is made one that none has.
     fn forward_unknown(&mut self, at: &Range<usize>, name: usize) {
         let frame = self.client.get(at.clone()).unwrap_or(&[]);
-        if !frame.get(name..).is_some_and(|name| name.starts_with(SERVER_NAME_PREFIX)) {
+        if !frame
+            .get(name..)
+            .is_some_and(|name| name.starts_with(SERVER_NAME_PREFIX))
+        {
             return self.forward(at);
         }
         let mut changed = frame.to_vec();
@@ -743,7 +864,8 @@ impl Speech<'_> {
     }
 
     fn flush(&mut self) {
-        self.out.extend_from_slice(self.client.get(self.run.clone()).unwrap_or(&[]));
+        self.out
+            .extend_from_slice(self.client.get(self.run.clone()).unwrap_or(&[]));
         self.run = 0..0;
     }
 

@@ -170,7 +170,11 @@ pub fn read_route<N: Candidate>(
         }
     }
     let Some((index, life)) = choose(floors, nodes, &fresh, random) else {
-        return if nearly { ReadRoute::Gate } else { ReadRoute::Primary(missed) };
+        return if nearly {
+            ReadRoute::Gate
+        } else {
+            ReadRoute::Primary(missed)
+        };
     };
     if policy.share && primary_load.is_some_and(|load| load < nodes[index].load()) {
         return ReadRoute::Primary(Reason::Shared);
@@ -197,7 +201,9 @@ fn choose<N: Candidate>(
     // A move makes the session's floor rise to what its replica has shown; without a gain worth
     // that, it stays.
     const MUCH_BUSIER: f32 = 2.0;
-    let own = fresh.iter().find(|(index, _)| Some(nodes[*index].id()) == floors.replica());
+    let own = fresh
+        .iter()
+        .find(|(index, _)| Some(nodes[*index].id()) == floors.replica());
     match own {
         Some(&own) if load(own) <= load(better) * MUCH_BUSIER => Some(own),
         _ => Some(better),
@@ -300,7 +306,10 @@ mod tests {
             let tick = node.clock.begin();
             node.clock.complete(tick, Lsn(100));
         }
-        assert!(at(&floors).all(|index| index != 1), "leaves a replica that is much busier");
+        assert!(
+            at(&floors).all(|index| index != 1),
+            "leaves a replica that is much busier"
+        );
     }
 
     #[test]
@@ -329,11 +338,20 @@ mod tests {
         let route = |policy: &Policy, load| {
             read_route(&Floors::default(), policy, &primary, &nodes, load, 0)
         };
-        let level = Policy { guarantee: Guarantee::Primary, ..POLICY };
+        let level = Policy {
+            guarantee: Guarantee::Primary,
+            ..POLICY
+        };
         assert_eq!(route(&level, None), ReadRoute::Primary(Reason::Level));
-        let share = Policy { share: true, ..POLICY };
+        let share = Policy {
+            share: true,
+            ..POLICY
+        };
         assert_eq!(route(&share, Some(0.5)), ReadRoute::Primary(Reason::Shared));
-        assert!(matches!(route(&share, Some(1.5)), ReadRoute::Replica { .. }));
+        assert!(matches!(
+            route(&share, Some(1.5)),
+            ReadRoute::Replica { .. }
+        ));
         nodes[0].serving.set(Serving::Lagging);
         nodes[1].serving.set(Serving::No);
         assert_eq!(route(&POLICY, None), ReadRoute::Primary(Reason::Lagging));

@@ -39,7 +39,10 @@ impl ServerState {
             params,
             settings: Settings::default(),
             status: Status::Idle,
-            statements: LruCache::with_hasher(statements_max, foldhash::fast::RandomState::default()),
+            statements: LruCache::with_hasher(
+                statements_max,
+                foldhash::fast::RandomState::default(),
+            ),
             unnamed: None,
             queue: VecDeque::new(),
             passing: 0,
@@ -71,7 +74,10 @@ impl ServerState {
     }
 
     pub(super) fn expect(&mut self, what: Expect) {
-        self.queue.push_back(Expected { what, hidden: false });
+        self.queue.push_back(Expected {
+            what,
+            hidden: false,
+        });
     }
 
     pub(super) fn expect_hidden(&mut self, what: Expect) {
@@ -90,17 +96,27 @@ pub(super) struct Expected {
 #[derive(Debug)]
 pub(super) enum Expect {
     /// The client's Parse: a named statement, forgotten again when it fails.
-    Parse { id: u64, name: Box<[u8]> },
+    Parse {
+        id: u64,
+        name: Box<[u8]>,
+    },
     /// The client's Parse of a name that it already uses: it fails with the client's own name.
-    ParseAgain { name: Box<[u8]> },
+    ParseAgain {
+        name: Box<[u8]>,
+    },
     ParseUnnamed,
     /// The proxy's Parse of a statement that the client prepared earlier.
-    Prepare { id: u64 },
+    Prepare {
+        id: u64,
+    },
     Bind,
     Close,
     Describe,
     Execute(Option<Tracked>),
-    Query { tracked: Option<Tracked>, statement: usize },
+    Query {
+        tracked: Option<Tracked>,
+        statement: usize,
+    },
     /// The proxy's SETs.
     Settings,
     /// The proxy's look at the settings.
@@ -108,7 +124,9 @@ pub(super) enum Expect {
     FunctionCall,
     Sync,
     /// The client's Parse of a statement that the server has: answered by the proxy in its turn.
-    Parsed { name: Box<[u8]> },
+    Parsed {
+        name: Box<[u8]>,
+    },
     /// The client's Close of a statement, answered by the proxy in its turn. The server keeps the
     /// statement for others.
     CloseStatement(Option<Forgotten>),
@@ -148,7 +166,12 @@ impl Params {
     const HIDDEN: &[u8] = b"in_hot_standby";
 
     pub fn new(pairs: impl IntoIterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Params {
-        Self::intern(pairs.into_iter().filter(|(name, _)| **name != *Self::HIDDEN).collect())
+        Self::intern(
+            pairs
+                .into_iter()
+                .filter(|(name, _)| **name != *Self::HIDDEN)
+                .collect(),
+        )
     }
 
     pub fn get(&self, name: &str) -> Option<&[u8]> {
@@ -170,7 +193,8 @@ impl Params {
     /// What has to be told to somebody who knows `self` for it to know `other`.
     pub fn changes<'a>(&'a self, other: &'a Params) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let same = Arc::ptr_eq(&self.0, &other.0);
-        let differs = |(name, value): &(&[u8], &[u8])| self.0.get(*name).map(|v| &**v) != Some(value);
+        let differs =
+            |(name, value): &(&[u8], &[u8])| self.0.get(*name).map(|v| &**v) != Some(value);
         other.iter().take_while(move |_| !same).filter(differs)
     }
 
@@ -203,7 +227,10 @@ mod tests {
         let pair = |n: &[u8], v: &[u8]| (Box::from(n), Box::from(v));
         let a = Params::new([pair(b"TimeZone", b"UTC"), pair(b"in_hot_standby", b"on")]);
         let mut b = Params::new([pair(b"TimeZone", b"GMT")]);
-        assert_eq!(a.changes(&b).collect::<Vec<_>>(), [(&b"TimeZone"[..], &b"GMT"[..])]);
+        assert_eq!(
+            a.changes(&b).collect::<Vec<_>>(),
+            [(&b"TimeZone"[..], &b"GMT"[..])]
+        );
         b.set(b"TimeZone", b"UTC");
         b.set(b"in_hot_standby", b"off");
         assert!(a.is(&b));

@@ -124,7 +124,11 @@ fn reset_statement(name: &str) -> String {
 }
 
 fn set_config(name: &str, value: &str) -> String {
-    format!("SELECT pg_catalog.set_config({}, {}, false)", literal(name), literal(value))
+    format!(
+        "SELECT pg_catalog.set_config({}, {}, false)",
+        literal(name),
+        literal(value)
+    )
 }
 
 /// A string constant that means the same whatever `standard_conforming_strings` is.

@@ -70,9 +70,14 @@ impl Registry {
     /// The statement of this text and these types.
     pub fn intern(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
         use std::hash::BuildHasher;
-        let key = Key { sql: sql.into(), types: types.into() };
+        let key = Key {
+            sql: sql.into(),
+            types: types.into(),
+        };
         let shard = self.hasher.hash_one(&key) as usize % Self::SHARDS;
-        let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = shard.get(&key)
             && known.class == *class
         {
@@ -160,11 +165,18 @@ impl Statements {
             }
             _ => {
                 let (sql, types) = (sql.to_vec(), types.to_vec());
-                self.unnamed = Some(Arc::new(Unnamed { serial, sql, types, class }));
+                self.unnamed = Some(Arc::new(Unnamed {
+                    serial,
+                    sql,
+                    types,
+                    class,
+                }));
             }
         }
         // Just set in either arm.
-        self.unnamed.clone().unwrap_or_else(|| unreachable!("the unnamed statement was set"))
+        self.unnamed
+            .clone()
+            .unwrap_or_else(|| unreachable!("the unnamed statement was set"))
     }
 
     pub fn drop_unnamed(&mut self) {
@@ -194,7 +206,10 @@ mod tests {
         let read = class(Need::Read);
         let one = registry.intern(b"SELECT $1", b"\0\0", &read);
         assert_eq!(one.id, registry.intern(b"SELECT $1", b"\0\0", &read).id);
-        assert_ne!(one.id, registry.intern(b"SELECT $1", b"\0\x01\0\0\0\x17", &read).id);
+        assert_ne!(
+            one.id,
+            registry.intern(b"SELECT $1", b"\0\x01\0\0\0\x17", &read).id
+        );
         let as_write = registry.intern(b"SELECT $1", b"\0\0", &class(Need::Write));
         assert_ne!(one.id, as_write.id, "what it needs has changed");
     }

@@ -3,10 +3,12 @@
 //! Owns: how the classes of statements become the class of a text, and what may reach the parser.
 //! Never: returns an error; what it cannot prove is a write.
 //!
-//! Three readings have to agree before a statement is a read. [`verbs`] settles what it is from
-//! its first words. [`tells`] looks for words that no read can hold, which holds even where the
+//! Several readings have to agree before a statement is a read. [`verbs`] settles what it is from
+//! its first words. [`tells`] looks for words that no read can hold, which is certain even where the
 //! parser misreads. [`walk`] proves the parsed query, and takes what it does not know for a write.
+//! [`calls`] checks that the parser has dropped no call.
 
+mod calls;
 mod tells;
 mod verbs;
 mod walk;
@@ -29,11 +31,12 @@ use super::functions::Rules;
 use super::lexer::{self, Kind, Lexer};
 use super::{Class, Need, Pin, Statement, Verb, Why};
 
-/// The longest chain and the deepest nesting that may reach the parser. It builds a chain as a tree
-/// as deep as the chain is long, and both it and the tree's drop recurse: past some tens of
-/// thousands of operators the process would die of its stack, which nothing can catch. These keep
-/// the worst text under half of a 2 MiB stack in a debug build.
-pub const CHAIN_MAX: usize = 1000;
+/// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
+/// as a tree that is as deep as the chain is long, and the tree's drop recurses: past some tens of
+/// thousands of operators the process would die of its stack, which nothing can catch. At these
+/// limits the worst text takes about 200 KiB for its chain and 1 MiB for its nesting in a debug
+/// build, of a thread's 2 MiB.
+pub const CHAIN_MAX: usize = 4000;
 pub const DEPTH_MAX: usize = 24;
 /// The parser's own limit on its recursion, which the lexer's measures do not see in full (signs,
 /// NOT, joins).
@@ -180,6 +183,9 @@ impl Reader<'_> {
             .flatten()
             .ok_or(Why::NotParsed)?;
         self.walk.query(&query);
+        if !calls::all_seen(text, &self.walk.take_seen()) {
+            return Err(Why::NotParsed);
+        }
         self.walk.take_objection().map_or(Ok(()), Err)
     }
 }

@@ -20,20 +20,30 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn i16(&mut self) -> Result<i16, WireError> {
-        let (head, rest) = self.rest.split_first_chunk::<2>().ok_or(WireError::Truncated)?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<2>()
+            .ok_or(WireError::Truncated)?;
         self.rest = rest;
         Ok(i16::from_be_bytes(*head))
     }
 
     pub fn i32(&mut self) -> Result<i32, WireError> {
-        let (head, rest) = self.rest.split_first_chunk::<4>().ok_or(WireError::Truncated)?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<4>()
+            .ok_or(WireError::Truncated)?;
         self.rest = rest;
         Ok(i32::from_be_bytes(*head))
     }
 
     /// A string up to its NUL, which is consumed too.
     pub fn cstr(&mut self) -> Result<&'a [u8], WireError> {
-        let end = self.rest.iter().position(|&b| b == 0).ok_or(WireError::Unterminated)?;
+        let end = self
+            .rest
+            .iter()
+            .position(|&b| b == 0)
+            .ok_or(WireError::Unterminated)?;
         let (head, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
         Ok(head)
@@ -51,7 +61,11 @@ impl<'a> Cursor<'a> {
 
     /// Succeeds only when every byte has been read.
     pub fn end(self) -> Result<(), WireError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(WireError::Trailing)
+        }
     }
 }
 

@@ -27,7 +27,10 @@ pub fn header(buf: &[u8]) -> Result<Option<Header>, WireError> {
     if length < 4 || length as usize > FRAME_BYTES_MAX {
         return Err(WireError::Length(length));
     }
-    Ok(Some(Header { tag, len: 1 + length as usize }))
+    Ok(Some(Header {
+        tag,
+        len: 1 + length as usize,
+    }))
 }
 
 /// The body of a frame that is wholly in `frame`.
@@ -45,7 +48,10 @@ mod tests {
         for n in 0..HEADER {
             assert_eq!(header(&b"Q\0\0\0\x04"[..n]), Ok(None));
         }
-        assert_eq!(header(b"Q\0\0\0\x04"), Ok(Some(Header { tag: b'Q', len: 5 })));
+        assert_eq!(
+            header(b"Q\0\0\0\x04"),
+            Ok(Some(Header { tag: b'Q', len: 5 }))
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ impl<'a> Bind<'a> {
     /// Reads the names; `body` may be only the beginning of a long message.
     pub fn read(body: &'a [u8]) -> Result<Self, WireError> {
         let mut fields = Cursor::new(body);
-        Ok(Bind { portal: fields.cstr()?, statement: fields.cstr()? })
+        Ok(Bind {
+            portal: fields.cstr()?,
+            statement: fields.cstr()?,
+        })
     }
 
     /// Bytes of the body that the two names and their NULs take.
@@ -132,7 +135,9 @@ pub fn key_data(body: &[u8]) -> Result<(i32, &[u8]), WireError> {
 /// One field of an ErrorResponse or NoticeResponse, by its code: `S` severity (localised), `V`
 /// severity, `C` SQLSTATE, `M` message, …
 pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
-    error_fields(body).find(|&(c, _)| c == code).map(|(_, value)| value)
+    error_fields(body)
+        .find(|&(c, _)| c == code)
+        .map(|(_, value)| value)
 }
 
 /// All fields of an ErrorResponse or NoticeResponse, up to the first that is malformed.
@@ -178,10 +183,16 @@ mod tests {
         let parse = Parse::read(b"s\0SELECT $1\0\0\x01\0\0\0\x17").unwrap();
         assert_eq!((parse.name, parse.sql), (&b"s"[..], &b"SELECT $1"[..]));
         assert_eq!(parse.types, b"\0\x01\0\0\0\x17");
-        assert_eq!(Parse::read(b"s\0SELECT\0\0\x02\0\0\0\x17"), Err(WireError::Truncated));
+        assert_eq!(
+            Parse::read(b"s\0SELECT\0\0\x02\0\0\0\x17"),
+            Err(WireError::Truncated)
+        );
         assert_eq!(Parse::read(b"s\0SELECT\0\xff\xff"), Err(WireError::Value));
         let bind = Bind::read(b"p\0s\0\0\0\0\0\0\0").unwrap();
-        assert_eq!((bind.portal, bind.statement, bind.head_len()), (&b"p"[..], &b"s"[..], 4));
+        assert_eq!(
+            (bind.portal, bind.statement, bind.head_len()),
+            (&b"p"[..], &b"s"[..], 4)
+        );
         assert_eq!(target(b"Sx\0"), Ok(Target::Statement(b"x")));
         assert_eq!(target(b"Xx\0"), Err(WireError::Value));
         assert_eq!(execute(b"\0\0\0\0\0"), Ok(&b""[..]));

@@ -33,7 +33,11 @@ pub struct Parameters {
 impl Parameters {
     /// The last value given for `name`.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.pairs.iter().rev().find(|(n, _)| n == name.as_bytes()).map(|(_, v)| v.as_slice())
+        self.pairs
+            .iter()
+            .rev()
+            .find(|(n, _)| n == name.as_bytes())
+            .map(|(_, v)| v.as_slice())
     }
 }
 
@@ -43,13 +47,17 @@ impl Parameters {
 /// # Errors
 /// A length outside 8 to [`STARTUP_BYTES_MAX`], or fields that do not fit the packet.
 pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
-    let Some(head) = buf.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = buf.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = i32::from_be_bytes(*head);
     if length < 8 || length as usize > STARTUP_BYTES_MAX {
         return Err(WireError::Length(length));
     }
     let length = length as usize;
-    let Some(packet) = buf.get(4..length) else { return Ok(None) };
+    let Some(packet) = buf.get(4..length) else {
+        return Ok(None);
+    };
     let mut fields = Cursor::new(packet);
     let startup = match fields.i32()? {
         SSL_REQUEST => {
@@ -68,7 +76,10 @@ pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
             }
             Startup::Cancel { pid, secret }
         }
-        version => Startup::Start(Parameters { version, pairs: pairs(fields)? }),
+        version => Startup::Start(Parameters {
+            version,
+            pairs: pairs(fields)?,
+        }),
     };
     Ok(Some((startup, length)))
 }
@@ -121,7 +132,9 @@ mod tests {
         let packet = encode(&[("user", "a"), ("database", "b"), ("user", "c")]);
         let (startup, len) = parse(&packet).unwrap().unwrap();
         assert_eq!(len, packet.len());
-        let Startup::Start(parameters) = startup else { panic!("{startup:?}") };
+        let Startup::Start(parameters) = startup else {
+            panic!("{startup:?}")
+        };
         assert_eq!(parameters.version, PROTOCOL_3_0);
         assert_eq!(parameters.pairs.len(), 3);
         assert_eq!(parameters.get("user"), Some(&b"c"[..]));
@@ -134,16 +147,25 @@ mod tests {
     fn knows_requests() {
         let packet = |code: i32| [8i32.to_be_bytes(), code.to_be_bytes()].concat();
         assert_eq!(parse(&packet(SSL_REQUEST)), Ok(Some((Startup::Ssl, 8))));
-        assert_eq!(parse(&packet(GSSENC_REQUEST)), Ok(Some((Startup::GssEnc, 8))));
+        assert_eq!(
+            parse(&packet(GSSENC_REQUEST)),
+            Ok(Some((Startup::GssEnc, 8)))
+        );
         let cancel = encode_cancel(7, &[1, 2, 3, 4]);
-        let wanted = Startup::Cancel { pid: 7, secret: vec![1, 2, 3, 4] };
+        let wanted = Startup::Cancel {
+            pid: 7,
+            secret: vec![1, 2, 3, 4],
+        };
         assert_eq!(parse(&cancel), Ok(Some((wanted, 16))));
     }
 
     #[test]
     fn refuses_bad_packets() {
         assert_eq!(parse(&7i32.to_be_bytes()), Err(WireError::Length(7)));
-        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(WireError::Length(0x4745_5420)));
+        assert_eq!(
+            parse(b"GET / HTTP/1.1\r\n"),
+            Err(WireError::Length(0x4745_5420))
+        );
         let mut unterminated = encode(&[("user", "a")]);
         let last = unterminated.len() - 1;
         unterminated[last] = b'x';

@@ -82,6 +82,7 @@ fn every_key_is_read() {
         gate_wait = "0"
         on_no_replica = "wait"
         wait_timeout = "8s"
+        primary_reads_raise_floor = false
         [lag]
         max = "9s"
         max_bytes = "1GB"
@@ -163,6 +164,7 @@ fn every_key_is_read() {
             gate_wait: Duration::ZERO,
             on_no_replica: OnNoReplica::Wait,
             wait_timeout: seconds(8),
+            primary_reads_raise_floor: false,
         },
         lag: Lag {
             max: seconds(9),

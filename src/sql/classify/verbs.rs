@@ -305,12 +305,13 @@ fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
             cursor.eat("verbose");
         }
     }
+    // Not explained itself, which also keeps this from recursing.
+    if cursor.at("explain") {
+        return Command::write(Why::NotParsed, Verb::Plain);
+    }
     Command::Explain {
         analyze,
-        inner: Box::new(match read(cursor.rest(), conforming) {
-            Command::Explain { .. } => Command::write(Why::NotParsed, Verb::Plain),
-            inner => inner,
-        }),
+        inner: Box::new(read(cursor.rest(), conforming)),
     }
 }
 

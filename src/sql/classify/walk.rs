@@ -19,6 +19,8 @@ pub(super) struct Walk<'r> {
     rules: &'r Rules,
     functions: Vec<Box<str>>,
     relations: Vec<Box<str>>,
+    /// What may stand before a parenthesis: the bare names of calls, of aliases and of types.
+    seen: Vec<Box<str>>,
     /// Names that WITH brings into scope.
     scope: Vec<String>,
     objection: Option<Why>,
@@ -30,6 +32,7 @@ impl<'r> Walk<'r> {
             rules,
             functions: Vec::new(),
             relations: Vec::new(),
+            seen: Vec::new(),
             scope: Vec::new(),
             objection: None,
         }
@@ -48,6 +51,11 @@ impl<'r> Walk<'r> {
     /// What is against the query being a read, if anything.
     pub fn take_objection(&mut self) -> Option<Why> {
         self.objection.take()
+    }
+
+    /// The names of calls, aliases and types since the last time.
+    pub fn take_seen(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.seen)
     }
 
     fn object(&mut self, why: Why) {
@@ -180,15 +188,8 @@ impl<'r> Walk<'r> {
             SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {
                 self.object(Why::DataChange);
             }
-            SetExpr::Table(table) => {
-                let Table {
-                    table_name,
-                    schema_name,
-                } = &**table;
-                let parts = [schema_name.as_deref(), table_name.as_deref()];
-                let parts: Vec<&str> = parts.into_iter().flatten().collect();
-                self.relation(&parts);
-            }
+            // The parser takes two more tokens after the name, whatever they are, and drops them.
+            SetExpr::Table(_) => self.unknown(),
         }
     }
 
@@ -405,13 +406,16 @@ impl<'r> Walk<'r> {
     fn alias(&mut self, alias: Option<&TableAlias>) {
         let Some(TableAlias {
             explicit: _,
-            name: _,
+            name,
             columns,
             at,
         }) = alias
         else {
             return;
         };
+        if !columns.is_empty() {
+            self.seen.push(name.value.as_str().into());
+        }
         self.absent(at.is_none());
         for TableAliasColumnDef { name: _, data_type } in columns {
             if let Some(data_type) = data_type {
@@ -512,6 +516,7 @@ impl<'r> Walk<'r> {
             Verdict::Unsafe => self.object(Why::UnsafeFunction),
             Verdict::Unknown => self.object(Why::UnknownFunction),
         }
+        self.seen.push(name.into());
         self.functions.push(written(parts));
     }
 }

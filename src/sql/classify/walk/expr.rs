@@ -427,10 +427,16 @@ impl Walk<'_> {
             | DataType::Bit(_)
             | DataType::BitVarying(_)
             | DataType::VarBit(_)
-            | DataType::Custom(_, _)
             | DataType::GeometricType(_)
             | DataType::TsVector
             | DataType::TsQuery => {}
+            DataType::Custom(name, modifiers) => {
+                if let Some(name) = name.0.last().and_then(ObjectNamePart::as_ident)
+                    && !modifiers.is_empty()
+                {
+                    self.seen.push(name.value.as_str().into());
+                }
+            }
             _ => self.unknown(),
         }
     }

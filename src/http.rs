@@ -1,0 +1,102 @@
+//! Owns: the HTTP endpoint: metrics for Prometheus, health for orchestrators. Never: changes
+//! anything.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::proxy::Proxy;
+use crate::telemetry;
+
+/// The longest a request's head may take to arrive.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// Serves until the listener fails for good.
+pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
+    loop {
+        let Ok((socket, peer)) = listener.accept().await else {
+            // Out of descriptors, most likely: some may be free soon.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        tokio::spawn(converse(socket, peer, proxy.clone()));
+    }
+}
+
+async fn converse(socket: tokio::net::TcpStream, peer: SocketAddr, proxy: Arc<Proxy>) {
+    let service = service_fn(|request| {
+        let response = answer(&request, &proxy);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(socket), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%peer, %error, "http connection ended");
+    }
+}
+
+fn answer(request: &Request<Incoming>, proxy: &Proxy) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is understood\n".to_owned(),
+        );
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let mut response = text(StatusCode::OK, telemetry::render());
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => readiness(proxy),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /metrics, /healthz or /readyz\n".to_owned(),
+        ),
+    }
+}
+
+/// Ready means that every cluster has a primary and the proxy takes clients.
+fn readiness(proxy: &Proxy) -> Response<Full<Bytes>> {
+    let clusters = proxy.clusters.all();
+    let missing: Vec<_> = clusters
+        .iter()
+        .filter(|c| c.topology().primary.is_none())
+        .collect();
+    if proxy.draining.load(Ordering::Relaxed) {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting down\n".to_owned(),
+        );
+    }
+    match missing.first() {
+        None => text(StatusCode::OK, "ready\n".to_owned()),
+        Some(cluster) => {
+            let reason = format!("no primary is available in cluster \"{}\"\n", cluster.name);
+            text(StatusCode::SERVICE_UNAVAILABLE, reason)
+        }
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,322 @@
+//! Owns: the process's life: accepting clients, signals, reload, shutdown. Never: reads what a client
+//! sends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{self, Handle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::auth::{Users, UsersError};
+use crate::cluster::Clusters;
+use crate::config::{self, Config, ConfigError};
+use crate::net::stream::Stream;
+use crate::proxy::cancel::Sessions;
+use crate::proxy::{self, Proxy, handshake};
+use crate::session::Shared;
+use crate::session::statements::Registry;
+use crate::sql::cache::Classifier;
+use crate::sql::functions::Rules;
+use crate::{http, net, telemetry};
+
+/// Classes remembered, in distinct texts.
+const CLASSES_MAX: usize = 20_000;
+
+/// Connections the kernel keeps waiting while we are busy.
+const BACKLOG: u32 = 1024;
+
+/// Why the proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Users(#[from] UsersError),
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs the proxy until it is told to stop. `path` is read again on SIGHUP.
+///
+/// # Errors
+/// When it cannot start; once it runs, it runs.
+pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
+    let users = Users::new(&config.auth)?;
+    let control = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let config = Arc::new(config);
+    let workers = start_workers(config.listen.workers)?;
+    control.block_on(async {
+        let listeners = listen(&config.listen.address)?;
+        let http = match config.http.address {
+            Some(address) => Some(bind(address)?),
+            None => None,
+        };
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let proxy = Arc::new(Proxy {
+            shared: Arc::new(shared(&config)),
+            users: ArcSwap::from_pointee(users),
+            clusters: Clusters::start(&config),
+            sessions: Sessions::default(),
+            welcomes: handshake::Welcomes::default(),
+            draining: false.into(),
+            config: ArcSwap::from(config),
+        });
+        if let Some(http) = http {
+            tokio::spawn(http::serve(http, proxy.clone()));
+        }
+        tokio::spawn(tend(proxy.clone()));
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(accept(listener, proxy.clone(), workers.clone())))
+            .collect();
+        let mut signals = Signals::install()?;
+        signals.until_stop(&proxy, path).await;
+        for task in accepting {
+            task.abort();
+        }
+        shut_down(&proxy, &mut signals).await;
+        Ok(())
+    })
+}
+
+fn shared(config: &Config) -> Shared {
+    let rules = Rules {
+        safe: config.routing.safe_functions.clone(),
+        r#unsafe: config.routing.unsafe_functions.clone(),
+    };
+    Shared {
+        classifier: Classifier::new(rules, CLASSES_MAX),
+        registry: Registry::new(),
+    }
+}
+
+/// One thread and runtime for each worker. A client stays with its worker, and so, as a rule, do the
+/// servers that were opened for it: no socket is touched by two threads at a time.
+#[derive(Clone)]
+struct Workers {
+    handles: Arc<[Worker]>,
+}
+
+struct Worker {
+    runtime: Handle,
+    clients: Arc<AtomicUsize>,
+}
+
+fn start_workers(count: usize) -> io::Result<Workers> {
+    let count = match count {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        count => count,
+    };
+    let start = |index: usize| {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                net::set_worker(index);
+                runtime.block_on(std::future::pending::<()>());
+            })?;
+        Ok(Worker {
+            runtime: handle,
+            clients: Arc::default(),
+        })
+    };
+    let handles: io::Result<Vec<_>> = (0..count).map(start).collect();
+    Ok(Workers {
+        handles: handles?.into(),
+    })
+}
+
+impl Workers {
+    /// The one with the fewest clients.
+    fn next(&self) -> &Worker {
+        let load = |worker: &&Worker| worker.clients.load(Ordering::Relaxed);
+        // At least one was started.
+        self.handles
+            .iter()
+            .min_by_key(load)
+            .unwrap_or(&self.handles[0])
+    }
+}
+
+fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, RunError> {
+    let listeners: Result<Vec<_>, _> = addresses.iter().map(|&address| bind(address)).collect();
+    let listeners = listeners?;
+    for listener in &listeners {
+        tracing::info!(address = %listener.local_addr()?, "listening");
+    }
+    Ok(listeners)
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let bind = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|error| RunError::Listen { address, error })
+}
+
+async fn accept(listener: TcpListener, proxy: Arc<Proxy>, workers: Workers) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                if let Err(error) = hand_over(socket, &proxy, &workers) {
+                    tracing::debug!(%error, "client lost before it was served");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client");
+                // Out of descriptors, most likely: some may be free soon.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn hand_over(socket: TcpStream, proxy: &Arc<Proxy>, workers: &Workers) -> io::Result<()> {
+    let worker = workers.next();
+    let (proxy, clients) = (proxy.clone(), worker.clients.clone());
+    let socket = socket.into_std()?;
+    clients.fetch_add(1, Ordering::Relaxed);
+    worker.runtime.spawn(async move {
+        let stream = TcpStream::from_std(socket).and_then(Stream::tcp);
+        if let Ok(stream) = stream {
+            proxy::serve(proxy, stream).await;
+        }
+        clients.fetch_sub(1, Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+/// What is done every second.
+async fn tend(proxy: Arc<Proxy>) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        proxy.clusters.tend();
+        telemetry::upkeep();
+    }
+}
+
+struct Signals {
+    stop: mpsc::Receiver<&'static str>,
+    reload: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Signals> {
+        let (sender, stop) = mpsc::channel(2);
+        for (kind, name) in [
+            (SignalKind::terminate(), "SIGTERM"),
+            (SignalKind::interrupt(), "SIGINT"),
+        ] {
+            let mut signals = signal(kind)?;
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() && sender.send(name).await.is_ok() {}
+            });
+        }
+        Ok(Signals {
+            stop,
+            reload: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn until_stop(&mut self, proxy: &Proxy, path: &Path) {
+        loop {
+            tokio::select! {
+                name = self.stop.recv() => {
+                    tracing::info!(signal = name.unwrap_or("?"), "shutting down");
+                    return;
+                }
+                _ = self.reload.recv() => reload(proxy, path.to_owned()),
+            }
+        }
+    }
+}
+
+/// Reads the configuration again and applies what has changed; a bad one changes nothing.
+fn reload(proxy: &Proxy, path: PathBuf) {
+    let applied = Config::load(&path)
+        .map_err(RunError::from)
+        .and_then(|new| apply(proxy, new));
+    match applied {
+        Ok(()) => telemetry::metrics().reloads_applied.increment(1),
+        Err(error) => {
+            telemetry::metrics().reloads_refused.increment(1);
+            tracing::error!("configuration not reloaded, nothing has changed: {error}");
+        }
+    }
+}
+
+fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
+    let old = proxy.config.load_full();
+    let diff = config::diff(&old, &new);
+    if diff.is_empty() {
+        tracing::info!("configuration reloaded: nothing has changed");
+        return Ok(());
+    }
+    let users = proxy.users.load().reload(&new.auth)?;
+    let new = Arc::new(new);
+    proxy.users.store(Arc::new(users));
+    proxy.clusters.apply(&new);
+    proxy.config.store(new);
+    tracing::info!(changes = %diff, "configuration reloaded");
+    for section in diff.needs_restart {
+        tracing::warn!(section, "this change applies after a restart");
+    }
+    Ok(())
+}
+
+/// Lets open transactions finish, within the limit; a second signal ends it at once.
+async fn shut_down(proxy: &Proxy, signals: &mut Signals) {
+    let limit = proxy.config.load().listen.shutdown_timeout;
+    let started = Instant::now();
+    proxy.draining.store(true, Ordering::SeqCst);
+    loop {
+        proxy.sessions.stop_all();
+        if proxy.sessions.is_empty() {
+            tracing::info!("all clients have gone");
+            return;
+        }
+        if started.elapsed() >= limit {
+            tracing::warn!(
+                clients = proxy.sessions.len(),
+                "shutdown timeout: clients are cut off"
+            );
+            return;
+        }
+        tokio::select! {
+            _ = signals.stop.recv() => {
+                tracing::warn!(clients = proxy.sessions.len(), "stopping at once: clients are cut off");
+                return;
+            }
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+}

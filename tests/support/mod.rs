@@ -1,0 +1,148 @@
+//! Starts the proxy in front of a local cluster, for tests: its own process, as users run it.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tidegate::demo::LocalCluster;
+
+/// A proxy process in front of a cluster; killed when dropped.
+pub struct Gateway {
+    pub port: u16,
+    pub http_port: u16,
+    pub config_path: PathBuf,
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Gateway {
+    /// A proxy with the cluster's own configuration.
+    pub fn start(cluster: &LocalCluster) -> Gateway {
+        Gateway::start_with(cluster, |config| config)
+    }
+
+    /// A proxy with the cluster's configuration as `change` makes it.
+    pub fn start_with(cluster: &LocalCluster, change: impl Fn(String) -> String) -> Gateway {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let config_path = directory.path().join("config.toml");
+        let (port, http_port) = (free_port(), free_port());
+        fs::write(&config_path, change(cluster.config_for(port, http_port))).expect("config");
+        let log = fs::File::create(directory.path().join("log")).expect("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(["--config".as_ref(), config_path.as_os_str()])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("tidegate starts");
+        let mut gateway = Gateway { port, http_port, config_path, child, directory };
+        gateway.wait_ready(cluster.nodes().len());
+        gateway
+    }
+
+    /// Waits until every node of the configuration is known and there is a primary.
+    fn wait_ready(&mut self, nodes: usize) {
+        wait_for("the proxy to know its nodes", || {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                panic!("tidegate ended: {status}\n{}", self.log());
+            }
+            let known = |metrics: String| {
+                metrics.lines().filter(|l| l.starts_with("tidegate_up{") && l.ends_with(" 1")).count()
+            };
+            self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+                && self.get("/metrics").map(known) == Some(nodes)
+        });
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A connection string for `user`, whose password is its name.
+    pub fn url(&self, user: &str) -> String {
+        format!("host=127.0.0.1 port={} user={user} password={user} dbname=app", self.port)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The raw answer to an HTTP request, if there is one.
+    pub fn get(&self, path: &str) -> Option<String> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    /// The sum of a metric over the label sets that contain `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let metrics = self.get("/metrics").expect("metrics");
+        let samples = metrics.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && line.contains(labels)
+        });
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Sends a signal, by its name without SIG.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
+        assert!(status.success());
+    }
+
+    /// Replaces the configuration and has it read again; returns when it has been.
+    pub fn reload(&self, config: &str) {
+        let done = |result| self.metric("tidegate_config_reloads_total", result);
+        let before = done("result=");
+        fs::write(&self.config_path, config).expect("config");
+        self.signal("HUP");
+        wait_for("the reload", || done("result=") > before);
+    }
+
+    /// Waits for the process to end; its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let mut code = None;
+        wait_for("tidegate to end", || {
+            let status = self.child.try_wait().expect("wait");
+            code = status.and_then(|status| status.code());
+            status.is_some()
+        });
+        code
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("tidegate's log:\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a condition, for as long as a slow machine may take.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < LIMIT, "waited {LIMIT:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("address").port()
+}
