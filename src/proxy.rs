@@ -128,8 +128,14 @@ struct Counters {
 impl Counters {
     fn shared() -> &'static Counters {
         static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| Counters {
-            primary: Reason::ALL.map(|reason| telemetry::queries("primary", reason.name())),
-            replica: Reason::ALL.map(|reason| telemetry::queries("replica", reason.name())),
+            primary: Reason::ALL.map(|reason| match reason.is_for_replica() {
+                true => Counter::noop(),
+                false => telemetry::queries("primary", reason.name()),
+            }),
+            replica: Reason::ALL.map(|reason| match reason.is_for_replica() {
+                true => telemetry::queries("replica", reason.name()),
+                false => Counter::noop(),
+            }),
             primary_seconds: telemetry::query_seconds("primary"),
             replica_seconds: telemetry::query_seconds("replica"),
         });
@@ -139,7 +145,10 @@ impl Counters {
 
 impl Client {
     fn new(proxy: &Arc<Proxy>, welcome: Welcome, handle: Arc<Handle>) -> Client {
-        let mut session = Session::new(proxy.shared.clone(), welcome.settings, welcome.params);
+        let PoolKey { database, user } = &welcome.key;
+        let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
+        let (settings, params) = (welcome.settings, welcome.params);
+        let mut session = Session::new(proxy.shared.clone(), &scope, settings, params);
         let raises = welcome
             .cluster
             .topology()

@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod consistency;
+pub mod intern;
 pub mod pipeline;
 pub mod route;
 pub mod server;
@@ -36,6 +37,8 @@ pub struct Shared {
 /// One client's session.
 pub struct Session {
     id: u64,
+    /// Whose prepared statements it may share.
+    scope: Arc<str>,
     shared: Arc<Shared>,
     statements: Statements,
     /// What portals with effects would do to the session; others are not worth remembering.
@@ -47,8 +50,9 @@ pub struct Session {
     before: Option<(Settings, Settings)>,
     /// Settings were changed in a way that only the server knows.
     uncertain: bool,
-    /// The parameters that the client has been told.
+    /// The parameters that the client has been told, now and when it logged in.
     shown: Params,
+    greeted: Params,
     pub floors: Floors,
     status: Status,
     /// What the open transaction, or the last one, has done.
@@ -68,10 +72,11 @@ pub struct Did {
 
 impl Session {
     /// A session that starts with `defaults` set; its client has been told `shown`.
-    pub fn new(shared: Arc<Shared>, defaults: Settings, shown: Params) -> Session {
+    pub fn new(shared: Arc<Shared>, scope: &str, defaults: Settings, shown: Params) -> Session {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Session {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            scope: scope.into(),
             shared,
             statements: Statements::default(),
             portals: HashMap::default(),
@@ -79,6 +84,7 @@ impl Session {
             defaults,
             before: None,
             uncertain: false,
+            greeted: shown.clone(),
             shown,
             floors: Floors::default(),
             status: Status::Idle,
@@ -155,6 +161,23 @@ impl Session {
             encode::parameter_status(out, name, value);
         }
         self.shown = server.params.clone();
+    }
+
+    /// Tells the client that `name` is `value` now.
+    ///
+    /// A RESET takes the server to its own default, where the session's default may be another,
+    /// given at start-up. The server is brought to that before the next batch; the client is told
+    /// the outcome.
+    fn show_param(&mut self, name: &[u8], value: &[u8], server: &ServerState, out: &mut BytesMut) {
+        let at_default = self.settings.agrees(&self.defaults, name)
+            && !self.settings.agrees(&server.settings, name);
+        let own = str::from_utf8(name)
+            .ok()
+            .and_then(|name| self.greeted.get(name));
+        let value = own.filter(|_| at_default).unwrap_or(value);
+        if self.shown.set(name, value) {
+            encode::parameter_status(out, name, value);
+        }
     }
 
     /// Statement number `index` of `tracked` has succeeded with `tag`.

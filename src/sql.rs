@@ -36,9 +36,12 @@ pub struct Class {
     /// One entry per statement of the text, in order. Empty statements have none, as the server
     /// answers nothing for them.
     pub statements: Box<[Statement]>,
-    /// Functions named, as written but case-folded, schema-qualified where they were.
+    /// Functions that its queries name, as written but case-folded, schema-qualified where they
+    /// were; sorted. A part that holds a dot keeps its quotes. Complete where `why` is
+    /// [`Why::ProvenRead`] or [`Why::UnknownFunction`]; commands that are settled by their words
+    /// list none.
     pub functions: Box<[Box<str>]>,
-    /// Relations named, as written but case-folded, schema-qualified where they were.
+    /// Relations that its queries name, likewise. Names that WITH defines are not among them.
     pub relations: Box<[Box<str>]>,
 }
 
@@ -58,7 +61,8 @@ pub enum Verb {
     /// Nothing below.
     Plain,
     Begin {
-        /// `READ ONLY` / `READ WRITE` where stated.
+        /// `READ ONLY` / `READ WRITE` where stated. A read-only transaction that is to be
+        /// serializable counts as unstated: no standby can run one.
         read_only: Option<bool>,
     },
     /// COMMIT or END.
@@ -91,7 +95,7 @@ pub enum Verb {
     Listen,
     Unlisten,
     Copy,
-    /// CREATE, ALTER, DROP, and the like: other sessions' plans and classes may change.
+    /// CREATE, ALTER, DROP, SELECT INTO and the like: other sessions' plans and classes may change.
     Ddl,
 }
 
@@ -126,7 +130,8 @@ pub enum Why {
     SelectInto,
     /// A function that is known to write, to lock or to depend on the server.
     UnsafeFunction,
-    /// A function that nothing is known about.
+    /// A function that nothing is known about. The weakest reason of a write: it stands only where
+    /// all statements would be less without the functions that are unknown.
     UnknownFunction,
     /// A relation that differs on a standby (pg_stat_*, pg_locks, …).
     ServerLocalRelation,

@@ -79,8 +79,11 @@ impl Client {
                 ReadRoute::Replica { index, life } => {
                     let node = topology.nodes[index].clone();
                     drop(topology);
-                    if gate.is_some() {
+                    if let Some(since) = gate {
                         telemetry::metrics().gate_passed.increment(1);
+                        telemetry::metrics()
+                            .gate_wait_seconds
+                            .record(since.elapsed());
                     }
                     match self.on_replica(&node, life, &config).await? {
                         Some(server) => {
@@ -110,6 +113,9 @@ impl Client {
                         continue;
                     }
                     telemetry::metrics().gate_missed.increment(1);
+                    telemetry::metrics()
+                        .gate_wait_seconds
+                        .record(since.elapsed());
                     Reason::SeenNewer
                 }
                 ReadRoute::Primary(reason) => {
@@ -117,11 +123,6 @@ impl Client {
                     reason
                 }
             };
-            if let Some(since) = gate {
-                telemetry::metrics()
-                    .gate_wait_seconds
-                    .record(since.elapsed());
-            }
             if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
                 self.pin();
                 cluster.want_sample(cluster.clock.now());

@@ -89,21 +89,8 @@ impl Refusal {
     pub fn encode(&self, severity: Severity, out: &mut BytesMut) {
         telemetry::count_error(self.sqlstate());
         match self {
-            // Its own words; only the connection does not end over it.
-            Refusal::Server(error) => {
-                let field = |code| {
-                    let bytes = message::error_field(error, code).unwrap_or(b"");
-                    String::from_utf8_lossy(bytes).into_owned()
-                };
-                let hint = Some(field(b'H')).filter(|hint| !hint.is_empty());
-                encode::error(
-                    out,
-                    severity,
-                    self.sqlstate(),
-                    &field(b'M'),
-                    hint.as_deref(),
-                );
-            }
+            // Its own words; only whether the connection ends over it is ours to say.
+            Refusal::Server(error) => encode::error_again(out, severity, error),
             _ => encode::error(
                 out,
                 severity,

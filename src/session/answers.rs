@@ -181,19 +181,25 @@ impl Session {
                 let (name, value) = message::parameter_status(body)?;
                 server.params.set(name, value);
                 if !hidden {
-                    answer.say(|out| self.show_params(server, out));
+                    answer.say(|out| self.show_param(name, value, server, out));
                 }
                 return Ok(());
             }
-            b'1' => pop(server, tag, |what| {
-                matches!(
-                    what,
-                    Expect::Parse { .. }
-                        | Expect::ParseAgain { .. }
-                        | Expect::ParseUnnamed
-                        | Expect::Prepare { .. }
-                )
-            })?,
+            b'1' => {
+                if let Some(Expect::Parse { prepared, .. }) = server.queue.front().map(|e| &e.what)
+                {
+                    prepared.prove();
+                }
+                pop(server, tag, |what| {
+                    matches!(
+                        what,
+                        Expect::Parse { .. }
+                            | Expect::ParseAgain { .. }
+                            | Expect::ParseUnnamed
+                            | Expect::Prepare { .. }
+                    )
+                })?
+            }
             b'2' => pop(server, tag, |what| matches!(what, Expect::Bind))?,
             b'3' => pop(server, tag, |what| matches!(what, Expect::Close))?,
             b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
@@ -332,8 +338,8 @@ impl Session {
                 return;
             }
             match server.queue.pop_front().map(|expected| expected.what) {
-                Some(Expect::Parse { id, name }) => {
-                    server.statements.pop(&id);
+                Some(Expect::Parse { prepared, name }) => {
+                    server.statements.pop(&prepared.id);
                     self.statements.remove(&name);
                 }
                 Some(Expect::Parsed { name }) => drop(self.statements.remove(&name)),
@@ -400,7 +406,9 @@ pub fn hear_idle(server: &mut ServerState, mut bytes: &[u8]) -> bool {
             return false;
         };
         match (tag, message::parameter_status(body(frame))) {
-            (b'S', Ok((name, value))) => server.params.set(name, value),
+            (b'S', Ok((name, value))) => {
+                server.params.set(name, value);
+            }
             (b'N' | b'A', _) => {}
             _ => return false,
         }

@@ -12,7 +12,7 @@ use super::statements::{Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use super::{Session, tracked};
 use crate::sql::{Class, Need, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
-use crate::wire::message::{self, Target};
+use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
 
 /// A pipeline longer than this is sent before its Sync has been seen, in bytes.
@@ -99,7 +99,8 @@ enum Step {
     ParseUnnamed {
         at: Range<usize>,
         unnamed: Arc<Unnamed>,
-        rewritten: Option<Arc<Prepared>>,
+        /// It deallocates a statement that has another name on servers: which, and the name's place.
+        rewritten: Option<(Arc<Prepared>, Range<usize>)>,
     },
     Bind {
         at: Range<usize>,
@@ -356,11 +357,8 @@ impl Session {
         let class = self.classify(parse.sql);
         batch.needs_class(&class);
         if parse.name.is_empty() {
-            let (sql, rewritten) = match self.deallocated(&class, parse.sql) {
-                Some((prepared, name)) => (renamed(parse.sql, &name, prepared.id), Some(prepared)),
-                None => (Cow::Borrowed(parse.sql), None),
-            };
-            let unnamed = self.statements.set_unnamed(&sql, parse.types, class);
+            let rewritten = self.deallocated(&class, parse.sql);
+            let unnamed = self.statements.set_unnamed(parse.sql, parse.types, class);
             batch.steps.push(Step::ParseUnnamed {
                 at,
                 unnamed,
@@ -376,7 +374,10 @@ impl Session {
         if self.statements.is_full() {
             return Err(ClientFault::TooManyStatements(super::Statements::NAMED_MAX));
         }
-        let prepared = self.shared.registry.intern(parse.sql, parse.types, &class);
+        let prepared = self
+            .shared
+            .registry
+            .intern(&self.scope, parse.sql, parse.types, &class);
         self.statements.insert(parse.name, prepared.clone());
         batch.steps.push(Step::Parse { name, prepared });
         Ok(())
@@ -486,12 +487,14 @@ impl Session {
     }
 
     /// Whether `batch` can be answered without any server.
+    ///
+    /// That includes preparing what a server has accepted before: clients that hold all servers in
+    /// open transactions must not wait for one that only wants to prepare the same statements.
     pub fn is_local(&self, batch: &Batch) -> bool {
-        let local = |step: &Step| {
-            matches!(
-                step,
-                Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. }
-            )
+        let local = |step: &Step| match step {
+            Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. } => true,
+            Step::Parse { prepared, .. } => prepared.is_proven() && !self.settings.change_names(),
+            _ => false,
         };
         batch.beyond == 0 && batch.steps.iter().all(local)
     }
@@ -501,6 +504,7 @@ impl Session {
         for step in &batch.steps {
             match step {
                 Step::CloseStatement { .. } => out.extend_from_slice(encode::CLOSE_COMPLETE),
+                Step::Parse { .. } => out.extend_from_slice(encode::PARSE_COMPLETE),
                 Step::Sync { .. } => encode::ready(out, self.status),
                 _ => {}
             }
@@ -591,7 +595,7 @@ impl Session {
                     let own = speech.own();
                     encode::parse(own, &prepared.server_name(), &prepared.sql, &prepared.types);
                     server.expect(Expect::Parse {
-                        id: prepared.id,
+                        prepared: prepared.clone(),
                         name: name.clone(),
                     });
                 }
@@ -609,9 +613,10 @@ impl Session {
             } => {
                 match rewritten {
                     None => speech.forward(at),
-                    Some(prepared) => {
+                    Some((prepared, name)) => {
                         ensure(server, prepared, speech.own());
-                        encode::parse(speech.own(), b"", &unnamed.sql, &unnamed.types);
+                        let sql = renamed(&unnamed.sql, name, prepared.id);
+                        encode::parse(speech.own(), b"", &sql, &unnamed.types);
                     }
                 }
                 server.unnamed = Some((self.id, unnamed.serial));
@@ -755,6 +760,10 @@ impl Session {
 
     /// Asks `server` to become as the session wants it. `true` when something was asked.
     pub fn say_settings(&self, server: &mut ServerState, out: &mut BytesMut) -> bool {
+        if server.status == Status::Failed {
+            // It refuses everything but the end of the transaction, which undoes settings anyway.
+            return false;
+        }
         let Some(sql) = server.settings.difference(&self.settings) else {
             return false;
         };

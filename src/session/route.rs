@@ -59,6 +59,11 @@ impl Reason {
         Reason::ReplicaFailed,
     ];
 
+    /// Whether it leads to a replica; every other one leads to the primary.
+    pub fn is_for_replica(self) -> bool {
+        matches!(self, Reason::Fresh | Reason::Gate)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Reason::Fresh => "fresh",

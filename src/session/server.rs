@@ -1,12 +1,13 @@
 //! Owns: what is known of one server connection: its settings, its prepared statements, the answers
 //! it still owes. Never: reads or writes a socket.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 
 use lru::LruCache;
 
+use super::intern::Interner;
 use super::settings::Settings;
 use super::statements::Prepared;
 use crate::sql::Class;
@@ -97,7 +98,7 @@ pub(super) struct Expected {
 pub(super) enum Expect {
     /// The client's Parse: a named statement, forgotten again when it fails.
     Parse {
-        id: u64,
+        prepared: Arc<Prepared>,
         name: Box<[u8]>,
     },
     /// The client's Parse of a name that it already uses: it fails with the client's own name.
@@ -152,25 +153,26 @@ pub(super) enum CopyIn {
     Extended { done: bool },
 }
 
-/// Reported parameters: one shared copy of each distinct set, so that comparing is comparing two
-/// pointers.
+/// Reported parameters: one shared copy of each distinct set.
 #[derive(Clone, Debug)]
 pub struct Params(Arc<Map>);
 
 type Map = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
-static INTERNED: LazyLock<Mutex<HashSet<Arc<Map>>>> = LazyLock::new(Mutex::default);
+static INTERNED: Interner<Map> = Interner::new();
 
 impl Params {
     /// Differs between a primary and its standbys; a client sees one PostgreSQL, a primary.
     const HIDDEN: &[u8] = b"in_hot_standby";
 
     pub fn new(pairs: impl IntoIterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Params {
-        Self::intern(
-            pairs
-                .into_iter()
-                .filter(|(name, _)| **name != *Self::HIDDEN)
-                .collect(),
+        Params(
+            INTERNED.share(
+                pairs
+                    .into_iter()
+                    .filter(|(name, _)| **name != *Self::HIDDEN)
+                    .collect(),
+            ),
         )
     }
 
@@ -178,12 +180,16 @@ impl Params {
         self.0.get(name.as_bytes()).map(|value| &**value)
     }
 
-    pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        if name != Self::HIDDEN && self.0.get(name).is_none_or(|old| **old != *value) {
-            let mut map = (*self.0).clone();
-            map.insert(name.into(), value.into());
-            *self = Self::intern(map);
+    /// `true` when that is a change.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let same = self.0.get(name).is_some_and(|old| **old == *value);
+        if same || name == Self::HIDDEN {
+            return false;
         }
+        let mut map = (*self.0).clone();
+        map.insert(name.into(), value.into());
+        *self = Params(INTERNED.share(map));
+        true
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -200,21 +206,6 @@ impl Params {
 
     pub fn is(&self, other: &Params) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    fn intern(map: Map) -> Params {
-        /// Beyond this many sets those that nobody uses are dropped.
-        const SETS_MAX: usize = 1024;
-        let mut interned = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = interned.get(&map) {
-            return Params(known.clone());
-        }
-        if interned.len() >= SETS_MAX {
-            interned.retain(|set| Arc::strong_count(set) > 1);
-        }
-        let map = Arc::new(map);
-        interned.insert(map.clone());
-        Params(map)
     }
 }
 

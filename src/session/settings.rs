@@ -2,14 +2,21 @@
 //! setting's value; a SET is replayed in the client's own words.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use super::intern::Interner;
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
 ///
-/// Shared and replaced as a whole, so that "this server is as this session wants it" is usually the
-/// comparison of two pointers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings(Arc<BTreeMap<Box<str>, Box<[u8]>>>);
+/// One shared copy of each distinct set, so that "this server is as this session wants it" is
+/// usually the comparison of two pointers.
+#[derive(Clone, Debug)]
+pub struct Settings(Arc<Map>);
+
+type Map = BTreeMap<Box<str>, Box<[u8]>>;
+
+static INTERNED: Interner<Map> = Interner::new();
+static NONE: LazyLock<Settings> = LazyLock::new(|| Settings::shared(Map::new()));
 
 /// Settings that are changed by statements of their own, and survive RESET ALL.
 const ROLE: &str = "role";
@@ -23,36 +30,60 @@ impl Settings {
             let statement = set_config(&name, value).into_bytes().into_boxed_slice();
             (name.into_boxed_str(), statement)
         };
-        Settings(Arc::new(pairs.into_iter().map(statement).collect()))
+        Settings::shared(pairs.into_iter().map(statement).collect())
     }
 
     /// Settings as a server listed them, with the role and session user of `self`.
     pub fn replaced_by<'a>(&self, listed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut listed = Settings::from_startup(listed);
-        let map = Arc::make_mut(&mut listed.0);
+        let mut map = (*Settings::from_startup(listed).0).clone();
         for name in [ROLE, SESSION_AUTHORIZATION] {
             if let Some(statement) = self.0.get(name) {
                 map.insert(name.into(), statement.clone());
             }
         }
-        listed
+        Settings::shared(map)
+    }
+
+    fn shared(map: Map) -> Settings {
+        Settings(INTERNED.share(map))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Map)) {
+        let mut map = (*self.0).clone();
+        change(&mut map);
+        *self = Settings::shared(map);
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// Whether both set the reported parameter `name` alike, or neither does.
+    pub fn agrees(&self, other: &Settings, name: &[u8]) -> bool {
+        // Servers report names as PostgreSQL spells them, "TimeZone".
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        self.0.get(name.as_str()) == other.0.get(name.as_str())
+    }
+
+    /// Whether names in a text may mean something else than without these settings.
+    pub fn change_names(&self) -> bool {
+        [ROLE, SESSION_AUTHORIZATION, "search_path"]
+            .iter()
+            .any(|&name| self.0.contains_key(name))
+    }
+
     pub fn set(&mut self, name: &str, statement: &[u8]) {
-        Arc::make_mut(&mut self.0).insert(name.into(), statement.into());
+        self.change(|map| drop(map.insert(name.into(), statement.into())));
     }
 
     /// RESET: back to what `defaults` has, which is what was given at start-up.
     pub fn reset(&mut self, name: &str, defaults: &Settings) {
-        let map = Arc::make_mut(&mut self.0);
-        match defaults.0.get(name) {
-            Some(statement) => map.insert(name.into(), statement.clone()),
-            None => map.remove(name),
-        };
+        self.change(|map| {
+            match defaults.0.get(name) {
+                Some(statement) => map.insert(name.into(), statement.clone()),
+                None => map.remove(name),
+            };
+        });
     }
 
     /// RESET ALL, which leaves role and session user alone.
@@ -63,13 +94,13 @@ impl Settings {
                 fresh.insert(name.into(), statement.clone());
             }
         }
-        self.0 = Arc::new(fresh);
+        *self = Settings::shared(fresh);
     }
 
     /// The statements that bring a server from `self` to `wanted`, to be sent as one Query so that
     /// either all of them hold or none. `None` when there is nothing to do.
     pub fn difference(&self, wanted: &Settings) -> Option<Vec<u8>> {
-        if Arc::ptr_eq(&self.0, &wanted.0) || self == wanted {
+        if self == wanted {
             return None;
         }
         let mut sql = Vec::new();
@@ -110,9 +141,23 @@ impl Settings {
     /// before the difference is known to be applied.
     pub fn differs_in_identity(&self, wanted: &Settings) -> bool {
         let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
-        !Arc::ptr_eq(&self.0, &wanted.0) && (differs(ROLE) || differs(SESSION_AUTHORIZATION))
+        self != wanted && (differs(ROLE) || differs(SESSION_AUTHORIZATION))
     }
 }
+
+impl Default for Settings {
+    fn default() -> Settings {
+        NONE.clone()
+    }
+}
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Settings) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Eq for Settings {}
 
 fn reset_statement(name: &str) -> String {
     match name {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
@@ -12,7 +12,7 @@ use crate::sql::Class;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
 /// text with the same parameter types.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Prepared {
     /// Names it on servers.
     pub id: u64,
@@ -20,9 +20,23 @@ pub struct Prepared {
     /// The number of parameter types and their OIDs, as sent.
     pub types: Box<[u8]>,
     pub class: Arc<Class>,
+    proven: AtomicBool,
 }
 
 impl Prepared {
+    /// A server has accepted it.
+    pub fn prove(&self) {
+        if !self.is_proven() {
+            self.proven.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a server of its scope is known to accept it: the next session that prepares it need
+    /// not wait for a server.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
     /// The name it has on every server.
     pub fn server_name(&self) -> Vec<u8> {
         server_name(self.id)
@@ -47,6 +61,7 @@ pub struct Registry {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
+    scope: Arc<str>,
     sql: Box<[u8]>,
     types: Box<[u8]>,
 }
@@ -67,10 +82,18 @@ impl Registry {
         }
     }
 
-    /// The statement of this text and these types.
-    pub fn intern(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
+    /// The statement of this text and these types. `scope` names whose statements may be the same:
+    /// a cluster's, database's and user's.
+    pub fn intern(
+        &self,
+        scope: &Arc<str>,
+        sql: &[u8],
+        types: &[u8],
+        class: &Arc<Class>,
+    ) -> Arc<Prepared> {
         use std::hash::BuildHasher;
         let key = Key {
+            scope: scope.clone(),
             sql: sql.into(),
             types: types.into(),
         };
@@ -88,6 +111,7 @@ impl Registry {
             sql: key.sql.clone(),
             types: key.types.clone(),
             class: class.clone(),
+            proven: AtomicBool::new(false),
         });
         shard.put(key, prepared.clone());
         prepared
@@ -203,15 +227,15 @@ mod tests {
     #[test]
     fn the_same_text_and_types_are_one_statement() {
         let registry = Registry::new();
+        let (here, there) = (Arc::from("main/app/app"), Arc::from("main/app/bob"));
         let read = class(Need::Read);
-        let one = registry.intern(b"SELECT $1", b"\0\0", &read);
-        assert_eq!(one.id, registry.intern(b"SELECT $1", b"\0\0", &read).id);
-        assert_ne!(
-            one.id,
-            registry.intern(b"SELECT $1", b"\0\x01\0\0\0\x17", &read).id
-        );
-        let as_write = registry.intern(b"SELECT $1", b"\0\0", &class(Need::Write));
-        assert_ne!(one.id, as_write.id, "what it needs has changed");
+        let one = registry.intern(&here, b"SELECT $1", b"\0\0", &read);
+        let id = |scope, types: &[u8], class| registry.intern(scope, b"SELECT $1", types, class).id;
+        assert_eq!(one.id, id(&here, b"\0\0", &read));
+        assert_ne!(one.id, id(&here, b"\0\x01\0\0\0\x17", &read));
+        assert_ne!(one.id, id(&there, b"\0\0", &read));
+        let as_write = id(&here, b"\0\0", &class(Need::Write));
+        assert_ne!(one.id, as_write, "what it needs has changed");
     }
 
     #[test]

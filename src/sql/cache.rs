@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use foldhash::quality::RandomState;
+use foldhash::{fast::FixedState, quality::RandomState};
 
 use super::classify::{Reading, classify};
 use super::functions::Rules;
@@ -32,11 +32,10 @@ const KEY_BYTES_MEAN: usize = 1024;
 impl Classifier {
     /// A classifier that remembers about `capacity` normal forms.
     pub fn new(rules: Rules, capacity: usize) -> Self {
-        let hasher = RandomState::default();
         let entries_max = capacity.div_ceil(SHARDS);
         let shard = || Shard {
             entries: RwLock::new(Entries {
-                map: HashMap::with_hasher(hasher.clone()),
+                map: HashMap::default(),
                 key_bytes: 0,
                 entries_max,
             }),
@@ -45,7 +44,7 @@ impl Classifier {
         Classifier {
             rules,
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
-            hasher,
+            hasher: RandomState::default(),
             misses: AtomicU64::new(0),
         }
     }
@@ -55,14 +54,13 @@ impl Classifier {
     pub fn classify(&self, sql: &[u8], standard_conforming_strings: bool) -> Arc<Class> {
         fingerprint::with(sql, standard_conforming_strings, |normal| match normal {
             Some((text, shape)) if standard_conforming_strings => {
-                // The bits in the middle: the map within a shard goes by those at both ends.
-                let hash = self.hasher.hash_one(text) >> 32;
+                let hash = self.hasher.hash_one(text);
                 let shard = &self.shards[hash as usize % SHARDS];
-                if let Some(class) = shard.get(text) {
+                if let Some(class) = shard.get(hash, text) {
                     return class;
                 }
                 let class = self.miss(text, Reading::Normal(shape));
-                shard.insert(text, &class);
+                shard.insert(hash, text, &class);
                 class
             }
             _ => self.miss(
@@ -102,22 +100,26 @@ struct Shard {
 }
 
 struct Entries {
-    map: HashMap<Box<[u8]>, Entry, RandomState>,
+    /// By the hash of the normal form, which is computed once. Of two texts with one hash the later
+    /// one is kept.
+    map: HashMap<u64, Entry, FixedState>,
     key_bytes: usize,
     entries_max: usize,
 }
 
 struct Entry {
+    /// The whole normal form: what decides a hit.
+    key: Box<[u8]>,
     class: Arc<Class>,
     /// Set by a hit, cleared by a sweep.
     used: AtomicBool,
 }
 
 impl Shard {
-    fn get(&self, text: &[u8]) -> Option<Arc<Class>> {
+    fn get(&self, hash: u64, text: &[u8]) -> Option<Arc<Class>> {
         // A shard is only ever changed by whole entries, so a panic leaves nothing half-done.
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.map.get(text)?;
+        let entry = entries.map.get(&hash).filter(|e| *e.key == *text)?;
         // Mostly set already: a load keeps the line shared between cores.
         if !entry.used.load(Relaxed) {
             entry.used.store(true, Relaxed);
@@ -126,18 +128,20 @@ impl Shard {
         Some(Arc::clone(&entry.class))
     }
 
-    fn insert(&self, text: &[u8], class: &Arc<Class>) {
+    fn insert(&self, hash: u64, text: &[u8], class: &Arc<Class>) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.make_room(text.len());
         if entries.entries_max == 0 {
             return;
         }
         let entry = Entry {
+            key: text.into(),
             class: Arc::clone(class),
             used: AtomicBool::new(false),
         };
-        if entries.map.insert(text.into(), entry).is_none() {
-            entries.key_bytes += text.len();
+        entries.key_bytes += text.len();
+        if let Some(old) = entries.map.insert(hash, entry) {
+            entries.key_bytes -= old.key.len();
         }
     }
 }
@@ -154,7 +158,7 @@ impl Entries {
             return;
         }
         self.map.retain(|_, entry| entry.used.swap(false, Relaxed));
-        self.key_bytes = self.map.keys().map(|key| key.len()).sum();
+        self.key_bytes = self.map.values().map(|entry| entry.key.len()).sum();
         if full(self) {
             self.map.clear();
             self.key_bytes = 0;
@@ -190,7 +194,7 @@ mod tests {
         for shard in &cache.shards {
             let entries = shard.entries.read().expect("no panic");
             assert!(entries.map.len() <= 1);
-            let bytes: usize = entries.map.keys().map(|k| k.len()).sum();
+            let bytes: usize = entries.map.values().map(|e| e.key.len()).sum();
             assert_eq!(entries.key_bytes, bytes);
         }
         let none = classifier(0);
@@ -202,7 +206,7 @@ mod tests {
     #[test]
     fn a_sweep_keeps_what_is_used() {
         let mut entries = Entries {
-            map: HashMap::with_hasher(RandomState::default()),
+            map: HashMap::default(),
             key_bytes: 0,
             entries_max: 4,
         };
@@ -211,18 +215,31 @@ mod tests {
             Reading::Normal(Default::default()),
             &Rules::default(),
         ));
-        for i in 0..4u8 {
+        for i in 0..4 {
             entries.make_room(1);
             let entry = Entry {
+                key: [0].into(),
                 class: Arc::clone(&class),
                 used: AtomicBool::new(i == 2),
             };
-            entries.map.insert(vec![i].into(), entry);
+            entries.map.insert(i, entry);
             entries.key_bytes += 1;
         }
         entries.make_room(1);
         assert_eq!(entries.key_bytes, 1);
-        assert!(entries.map.contains_key(&[2u8][..]));
+        assert!(entries.map.contains_key(&2));
+    }
+
+    #[test]
+    fn a_hit_compares_the_whole_text() {
+        let cache = classifier(100);
+        let class = cache.classify(b"select 1", true);
+        let shard = &cache.shards[0];
+        shard.insert(7, b"select 0", &class);
+        assert!(shard.get(7, b"select 0").is_some());
+        assert!(shard.get(7, b"delete from t").is_none());
+        shard.insert(7, b"delete from t", &class);
+        assert!(shard.get(7, b"select 0").is_none());
     }
 
     #[test]

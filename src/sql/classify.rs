@@ -183,7 +183,7 @@ impl Reader<'_> {
             .flatten()
             .ok_or(Why::NotParsed)?;
         self.walk.query(&query);
-        if !calls::all_seen(text, &self.walk.take_seen()) {
+        if !calls::all_seen(text, self.walk.take_seen()) {
             return Err(Why::NotParsed);
         }
         self.walk.take_objection().map_or(Ok(()), Err)

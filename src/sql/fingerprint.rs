@@ -59,6 +59,7 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
         last: Tail::Start,
         tails: Tails(0),
         starts: [0; 2],
+        folded: 0,
     };
     let mut measure = Measure::default();
     while let Some(token) = lexer.solid() {
@@ -69,8 +70,6 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
             Kind::Parameter => form.literal(b"$1"),
             Kind::Word => {
                 form.push(Tail::Word, text);
-                let start = form.starts[1];
-                form.out[start..].make_ascii_lowercase();
                 measure.word(text);
             }
             Kind::Comma => {
@@ -97,8 +96,9 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
                 form.push(Tail::Close, text);
                 measure.semicolon();
             }
-            Kind::QuotedWord | Kind::UnicodeWord => form.push(Tail::Quoted, text),
-            Kind::Operator | Kind::Other | Kind::Broken => form.push(Tail::Other, text),
+            Kind::QuotedWord | Kind::UnicodeWord => form.push_verbatim(Tail::Quoted, text),
+            Kind::Operator => form.push(Tail::Other, text),
+            Kind::Other | Kind::Broken => form.push_verbatim(Tail::Other, text),
             Kind::Space | Kind::Comment => {}
         }
         measure.token();
@@ -106,7 +106,8 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
             return None;
         }
     }
-    Some(measure.shape)
+    form.fold();
+    Some(measure.shape())
 }
 
 /// What a token of the normal form is, as far as the next one cares.
@@ -161,18 +162,35 @@ struct Form<'a> {
     tails: Tails,
     /// Where the last two tokens start.
     starts: [usize; 2],
+    /// Up to where letters have their final case.
+    folded: usize,
 }
 
 impl Form<'_> {
     #[inline]
     fn push(&mut self, tail: Tail, text: &[u8]) {
-        if spaced(self.last, tail) {
+        if !parted(self.last, tail) {
             self.out.push(b' ');
         }
         self.starts = [self.starts[1], self.out.len()];
         self.out.extend_from_slice(text);
         self.tails.push(tail);
         self.last = tail;
+    }
+
+    /// Pushes a token whose letters keep their case.
+    fn push_verbatim(&mut self, tail: Tail, text: &[u8]) {
+        self.fold();
+        self.push(tail, text);
+        self.folded = self.out.len();
+    }
+
+    /// Folds the letters of all tokens up to here. Once for many of them is faster than for each.
+    fn fold(&mut self) {
+        // What has been taken back since may have ended before.
+        let start = self.folded.min(self.out.len());
+        self.out[start..].make_ascii_lowercase();
+        self.folded = self.out.len();
     }
 
     /// Takes the last token back, which follows a comma, an opening bracket or a literal.
@@ -200,10 +218,9 @@ impl Form<'_> {
     #[inline]
     fn constant_ends(&mut self) {
         if self.tails.begin_with(Tail::Word)
-            && matches!(
-                &self.out[self.starts[1]..],
-                b"null" | b"true" | b"false" | b"default"
-            )
+            && CONSTANTS
+                .iter()
+                .any(|constant| self.out[self.starts[1]..].eq_ignore_ascii_case(constant))
         {
             self.pop(Tail::Comma);
             self.literal(b"0");
@@ -222,6 +239,9 @@ impl Form<'_> {
     }
 }
 
+/// Keywords that are a value where one stands alone in a list.
+const CONSTANTS: [&[u8]; 4] = [b"null", b"true", b"false", b"default"];
+
 /// If `out` ends in two rows of one literal each, where the first of them ends.
 fn second_row(out: &[u8]) -> Option<usize> {
     let row = |out: &[u8]| {
@@ -234,23 +254,30 @@ fn second_row(out: &[u8]) -> Option<usize> {
     row(before).map(|_| before.len())
 }
 
-/// Whether a space goes between two tokens. Without it they must still read as two.
+/// Whether two tokens read as two without a space between them.
 #[inline]
-fn spaced(last: Tail, next: Tail) -> bool {
-    match (last, next) {
-        (Tail::Start | Tail::Open | Tail::Comma, _) => false,
-        (_, Tail::Close | Tail::Comma) => false,
-        (Tail::Dot, Tail::Word | Tail::Quoted) => false,
-        (Tail::Word | Tail::Quoted | Tail::Close, Tail::Dot | Tail::Open) => false,
-        _ => true,
-    }
+fn parted(last: Tail, next: Tail) -> bool {
+    matches!(
+        (last, next),
+        (Tail::Start | Tail::Open | Tail::Comma, _)
+            | (_, Tail::Close | Tail::Comma)
+            | (Tail::Dot, Tail::Word | Tail::Quoted)
+            | (
+                Tail::Word | Tail::Quoted | Tail::Close,
+                Tail::Dot | Tail::Open
+            )
+    )
 }
 
 /// Counts what [`Shape`] reports.
+#[derive(Default)]
 struct Measure {
-    shape: Shape,
+    chain: u32,
+    deepest: usize,
     depth: usize,
-    runs: [Run; DEPTH_MAX],
+    run: Run,
+    /// The runs around this one. What is deeper than is measured goes on with the last.
+    outer: [Run; DEPTH_MAX],
 }
 
 #[derive(Clone, Copy, Default)]
@@ -260,23 +287,10 @@ struct Run {
     kept: u32,
 }
 
-impl Default for Measure {
-    fn default() -> Self {
-        Measure {
-            shape: Shape::default(),
-            depth: 0,
-            runs: [Run::default(); DEPTH_MAX],
-        }
-    }
-}
-
 impl Measure {
     #[inline]
     fn token(&mut self) {
-        let run = self.run();
-        run.tokens += 1;
-        let tokens = run.tokens as usize;
-        self.shape.chain = self.shape.chain.max(tokens);
+        self.run.tokens += 1;
     }
 
     #[inline]
@@ -285,39 +299,58 @@ impl Measure {
         match (text.len(), text[0] | 0x20) {
             (4, b'c') if is("case") => self.open(),
             (3, b'e') if is("end") => self.close(),
-            (5, b'u') if is("union") => self.run().kept += 1,
-            (6, b'e') if is("except") => self.run().kept += 1,
-            (9, b'i') if is("intersect") => self.run().kept += 1,
+            (5, b'u') if is("union") => self.run.kept += 1,
+            (6, b'e') if is("except") => self.run.kept += 1,
+            (9, b'i') if is("intersect") => self.run.kept += 1,
             _ => {}
         }
     }
 
     #[inline]
     fn comma(&mut self) {
-        let run = self.run();
-        run.tokens = run.kept;
+        self.ends();
+        self.run.tokens = self.run.kept;
     }
 
     fn semicolon(&mut self) {
-        *self.run() = Run::default();
+        self.ends();
+        self.run = Run::default();
     }
 
     #[inline]
     fn open(&mut self) {
+        if let Some(outer) = self.outer.get_mut(self.depth) {
+            *outer = std::mem::take(&mut self.run);
+            self.chain = self.chain.max(outer.tokens);
+        }
         self.depth += 1;
-        self.shape.depth = self.shape.depth.max(self.depth);
-        *self.run() = Run::default();
+        self.deepest = self.deepest.max(self.depth);
     }
 
     #[inline]
     fn close(&mut self) {
-        self.depth = self.depth.saturating_sub(1);
+        self.ends();
+        // What closes nothing ends no run either: END may be a name for the parser.
+        let Some(depth) = self.depth.checked_sub(1) else {
+            return;
+        };
+        self.depth = depth;
+        if let Some(outer) = self.outer.get_mut(self.depth) {
+            self.run = std::mem::take(outer);
+        }
     }
 
-    /// The run at this depth. All that is deeper than what is measured shares the last one.
     #[inline]
-    fn run(&mut self) -> &mut Run {
-        &mut self.runs[self.depth.min(DEPTH_MAX - 1)]
+    fn ends(&mut self) {
+        self.chain = self.chain.max(self.run.tokens);
+    }
+
+    fn shape(mut self) -> Shape {
+        self.ends();
+        Shape {
+            chain: self.chain as usize,
+            depth: self.deepest,
+        }
     }
 }
 
@@ -400,6 +433,7 @@ mod tests {
         assert_eq!(shape(&"(".repeat(90)).depth, 90);
         assert_eq!(shape(&"case when a then ".repeat(30)).depth, 30);
         assert_eq!(shape("f(a) + f(a) + f(a)").depth, 1);
+        assert_eq!(shape(&"end + ".repeat(100)).chain, 200);
         assert!(shape(&"f(a, b) + ".repeat(100)).chain >= 300);
     }
 

@@ -9,6 +9,9 @@
 mod cursor;
 mod split;
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 
 pub use cursor::Cursor;
@@ -74,8 +77,10 @@ impl<'a> Lexer<'a> {
     #[inline]
     pub fn solid(&mut self) -> Option<Token> {
         loop {
+            // Most trivia is one space, which is not worth a token here.
+            self.skip_while(|b| CLASSES[b as usize] == Start::Space);
             let token = self.token()?;
-            if !matches!(token.kind, Kind::Space | Kind::Comment) {
+            if token.kind != Kind::Comment {
                 return Some(token);
             }
         }
@@ -127,39 +132,44 @@ impl<'a> Lexer<'a> {
         })
     }
 
+    #[inline]
     fn word(&mut self, first: u8) -> Kind {
-        // A prefix only counts when the quote follows at once.
-        match (first | 0x20, self.peek(0), self.peek(1)) {
+        if let Some(b'\'' | b'&') = self.peek(0)
+            && let Some(kind) = self.prefixed(first)
+        {
+            return kind;
+        }
+        self.skip_while(|b| WORD_PARTS[b as usize]);
+        Kind::Word
+    }
+
+    /// A string or name whose form is told by the letter before its quote, which follows at once.
+    fn prefixed(&mut self, first: u8) -> Option<Kind> {
+        let kind = match (first | 0x20, self.peek(0), self.peek(1)) {
             (b'e', Some(b'\''), _) => {
                 self.at += 1;
-                return self.string(true);
+                self.string(true)
             }
             (b'b' | b'x', Some(b'\''), _) => {
                 self.at += 1;
-                return self.string(false);
+                self.string(false)
             }
             (b'n', Some(b'\''), _) => {
                 self.at += 1;
                 let escapes = !self.conforming;
-                return self.string(escapes);
+                self.string(escapes)
             }
             (b'u', Some(b'&'), Some(b'\'')) => {
                 self.at += 2;
-                return self.string(false);
+                self.string(false)
             }
             (b'u', Some(b'&'), Some(b'"')) => {
                 self.at += 2;
-                return self.quoted(Kind::UnicodeWord);
+                self.quoted(Kind::UnicodeWord)
             }
-            _ => {}
-        }
-        self.skip_while(|b| {
-            matches!(
-                CLASSES[b as usize],
-                Start::Word | Start::Digit | Start::Dollar
-            )
-        });
-        Kind::Word
+            _ => return None,
+        };
+        Some(kind)
     }
 
     /// From after the opening quote to after the closing one of the last continuation line.
@@ -467,146 +477,13 @@ const CLASSES: [Start; 256] = {
     classes
 };
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// The solid tokens of a text, joined by `|`.
-    fn tokens(sql: &str) -> String {
-        let mut lexer = Lexer::new(sql.as_bytes(), true);
-        std::iter::from_fn(|| lexer.solid())
-            .map(|t| &sql[t.start..t.end])
-            .collect::<Vec<_>>()
-            .join("|")
+/// The bytes that a word may go on with.
+const WORD_PARTS: [bool; 256] = {
+    let mut parts = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        parts[b] = matches!(CLASSES[b], Start::Word | Start::Digit | Start::Dollar);
+        b += 1;
     }
-
-    fn kinds(sql: &str) -> Vec<Kind> {
-        let mut lexer = Lexer::new(sql.as_bytes(), true);
-        std::iter::from_fn(|| lexer.solid())
-            .map(|t| t.kind)
-            .collect()
-    }
-
-    #[test]
-    fn strings_end_where_the_server_ends_them() {
-        for whole in [
-            "'it''s'",
-            "'back\\'",
-            "E'quote \\' inside'",
-            "e'\\\\'",
-            "B'101'",
-            "x'1F'",
-            "N'n'",
-            "U&'d\\0061t'",
-            "$$a ' b$$",
-            "$tag$ $$ $tagg$ $tag$",
-            "'a'\n  'b'",
-            "'a' -- comment\n -- another\r\n 'b'",
-        ] {
-            assert_eq!(kinds(whole), [Kind::String], "{whole}");
-        }
-        assert_eq!(tokens("'a' 'b'"), "'a'|'b'");
-        assert_eq!(tokens("'a' /* */ \n 'b'"), "'a'|'b'");
-        assert_eq!(tokens("a$b$c$ d"), "a$b$c$|d");
-        for broken in ["'a", "E'a\\'", "$x$ $y$", "\"a", "/* /* */", "U&\"a"] {
-            assert_eq!(kinds(broken), [Kind::Broken], "{broken}");
-        }
-    }
-
-    #[test]
-    fn backslashes_escape_only_where_they_should() {
-        let sql = b"'a\\' or 'c'";
-        let count = |conforming| Lexer::new(sql, conforming).count();
-        assert_eq!(
-            (count(true), count(false)),
-            (5, 3),
-            "the second ends in an open string"
-        );
-    }
-
-    #[test]
-    fn operators_follow_the_rules() {
-        for (sql, expected) in [
-            ("a=-1", "a|=|-|1"),
-            ("a@-1", "a|@-|1"),
-            ("a->>'b'", "a|->>|'b'"),
-            ("a::int", "a|::|int"),
-            ("a:=1", "a|:=|1"),
-            ("a=>1", "a|=>|1"),
-            ("1*/**/2", "1|*|2"),
-            ("1+--x\n2", "1|+|2"),
-            ("a<--x\nb", "a|<|b"),
-            ("a[1:2]", "a|[|1|:|2|]"),
-            ("*-1", "*|-|1"),
-            ("?|array", "?||array"),
-        ] {
-            assert_eq!(tokens(sql), expected, "{sql}");
-        }
-    }
-
-    #[test]
-    fn numbers_never_swallow_a_keyword() {
-        for (sql, expected) in [
-            ("1.5e3", "1.5e3"),
-            ("1e", "1|e"),
-            (".5", ".5"),
-            ("1..2", "1|.|.2"),
-            ("1_000", "1_000"),
-            ("1__0", "1|__0"),
-            ("0x1F", "0x1F"),
-            ("0xfor", "0xf|or"),
-            ("0b10", "0b10"),
-            ("0o17", "0o17"),
-            ("1into t", "1|into|t"),
-            ("1for update", "1|for|update"),
-            ("$1and", "$1|and"),
-            ("t.1", "t|.1"),
-            ("1.e5x", "1.e5|x"),
-        ] {
-            assert_eq!(tokens(sql), expected, "{sql}");
-        }
-    }
-
-    #[test]
-    fn names_fold_as_on_the_server() {
-        let name = |sql: &'static str| {
-            let token = Lexer::new(sql.as_bytes(), true).solid().expect("a token");
-            token
-                .name(sql.as_bytes())
-                .map(|n| String::from_utf8_lossy(&n).into_owned())
-        };
-        assert_eq!(name("FooBar").as_deref(), Some("foobar"));
-        assert_eq!(name("\"Foo\"\"Bar\"").as_deref(), Some("Foo\"Bar"));
-        assert_eq!(name("U&\"x\""), None);
-        assert_eq!(name("1"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn tokens_tile_any_bytes(
-            sql in prop::collection::vec(
-                prop_oneof![
-                    any::<u8>(),
-                    prop::sample::select(b"'\"$\\/*-;()\n eEuU&xX01._:=".to_vec()),
-                ],
-                0..200,
-            ),
-            conforming: bool,
-        ) {
-            let mut at = 0;
-            for token in Lexer::new(&sql, conforming) {
-                prop_assert_eq!(token.start, at);
-                prop_assert!(token.end > at);
-                at = token.end;
-            }
-            prop_assert_eq!(at, sql.len());
-            let mut last = 0;
-            for range in statements(&sql, conforming) {
-                prop_assert!(last <= range.start && range.start < range.end);
-                last = range.end;
-            }
-            prop_assert!(last <= sql.len());
-        }
-    }
-}
+    parts
+};

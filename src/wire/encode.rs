@@ -8,7 +8,7 @@ use pgwire::messages::startup::{
     Authentication, BackendKeyData, NegotiateProtocolVersion, SecretKey,
 };
 
-use super::message::Status;
+use super::message::{self, Status};
 
 /// Answers that need no contents.
 pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
@@ -52,6 +52,25 @@ pub fn error(
         fields.push((b'H', hint.replace('\0', "")));
     }
     encode(out, &ErrorResponse::new(fields));
+}
+
+/// Appends an ErrorResponse with the fields of `body`, but of another severity.
+pub fn error_again(out: &mut BytesMut, severity: Severity, body: &[u8]) {
+    frame(out, b'E', |out| {
+        for (code, value) in message::error_fields(body) {
+            let own = matches!(code, b'S' | b'V');
+            out.put_u8(code);
+            cstr(
+                out,
+                if own {
+                    severity.name().as_bytes()
+                } else {
+                    value
+                },
+            );
+        }
+        out.put_u8(0);
+    });
 }
 
 /// Appends an authentication request.

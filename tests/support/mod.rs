@@ -38,7 +38,13 @@ impl Gateway {
             .stderr(log)
             .spawn()
             .expect("tidegate starts");
-        let mut gateway = Gateway { port, http_port, config_path, child, directory };
+        let mut gateway = Gateway {
+            port,
+            http_port,
+            config_path,
+            child,
+            directory,
+        };
         gateway.wait_ready(cluster.nodes().len());
         gateway
     }
@@ -50,9 +56,13 @@ impl Gateway {
                 panic!("tidegate ended: {status}\n{}", self.log());
             }
             let known = |metrics: String| {
-                metrics.lines().filter(|l| l.starts_with("tidegate_up{") && l.ends_with(" 1")).count()
+                metrics
+                    .lines()
+                    .filter(|l| l.starts_with("tidegate_up{") && l.ends_with(" 1"))
+                    .count()
             };
-            self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+            self.get("/readyz")
+                .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
                 && self.get("/metrics").map(known) == Some(nodes)
         });
     }
@@ -63,7 +73,10 @@ impl Gateway {
 
     /// A connection string for `user`, whose password is its name.
     pub fn url(&self, user: &str) -> String {
-        format!("host=127.0.0.1 port={} user={user} password={user} dbname=app", self.port)
+        format!(
+            "host=127.0.0.1 port={} user={user} password={user} dbname=app",
+            self.port
+        )
     }
 
     pub fn log(&self) -> String {
@@ -77,7 +90,11 @@ impl Gateway {
     /// The raw answer to an HTTP request, if there is one.
     pub fn get(&self, path: &str) -> Option<String> {
         let mut socket = TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        write!(
+            socket,
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .ok()?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).ok()?;
         Some(answer)
@@ -87,16 +104,22 @@ impl Gateway {
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let metrics = self.get("/metrics").expect("metrics");
         let samples = metrics.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && line.contains(labels)
         });
-        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        samples
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// Sends a signal, by its name without SIG.
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
+        let status = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill");
         assert!(status.success());
     }
 
@@ -136,7 +159,10 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     const LIMIT: Duration = Duration::from_secs(60);
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < LIMIT, "waited {LIMIT:?} in vain for {what}");
+        assert!(
+            started.elapsed() < LIMIT,
+            "waited {LIMIT:?} in vain for {what}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

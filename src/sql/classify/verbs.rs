@@ -158,12 +158,12 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         }),
         b"deallocate" => Command::session(deallocate(&mut cursor)),
 
-        b"insert" | b"update" | b"delete" | b"merge" | b"truncate" => {
+        b"insert" | b"update" | b"delete" | b"merge" | b"truncate" | b"refresh" => {
             Command::write(Why::DataChange, Verb::Plain)
         }
         b"create" => Command::write(Why::Ddl, Verb::Ddl).pinning(created(cursor, text, conforming)),
         b"alter" | b"drop" | b"grant" | b"revoke" | b"comment" | b"security" | b"reassign"
-        | b"import" | b"refresh" | b"reindex" | b"cluster" => Command::Settled {
+        | b"import" => Command::Settled {
             need: Need::Write,
             why: Why::Ddl,
             effects: Effects {
@@ -192,9 +192,8 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
             only_names: false,
         },
         b"commit" | b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"call" | b"vacuum"
-        | b"analyze" | b"analyse" | b"checkpoint" | b"wait" | b"repack" => {
-            Command::write(Why::Utility, Verb::Plain)
-        }
+        | b"analyze" | b"analyse" | b"checkpoint" | b"cluster" | b"reindex" | b"wait"
+        | b"repack" => Command::write(Why::Utility, Verb::Plain),
         _ => Command::write(Why::NotParsed, Verb::Plain),
     }
 }

@@ -6,6 +6,7 @@
 //! objection.
 
 mod expr;
+mod table;
 
 use sqlparser::ast::*;
 
@@ -26,6 +27,9 @@ pub(super) struct Walk<'r> {
     objection: Option<Why>,
 }
 
+/// Names, sorted.
+pub(super) type Names = Box<[Box<str>]>;
+
 impl<'r> Walk<'r> {
     pub fn new(rules: &'r Rules) -> Self {
         Walk {
@@ -39,7 +43,7 @@ impl<'r> Walk<'r> {
     }
 
     /// The functions and the relations named, each once.
-    pub fn names(self) -> (Box<[Box<str>]>, Box<[Box<str>]>) {
+    pub fn names(self) -> (Names, Names) {
         let once = |mut names: Vec<Box<str>>| {
             names.sort_unstable();
             names.dedup();
@@ -297,161 +301,6 @@ impl<'r> Walk<'r> {
                 && opt_replace.is_none()
                 && opt_rename.is_none(),
         );
-    }
-
-    fn table_with_joins(&mut self, table: &TableWithJoins) {
-        let TableWithJoins { relation, joins } = table;
-        self.table_factor(relation);
-        for Join {
-            relation,
-            global,
-            join_operator,
-        } in joins
-        {
-            self.absent(!global);
-            self.table_factor(relation);
-            match join_operator {
-                JoinOperator::Join(constraint)
-                | JoinOperator::Inner(constraint)
-                | JoinOperator::Left(constraint)
-                | JoinOperator::LeftOuter(constraint)
-                | JoinOperator::Right(constraint)
-                | JoinOperator::RightOuter(constraint)
-                | JoinOperator::FullOuter(constraint)
-                | JoinOperator::CrossJoin(constraint) => match constraint {
-                    JoinConstraint::On(expr) => self.expr(expr),
-                    JoinConstraint::Using(_) | JoinConstraint::Natural | JoinConstraint::None => {}
-                },
-                _ => self.unknown(),
-            }
-        }
-    }
-
-    fn table_factor(&mut self, factor: &TableFactor) {
-        match factor {
-            TableFactor::Table {
-                name,
-                alias,
-                args,
-                with_hints,
-                version,
-                with_ordinality: _,
-                partitions,
-                json_path,
-                sample,
-                index_hints,
-            } => {
-                self.absent(
-                    with_hints.is_empty()
-                        && version.is_none()
-                        && partitions.is_empty()
-                        && json_path.is_none()
-                        && index_hints.is_empty(),
-                );
-                match args {
-                    None => self.with_parts(name, Self::relation),
-                    Some(TableFunctionArgs { args, settings }) => {
-                        self.absent(settings.is_none());
-                        self.with_parts(name, Self::function_name);
-                        self.function_args(args);
-                    }
-                }
-                self.alias(alias.as_ref());
-                self.sample(sample.as_ref());
-            }
-            TableFactor::Derived {
-                lateral: _,
-                subquery,
-                alias,
-                sample,
-            } => {
-                self.query(subquery);
-                self.alias(alias.as_ref());
-                self.sample(sample.as_ref());
-            }
-            TableFactor::Function {
-                lateral: _,
-                name,
-                args,
-                with_ordinality: _,
-                alias,
-            } => {
-                self.with_parts(name, Self::function_name);
-                self.function_args(args);
-                self.alias(alias.as_ref());
-            }
-            TableFactor::UNNEST {
-                alias,
-                array_exprs,
-                with_offset,
-                with_offset_alias,
-                with_ordinality: _,
-            } => {
-                self.absent(!with_offset && with_offset_alias.is_none());
-                self.function_name(&["unnest"]);
-                self.exprs(array_exprs);
-                self.alias(alias.as_ref());
-            }
-            TableFactor::NestedJoin {
-                table_with_joins,
-                alias,
-            } => {
-                self.table_with_joins(table_with_joins);
-                self.alias(alias.as_ref());
-            }
-            _ => self.unknown(),
-        }
-    }
-
-    fn alias(&mut self, alias: Option<&TableAlias>) {
-        let Some(TableAlias {
-            explicit: _,
-            name,
-            columns,
-            at,
-        }) = alias
-        else {
-            return;
-        };
-        if !columns.is_empty() {
-            self.seen.push(name.value.as_str().into());
-        }
-        self.absent(at.is_none());
-        for TableAliasColumnDef { name: _, data_type } in columns {
-            if let Some(data_type) = data_type {
-                self.data_type(data_type);
-            }
-        }
-    }
-
-    fn sample(&mut self, sample: Option<&TableSampleKind>) {
-        let sample = match sample {
-            None => return,
-            Some(TableSampleKind::BeforeTableAlias(s) | TableSampleKind::AfterTableAlias(s)) => s,
-        };
-        let TableSample {
-            modifier,
-            name,
-            quantity,
-            seed: _,
-            bucket,
-            offset,
-        } = &**sample;
-        let method = matches!(
-            name,
-            Some(TableSampleMethod::Bernoulli | TableSampleMethod::System)
-        );
-        let modifier = matches!(modifier, TableSampleModifier::TableSample);
-        self.absent(method && modifier && bucket.is_none() && offset.is_none());
-        if let Some(TableSampleQuantity {
-            parenthesized: _,
-            value,
-            unit,
-        }) = quantity
-        {
-            self.absent(unit.is_none());
-            self.expr(value);
-        }
     }
 
     fn order_by(&mut self, order_by: &OrderBy) {

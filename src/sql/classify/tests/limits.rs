@@ -28,6 +28,7 @@ fn hostile(count: usize) -> Vec<String> {
     vec![
         n("select ", "1+", "1", ""),
         n("select ", "a and ", "true", ""),
+        n("select ", "end + ", "1", ""),
         n("select ", "a or b = 1 and ", "true", ""),
         n("select ", "", "a", "::int"),
         n("select ", "", "a", "[1]"),
