@@ -20,7 +20,7 @@ use self::node::{Node, Role};
 use self::pool::{Pool, PoolKey};
 use crate::auth::Credential;
 use crate::config::{self, Config, Secret};
-use crate::session::consistency::{Clock, Incarnation, Lsn, Replica, Tick};
+use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica, Tick};
 use crate::telemetry;
 
 /// Nodes that share a system identifier.
@@ -51,6 +51,8 @@ pub struct Topology {
     pub primary: Option<Arc<Node>>,
     /// The life in which it was last seen.
     primary_life: Incarnation,
+    /// Who was the primary last, whether it still is or not.
+    last_primary: Option<NodeId>,
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
@@ -66,6 +68,7 @@ impl Cluster {
             nodes: nodes.collect(),
             primary: None,
             primary_life: Incarnation(0),
+            last_primary: None,
             config: config.clone(),
             split_brain: false,
         };
@@ -227,7 +230,7 @@ impl Cluster {
                     .unwrap_or_else(PoisonError::into_inner)
                     .clear();
                 self.goal.store(0, SeqCst);
-                let is_failover = old.primary.is_some() && !same;
+                let is_failover = old.last_primary.is_some_and(|last| last != new.id());
                 telemetry::metrics()
                     .failovers
                     .increment(u64::from(is_failover));
@@ -243,10 +246,12 @@ impl Cluster {
             (None, None) => {}
         }
         let (nodes, config) = (old.nodes.clone(), old.config.clone());
+        let last_primary = id(&primary).or(old.last_primary);
         let topology = Topology {
             nodes,
             primary,
             primary_life: life,
+            last_primary,
             config,
             split_brain,
         };
@@ -279,6 +284,7 @@ impl Cluster {
             nodes: nodes.clone(),
             primary,
             primary_life: old.primary_life,
+            last_primary: old.last_primary,
             config: config.clone(),
             split_brain: old.split_brain,
         };

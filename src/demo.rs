@@ -13,10 +13,15 @@ use std::time::Duration;
 use thiserror::Error;
 
 mod cluster;
+mod gateway;
 mod node;
+mod overview;
 mod postgres;
 mod process;
 mod server;
+mod sessions;
+mod terminal;
+pub mod walk;
 
 pub use cluster::{LocalCluster, Options};
 pub use node::{LocalNode, StopMode};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidegate::auth::Users;
 use tidegate::config::{Config, LogFormat};
+use tidegate::demo::walk;
 use tidegate::{listener, telemetry};
 
 #[global_allocator]
@@ -38,17 +39,32 @@ enum Command {
     Run,
     /// Check the configuration and say what is wrong with it.
     Check,
+    /// Start a primary, standbys and the proxy on this machine, and walk through what it does.
+    ///
+    /// Needs PostgreSQL's server programs and no configuration. Everything is stopped and removed
+    /// on Ctrl-C.
+    Demo {
+        /// Exit after the walk; with status 0 only if all of it has happened.
+        #[arg(long)]
+        once: bool,
+        /// Standbys beside the primary.
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+        replicas: u8,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Demo { once, replicas }) = arguments.command {
+        return demo(once, replicas.into());
+    }
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &error),
     };
     match arguments.command {
         Some(Command::Check) => check(&config),
-        Some(Command::Run) | None => run(config, &arguments.config),
+        _ => run(config, &arguments.config),
     }
 }
 
@@ -73,6 +89,13 @@ fn check(config: &Config) -> ExitCode {
     }
     println!("configuration is valid");
     ExitCode::SUCCESS
+}
+
+fn demo(once: bool, replicas: usize) -> ExitCode {
+    match walk::run(walk::Options { replicas, once }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILED, &error),
+    }
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {

@@ -1,0 +1,451 @@
+//! What an operator does, and what goes wrong: reload, promotion, shutdown, bad passwords, a bad
+//! configuration. Clients notice as little as can be.
+
+mod support;
+
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use support::{Gateway, free_port, wait_for};
+use tidegate::demo::{LocalCluster, Options, StopMode};
+
+fn psql(cluster: &LocalCluster, url: &str, sql: &str) -> Output {
+    let mut command = cluster.postgres().command("psql");
+    command.args([
+        "-XAtq",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-v",
+        "VERBOSITY=verbose",
+        "-d",
+        url,
+        "-c",
+        sql,
+    ]);
+    command.output().expect("psql runs")
+}
+
+fn error_of(cluster: &LocalCluster, url: &str, sql: &str) -> String {
+    let output = psql(cluster, url, sql);
+    assert!(!output.status.success(), "{url}: {sql} succeeded");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn pgbench(cluster: &LocalCluster, gateway: &Gateway, arguments: &[&str]) -> Child {
+    let port = gateway.port.to_string();
+    let mut command = cluster.postgres().command("pgbench");
+    command
+        .args(["-h", "127.0.0.1", "-p", &port, "-U", "app"])
+        .args(arguments)
+        .arg("app");
+    command
+        .env("PGPASSWORD", "app")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().expect("pgbench runs")
+}
+
+fn finish(pgbench: Child) -> (bool, String) {
+    let output = pgbench.wait_with_output().expect("pgbench ends");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+fn with_items(replicas: usize) -> LocalCluster {
+    let cluster = LocalCluster::start(Options {
+        replicas,
+        ..Options::default()
+    })
+    .unwrap();
+    let init = cluster
+        .postgres()
+        .command("pgbench")
+        .args(["-i", "-q", "-s", "1", "-h", "127.0.0.1"])
+        .args([
+            "-p",
+            &cluster.primary().port().to_string(),
+            "-U",
+            "app",
+            "app",
+        ])
+        .env("PGPASSWORD", "app")
+        .output()
+        .unwrap();
+    assert!(init.status.success(), "{init:?}");
+    cluster.wait_caught_up().unwrap();
+    cluster
+}
+
+#[test]
+fn nodes_come_and_go_under_traffic() {
+    let cluster = with_items(2);
+    let gateway = Gateway::start(&cluster);
+    let all = std::fs::read_to_string(&gateway.config_path).unwrap();
+    let last = cluster.node(2).address();
+    // The last node's table is the file's last.
+    let without = all[..all.rfind("[[cluster.node]]").unwrap()].to_owned();
+    assert!(!without.contains(&last) && all.contains(&last));
+
+    let reads = pgbench(
+        &cluster,
+        &gateway,
+        &["-n", "-S", "-M", "prepared", "-c", "8", "-T", "6"],
+    );
+    let writes = pgbench(&cluster, &gateway, &["-n", "-c", "8", "-T", "6"]);
+    wait_for("traffic", || {
+        gateway.metric("tidegate_queries_total", "route=\"replica\"") > 100.0
+    });
+    for round in 0..10 {
+        gateway.reload(if round % 2 == 0 { &without } else { &all });
+        let expected = if round % 2 == 0 { 2.0 } else { 3.0 };
+        wait_for("the nodes to be known", || {
+            gateway.metric("tidegate_up", "") == expected
+        });
+        let before = gateway.metric("tidegate_queries_total", "");
+        wait_for("traffic to go on", || {
+            gateway.metric("tidegate_queries_total", "") > before + 50.0
+        });
+    }
+    for traffic in [reads, writes] {
+        let (ended_well, text) = finish(traffic);
+        assert!(ended_well, "{text}");
+        assert!(text.contains("number of failed transactions: 0 "), "{text}");
+        assert!(!text.contains("aborted"), "{text}");
+    }
+    assert_eq!(
+        gateway.metric("tidegate_config_reloads_total", "applied"),
+        10.0
+    );
+    assert_eq!(gateway.metric("tidegate_errors_total", ""), 0.0);
+
+    // A bad file changes nothing, and says where it is wrong.
+    gateway.reload(&all.replace("[[cluster.node]]", "[[cluster.nod]]"));
+    assert_eq!(
+        gateway.metric("tidegate_config_reloads_total", "refused"),
+        1.0
+    );
+    assert!(gateway.log().contains("did you mean"), "{}", gateway.log());
+    assert_eq!(gateway.metric("tidegate_up", ""), 3.0);
+    assert!(
+        psql(&cluster, &gateway.url("app"), "SELECT 1")
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_promoted_standby_is_followed() {
+    let cluster = with_items(2);
+    let gateway = Gateway::start(&cluster);
+    let bench = pgbench(&cluster, &gateway, &["-n", "-N", "-c", "4", "-T", "8"]);
+    wait_for("traffic", || {
+        gateway.metric("tidegate_queries_total", "route=\"primary\"") > 100.0
+    });
+    cluster.primary().stop(StopMode::Fast).unwrap();
+    // A write that comes while there is no primary waits for one.
+    let url = gateway.url("app");
+    let held = thread::scope(|scope| {
+        let write =
+            scope.spawn(|| psql(&cluster, &url, "UPDATE pgbench_branches SET bbalance = 0"));
+        wait_for("the write to be held", || {
+            gateway.metric("tidegate_held", "") >= 1.0
+        });
+        cluster.node(1).promote().unwrap();
+        write.join().unwrap()
+    });
+    assert!(held.status.success(), "{held:?}");
+    let (_, text) = finish(bench);
+    let errors = text
+        .lines()
+        .filter(|line| line.contains("ERROR:") || line.contains("FATAL:"))
+        .count();
+    assert!(errors <= 4, "more than one error per client: {text}");
+    assert_eq!(gateway.metric("tidegate_failovers_total", ""), 1.0);
+    assert_eq!(
+        gateway.metric("tidegate_role", &cluster.node(1).address()),
+        1.0
+    );
+
+    // The session's own write is read, and nothing goes to the old primary when it comes back.
+    let mark = "UPDATE pgbench_branches SET bbalance = 77 RETURNING bbalance";
+    assert!(psql(&cluster, &gateway.url("app"), mark).status.success());
+    cluster.node(0).start().unwrap();
+    wait_for("the old primary to be seen", || {
+        gateway.metric("tidegate_up", &cluster.node(0).address()) == 1.0
+    });
+    for _ in 0..20 {
+        let read = psql(
+            &cluster,
+            &gateway.url("app"),
+            "UPDATE pgbench_branches SET bbalance = bbalance RETURNING bbalance",
+        );
+        assert_eq!(String::from_utf8_lossy(&read.stdout).trim(), "77");
+    }
+    let old = cluster
+        .primary()
+        .sql("app", "SELECT bbalance FROM pgbench_branches")
+        .unwrap();
+    assert_ne!(old.trim(), "77");
+}
+
+#[test]
+fn a_lost_replica_costs_nobody_an_error() {
+    let cluster = with_items(2);
+    let gateway = Gateway::start(&cluster);
+    let bench = pgbench(
+        &cluster,
+        &gateway,
+        &["-n", "-S", "-M", "prepared", "-c", "8", "-T", "5"],
+    );
+    wait_for("traffic", || {
+        gateway.metric("tidegate_queries_total", "route=\"replica\"") > 100.0
+    });
+    cluster.node(2).kill();
+    wait_for("the loss to be seen", || {
+        gateway.metric("tidegate_up", "") == 2.0
+    });
+    cluster.node(2).start().unwrap();
+    wait_for("its return to be seen", || {
+        gateway.metric("tidegate_up", "") == 3.0
+    });
+    let (ended_well, text) = finish(bench);
+    assert!(
+        ended_well && text.contains("number of failed transactions: 0 "),
+        "{text}"
+    );
+    assert!(!text.contains("aborted"), "{text}");
+}
+
+#[test]
+fn refusals_are_clear() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!(
+            "{config}\n[failover]\nhold = \"300ms\"\n[pool]\nsize = 2\ncheckout_timeout = \"200ms\"\n"
+        )
+    });
+    let url = |user: &str, password: &str, database: &str| {
+        let port = gateway.port;
+        format!("host=127.0.0.1 port={port} user={user} password={password} dbname={database}")
+    };
+    let direct = |user: &str, password: &str, database: &str| {
+        url(user, password, database).replace(
+            &gateway.port.to_string(),
+            &cluster.primary().port().to_string(),
+        )
+    };
+    // As PostgreSQL says it, message for message.
+    for (user, password, database) in [
+        ("app", "wrong", "app"),
+        ("nobody", "x", "app"),
+        ("app", "app", "nowhere"),
+    ] {
+        let cut = |text: String| text.split_once("FATAL:").map(|(_, rest)| rest.to_owned());
+        let seen = error_of(&cluster, &url(user, password, database), "SELECT 1");
+        let expected = error_of(&cluster, &direct(user, password, database), "SELECT 1");
+        assert_eq!(cut(seen), cut(expected), "{user} {database}");
+    }
+    let replication = error_of(
+        &cluster,
+        &format!("{} replication=database", gateway.url("app")),
+        "SELECT 1",
+    );
+    assert!(
+        replication.contains("replication connections are not supported"),
+        "{replication}"
+    );
+
+    // All servers are in transactions: the next one is told so in time.
+    let sleepers: Vec<_> = (0..2)
+        .map(|_| {
+            let sleep = [
+                "-XAtq",
+                "-d",
+                &gateway.url("app"),
+                "-c",
+                "BEGIN; SELECT pg_sleep(30)",
+            ];
+            cluster
+                .postgres()
+                .command("psql")
+                .args(sleep)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    wait_for("the servers to be taken", || {
+        let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT pg_sleep%' AND state = 'active'";
+        cluster.primary().sql("postgres", active).unwrap().trim() == "2"
+    });
+    let full = error_of(
+        &cluster,
+        &gateway.url("app"),
+        "UPDATE pgbench_branches SET bbalance = 0",
+    );
+    assert!(
+        full.contains("53300") && full.contains("pool.size"),
+        "{full}"
+    );
+    for mut sleeper in sleepers {
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+    }
+
+    cluster.primary().stop(StopMode::Immediate).unwrap();
+    let none = error_of(
+        &cluster,
+        &gateway.url("app"),
+        "UPDATE pgbench_branches SET bbalance = 0",
+    );
+    assert!(
+        none.contains("57P03") && none.contains("no primary is available"),
+        "{none}"
+    );
+    let read = psql(
+        &cluster,
+        &gateway.url("app"),
+        "SELECT count(*) FROM pgbench_branches",
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&read.stdout).trim(),
+        "1",
+        "reads go on: {read:?}"
+    );
+}
+
+#[test]
+fn a_cancel_request_reaches_the_right_server() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start(&cluster);
+    let url = gateway.url("app");
+    for sql in [
+        "SELECT pg_sleep(300)",
+        "SELECT pg_sleep(300) FROM pgbench_branches FOR UPDATE",
+    ] {
+        let mut psql = cluster.postgres().command("psql");
+        let mut child = psql
+            .args(["-XAt", "-v", "VERBOSITY=verbose", "-d", &url, "-c", sql])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(300)%' AND state = 'active'";
+        wait_for("the query to run", || {
+            cluster
+                .nodes()
+                .iter()
+                .any(|node| node.sql("postgres", running).unwrap().trim() == "1")
+        });
+        // psql sends a cancel request on SIGINT.
+        let pid = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", "INT", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert!(!child.wait().unwrap().success());
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut text).unwrap();
+        assert!(text.contains("57014"), "{text}");
+    }
+    assert_eq!(gateway.metric("tidegate_cancels_total", ""), 2.0);
+}
+
+#[test]
+fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
+    let cluster = with_items(1);
+    for twice in [false, true] {
+        let mut gateway = Gateway::start(&cluster);
+        let mut child = cluster
+            .postgres()
+            .command("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &gateway.url("app")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        use std::io::Write;
+        writeln!(stdin, "BEGIN;\nUPDATE pgbench_branches SET bbalance = 5;").unwrap();
+        stdin.flush().unwrap();
+        wait_for("the transaction", || {
+            let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+            cluster.primary().sql("postgres", open).unwrap().trim() == "1"
+        });
+        gateway.signal("TERM");
+        wait_for("the drain", || gateway.log().contains("shutting down"));
+        assert!(
+            std::net::TcpStream::connect(("127.0.0.1", gateway.port)).is_err(),
+            "no new clients"
+        );
+        if twice {
+            gateway.signal("TERM");
+            assert_eq!(gateway.wait(), Some(0));
+            writeln!(stdin, "COMMIT;").unwrap();
+        } else {
+            writeln!(stdin, "COMMIT;").unwrap();
+        }
+        assert_eq!(gateway.wait(), Some(0));
+        drop(stdin);
+        let status = child.wait().unwrap();
+        assert_eq!(status.success(), !twice);
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(arguments)
+            .arg("--config")
+            .arg(&path)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let missing = run(&["check"]);
+    assert_eq!(missing.0, Some(2));
+    assert!(missing.1.contains("bad.toml"), "{}", missing.1);
+    let good = include_str!("../config.toml");
+    for (bad, said) in [
+        (
+            good.replace("[pool]", "[pool]\nsise = 3"),
+            "did you mean \"size\"",
+        ),
+        (
+            good.replace("[pool]", "[pool]\nsize = \"many\""),
+            "pool.size",
+        ),
+        (good.replace("[pool]", "[pool"), "bad.toml:"),
+        (String::new(), "cluster"),
+    ] {
+        std::fs::write(&path, bad).unwrap();
+        for command in ["check", "run"] {
+            let (code, text) = run(&[command]);
+            assert_eq!(code, Some(2), "{text}");
+            assert!(text.contains(said) && text.contains("bad.toml"), "{text}");
+        }
+    }
+    std::fs::write(&path, good).unwrap();
+    assert_eq!(run(&["check"]).0, Some(0));
+    // A port that is taken is a failure of another kind.
+    let taken = std::net::TcpListener::bind(("127.0.0.1", free_port())).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    std::fs::write(&path, good.replace("127.0.0.1:6432", &address)).unwrap();
+    let (code, text) = run(&["run"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("cannot listen on"), "{text}");
+}
