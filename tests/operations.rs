@@ -185,7 +185,7 @@ fn a_promoted_standby_is_followed() {
         assert_eq!(String::from_utf8_lossy(&read.stdout).trim(), "77");
     }
     let old = cluster
-        .primary()
+        .node(0)
         .sql("app", "SELECT bbalance FROM pgbench_branches")
         .unwrap();
     assert_ne!(old.trim(), "77");

@@ -16,6 +16,9 @@ use crate::session::consistency::{Lsn, Replica, Tick};
 /// How long to wait before a node that has failed is asked again, at most.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// How often nodes are asked while there is no primary, at most.
+const SEARCH: Duration = Duration::from_millis(100);
+
 /// Where the node is, in whichever role it has.
 const POSITION: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -146,13 +149,15 @@ impl Probe {
             let pause = match self.needed(cluster, node) {
                 // The longer nothing moves, the rarer it is asked: replay may be paused for hours.
                 true => poll * self.stalled.clamp(1, 16),
+                // Whoever is promoted should be noticed soon.
+                false if cluster.topology().primary.is_none() => SEARCH.min(config.health.interval),
                 false => config.health.interval,
             };
             let rest = pause.saturating_sub(self.last_start.elapsed());
             if pause > poll {
                 cluster.set_resting(node, true);
                 // Asked for between the look and the flag: seen here.
-                if pause == config.health.interval && self.needed(cluster, node) {
+                if pause >= SEARCH && self.needed(cluster, node) {
                     continue;
                 }
                 tokio::select! {

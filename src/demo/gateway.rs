@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::DemoError;
 use super::cluster::LocalCluster;
 use super::process::{signal, wait_until};
 
@@ -50,12 +51,14 @@ impl Gateway {
     ///
     /// # Errors
     /// When a file cannot be written or a process not be started.
-    pub fn start(cluster: &LocalCluster) -> io::Result<Gateway> {
+    pub fn start(cluster: &LocalCluster) -> Result<Gateway, DemoError> {
         let (port, http_port) = (free_port(PORT)?, free_port(HTTP_PORT)?);
         let config_path = cluster.directory().join("tidegate.toml");
-        fs::write(&config_path, config(cluster, port, http_port))?;
+        fs::write(&config_path, config(cluster, port, http_port))
+            .map_err(DemoError::io("cannot write the proxy's configuration"))?;
         let log_path = cluster.directory().join("tidegate.log");
-        let executable = env::current_exe()?;
+        let log = File::create(&log_path).map_err(DemoError::io("cannot open the proxy's log"))?;
+        let executable = env::current_exe().map_err(DemoError::io("cannot find this program"))?;
         let mut proxy = Command::new(&executable)
             .arg("run")
             .arg("--config")
@@ -65,8 +68,12 @@ impl Gateway {
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log_path)?)
-            .spawn()?;
+            .stderr(log)
+            .spawn()
+            .map_err(DemoError::io(format!(
+                "cannot start {}",
+                executable.display()
+            )))?;
         match watch(&proxy, &executable) {
             Ok(watch) => Ok(Gateway {
                 proxy,
@@ -77,7 +84,7 @@ impl Gateway {
             }),
             Err(error) => {
                 stop(&mut proxy);
-                Err(error)
+                Err(DemoError::io("cannot start sh")(error))
             }
         }
     }
@@ -208,7 +215,7 @@ fn config(cluster: &LocalCluster, port: u16, http_port: u16) -> String {
         config = config.replace(&address, &named);
     }
     config
-        + "\n[health]\ninterval = \"500ms\"\n\
+        + "\n[health]\ninterval = \"500ms\"\ntimeout = \"500ms\"\n\
            \n# Tells which node answers; it reads nothing but a setting of the server.\n\
            [routing]\nsafe_functions = [\"served_by\"]\n"
 }
@@ -247,10 +254,13 @@ fn get(port: u16, path: &str) -> io::Result<String> {
 }
 
 /// `wanted`, or any other port if somebody has that.
-fn free_port(wanted: u16) -> io::Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", wanted))
-        .or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
-    Ok(listener.local_addr()?.port())
+fn free_port(wanted: u16) -> Result<u16, DemoError> {
+    let listener =
+        TcpListener::bind(("127.0.0.1", wanted)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
+    let address = listener.and_then(|listener| listener.local_addr());
+    address
+        .map(|address| address.port())
+        .map_err(|_| DemoError::NoPort)
 }
 
 #[cfg(test)]
