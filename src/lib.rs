@@ -1,18 +1,42 @@
 //! Tidegate: a read/write-splitting PostgreSQL proxy whose sessions always read their own writes.
 //!
-//! The modules, from the top down; each may use those below it, and a test holds them to that.
+//! The modules from the top down: each may use those below it and none above, and a test holds them
+//! to that. `ARCHITECTURE.md` is the map.
 
 #![forbid(unsafe_code)]
 
-pub mod auth;
-pub mod cluster;
-pub mod config;
+// What is tried out: a primary and replicas on this machine.
 pub mod demo;
-pub mod http;
+
+// The process: accepting, signals, reload, shutdown.
 pub mod listener;
-pub mod net;
+
+// Metrics and health over HTTP.
+pub mod http;
+
+// One client's life: the sockets around a session.
 pub mod proxy;
+
+// The nodes: who is the primary, where everybody stands, their servers.
+pub mod cluster;
+
+// Byte streams and buffers.
+pub mod net;
+
+// One client's session as a state machine, without sockets or a clock.
 pub mod session;
+
+// Logins, on both sides.
+pub mod auth;
+
+// What a statement needs.
 pub mod sql;
-pub mod telemetry;
+
+// Messages as bytes.
 pub mod wire;
+
+// The configuration.
+pub mod config;
+
+// Metrics' names and logs.
+pub mod telemetry;

@@ -8,6 +8,7 @@ pub mod consistency;
 pub mod intern;
 pub mod pipeline;
 pub mod route;
+pub mod say;
 pub mod server;
 pub mod settings;
 pub mod statements;

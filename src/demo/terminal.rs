@@ -46,7 +46,7 @@ impl Terminal {
     }
 
     pub fn line(&self, text: &str) -> io::Result<()> {
-        writeln!(io::stdout().lock(), "{}", text.trim_end())
+        writeln!(io::stdout().lock(), "{}", text.trim_end_matches(' '))
     }
 
     /// The headline of a step.
@@ -110,7 +110,7 @@ impl Terminal {
     /// Time to read what was printed, where somebody does.
     pub async fn pause(&self) {
         if self.is_terminal {
-            tokio::time::sleep(Duration::from_millis(1500)).await;
+            tokio::time::sleep(Duration::from_millis(2200)).await;
         }
     }
 }

@@ -279,17 +279,20 @@ impl Walk<'_> {
     async fn spread(&self) -> Result<(), WalkError> {
         const SESSIONS_PER_REPLICA: usize = 4;
         const READS: u64 = 25;
+        const ARRIVAL: Duration = Duration::from_millis(20);
         let terminal = &self.terminal;
         let sessions = SESSIONS_PER_REPLICA * self.cluster.replicas().len();
         terminal.step(3, "Reads spread over the replicas")?;
         terminal.remark(&format!(
-            "{sessions} sessions at a time, {READS} reads each:"
+            "{sessions} sessions that overlap, {READS} reads each:"
         ))?;
 
         let before = self.routes()?;
         let mut running = JoinSet::new();
         for _ in 0..sessions {
             running.spawn(sessions::read(self.gateway.port(), READS));
+            // As clients do that come and go; each finds the others at work.
+            sleep(ARRIVAL).await;
         }
         let mut tally = Tally::default();
         while let Some(done) = running.join_next().await {

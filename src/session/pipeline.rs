@@ -1,18 +1,17 @@
 //! Owns: the client's messages: what a batch of them needs, and how it is said to a given server.
 //! Never: answers the client, except by leaving an answer in the server's queue of what is owed.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::server::{CopyIn, Expect, Forgotten, ServerState, Tracked};
-use super::statements::{Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
+use super::server::{Forgotten, Tracked};
+use super::statements::{Prepared, Unnamed};
 use super::{Session, tracked};
 use crate::sql::{Class, Need, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
-use crate::wire::message::{self, Status, Target};
+use crate::wire::message::{self, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
 
 /// A pipeline longer than this is sent before its Sync has been seen, in bytes.
@@ -32,7 +31,7 @@ pub struct Batch {
     pub executes: bool,
     end: Option<End>,
     flushed: bool,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
 }
 
 /// How a batch ends.
@@ -75,7 +74,7 @@ impl ClientFault {
 
 /// One message of a batch, by its place in the client's buffer.
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     Query {
         at: Range<usize>,
         tracked: Option<Tracked>,
@@ -139,7 +138,7 @@ enum Step {
 
 /// The statement that a message names.
 #[derive(Clone, Debug)]
-enum Of {
+pub(super) enum Of {
     Named(Arc<Prepared>),
     Unnamed(Arc<Unnamed>),
     /// None that the session knows: the server says so.
@@ -509,381 +508,5 @@ impl Session {
                 _ => {}
             }
         }
-    }
-
-    /// Says `batch` to `server`: appends to `out` what must be sent, and to the server's queue
-    /// what it will answer. `true` instead when the client's own bytes, `client[..batch.len]`,
-    /// can be sent as they are.
-    pub fn say(
-        &mut self,
-        batch: &Batch,
-        client: &[u8],
-        server: &mut ServerState,
-        out: &mut BytesMut,
-    ) -> bool {
-        let mut speech = Speech {
-            client,
-            out,
-            run: 0..0,
-        };
-        for step in &batch.steps {
-            if self.failed && !matches!(step, Step::Sync { .. }) {
-                self.skip_step(step);
-            } else {
-                self.say_step(step, server, &mut speech);
-            }
-        }
-        speech.finish(batch.len)
-    }
-
-    /// The batch has not been run: what its planning did is undone.
-    pub fn forget_batch(&mut self, batch: &Batch) {
-        for step in &batch.steps {
-            self.skip_step(step);
-        }
-        self.portals.clear();
-    }
-
-    /// After an error the server would skip the message; so what its planning did is undone.
-    fn skip_step(&mut self, step: &Step) {
-        match step {
-            Step::Parse { name, .. } => drop(self.statements.remove(name)),
-            Step::ParseUnnamed { .. } => self.statements.drop_unnamed(),
-            Step::CloseStatement {
-                forgotten: Some((name, prepared)),
-            } => {
-                self.statements.insert(name, prepared.clone());
-            }
-            _ => {}
-        }
-    }
-
-    fn say_step(&mut self, step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) {
-        match step {
-            Step::Query { at, tracked } => {
-                server.unnamed = None;
-                speech.forward(at);
-                server.expect(Expect::Query {
-                    tracked: tracked.clone(),
-                    statement: 0,
-                });
-            }
-            Step::Deallocate {
-                text,
-                name,
-                tracked,
-                prepared,
-            } => {
-                if ensure(server, prepared, speech.own()) {
-                    speech.own().extend_from_slice(encode::SYNC);
-                    server.expect_hidden(Expect::Sync);
-                }
-                let sql = speech.client.get(text.clone()).unwrap_or(&[]);
-                let sql = renamed(sql, name, prepared.id);
-                encode::query(speech.own(), &sql);
-                server.unnamed = None;
-                server.expect(Expect::Query {
-                    tracked: tracked.clone(),
-                    statement: 0,
-                });
-            }
-            Step::Parse { name, prepared } => {
-                if server.statements.get(&prepared.id).is_some() {
-                    server.expect(Expect::Parsed { name: name.clone() });
-                } else {
-                    admit(server, prepared.id, speech.own());
-                    let own = speech.own();
-                    encode::parse(own, &prepared.server_name(), &prepared.sql, &prepared.types);
-                    server.expect(Expect::Parse {
-                        prepared: prepared.clone(),
-                        name: name.clone(),
-                    });
-                }
-            }
-            Step::ParseAgain { name, existing } => {
-                ensure(server, existing, speech.own());
-                let own = speech.own();
-                encode::parse(own, &existing.server_name(), &existing.sql, &existing.types);
-                server.expect(Expect::ParseAgain { name: name.clone() });
-            }
-            Step::ParseUnnamed {
-                at,
-                unnamed,
-                rewritten,
-            } => {
-                match rewritten {
-                    None => speech.forward(at),
-                    Some((prepared, name)) => {
-                        ensure(server, prepared, speech.own());
-                        let sql = renamed(&unnamed.sql, name, prepared.id);
-                        encode::parse(speech.own(), b"", &sql, &unnamed.types);
-                    }
-                }
-                server.unnamed = Some((self.id, unnamed.serial));
-                server.expect(Expect::ParseUnnamed);
-            }
-            Step::Bind {
-                at,
-                names,
-                beyond,
-                of,
-            } => {
-                self.say_bind(at, *names, *beyond, of, server, speech);
-            }
-            Step::Describe { at, of } => {
-                match of {
-                    Of::Named(prepared) => {
-                        ensure(server, prepared, speech.own());
-                        encode::statement_target(speech.own(), b'D', &prepared.server_name());
-                    }
-                    Of::Unnamed(unnamed) => {
-                        self.ensure_unnamed(server, unnamed, speech);
-                        speech.forward(at);
-                    }
-                    Of::Unknown => speech.forward_unknown(at, HEADER + 1),
-                }
-                server.expect(Expect::Describe);
-            }
-            Step::DescribePortal { at } => {
-                speech.forward(at);
-                server.expect(Expect::Describe);
-            }
-            Step::Execute { at, tracked } => {
-                speech.forward(at);
-                server.expect(Expect::Execute(tracked.clone()));
-            }
-            Step::CloseStatement { forgotten } => {
-                server.expect(Expect::CloseStatement(forgotten.clone()));
-            }
-            Step::ClosePortal { at } => {
-                speech.forward(at);
-                server.expect(Expect::Close);
-            }
-            Step::FunctionCall { at } => {
-                speech.forward(at);
-                server.expect(Expect::FunctionCall);
-            }
-            Step::Sync { at } => {
-                speech.forward(at);
-                server.expect(Expect::Sync);
-            }
-            Step::Flush { at } => speech.forward(at),
-        }
-    }
-
-    fn say_bind(
-        &self,
-        at: &Range<usize>,
-        names: usize,
-        beyond: usize,
-        of: &Of,
-        server: &mut ServerState,
-        speech: &mut Speech<'_>,
-    ) {
-        match of {
-            Of::Named(prepared) => {
-                ensure(server, prepared, speech.own());
-                let values = at.start + HEADER + names..at.end;
-                let client = speech.client;
-                let head = client.get(at.start + HEADER..).unwrap_or(&[]);
-                let portal = message::Bind::read(head).map_or(&b""[..], |bind| bind.portal);
-                let rest = values.len() + beyond;
-                encode::bind_head(speech.own(), portal, &prepared.server_name(), rest);
-                speech.forward(&values);
-            }
-            Of::Unnamed(unnamed) => {
-                self.ensure_unnamed(server, unnamed, speech);
-                speech.forward(at);
-            }
-            Of::Unknown => {
-                let head = speech.client.get(at.start + HEADER..at.end).unwrap_or(&[]);
-                let portal = message::Bind::read(head).map_or(0, |bind| bind.portal.len() + 1);
-                speech.forward_unknown(at, HEADER + portal);
-            }
-        }
-        server.expect(Expect::Bind);
-    }
-
-    fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {
-        if server.unnamed != Some((self.id, unnamed.serial)) {
-            encode::parse(speech.own(), b"", &unnamed.sql, &unnamed.types);
-            server.unnamed = Some((self.id, unnamed.serial));
-            server.expect_hidden(Expect::ParseUnnamed);
-        }
-    }
-
-    /// How many of `client`'s bytes go to a server that is in the middle of a COPY FROM STDIN, and
-    /// how many after them belong to the same message and are still to come.
-    ///
-    /// # Errors
-    /// Bytes that are no message.
-    pub fn copy_in(
-        &self,
-        client: &[u8],
-        server: &mut ServerState,
-    ) -> Result<(usize, usize), ClientFault> {
-        let mut at = 0;
-        while let Some(copy) = server.copy_in {
-            let (CopyIn::Simple { done } | CopyIn::Extended { done }) = copy;
-            if done {
-                break;
-            }
-            let rest = client.get(at..).unwrap_or(&[]);
-            let Some(Header { tag, len }) = header(rest)? else {
-                break;
-            };
-            if !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H') {
-                // The server takes it and ends the COPY with an error over it.
-                tracing::debug!(tag = tag as u32, "unexpected message in COPY FROM STDIN");
-            }
-            if !matches!(tag, b'd' | b'S' | b'H') {
-                if rest.len() < len && len <= FRAME_BUFFERED_BYTES_MAX {
-                    break;
-                }
-                server.copy_in = Some(match copy {
-                    CopyIn::Simple { .. } => CopyIn::Simple { done: true },
-                    CopyIn::Extended { .. } => CopyIn::Extended { done: true },
-                });
-            }
-            if rest.len() < len {
-                return Ok((client.len(), len - rest.len()));
-            }
-            at += len;
-        }
-        Ok((at, 0))
-    }
-
-    /// Whether the client may go on with its pipeline while `server` copies in.
-    pub fn copy_goes_on(&self, server: &ServerState) -> bool {
-        matches!(server.copy_in, None | Some(CopyIn::Extended { done: true }))
-    }
-
-    /// Asks `server` to become as the session wants it. `true` when something was asked.
-    pub fn say_settings(&self, server: &mut ServerState, out: &mut BytesMut) -> bool {
-        if server.status == Status::Failed {
-            // It refuses everything but the end of the transaction, which undoes settings anyway.
-            return false;
-        }
-        let Some(sql) = server.settings.difference(&self.settings) else {
-            return false;
-        };
-        encode::query(out, &sql);
-        server.unnamed = None;
-        server.settings = self.settings.clone();
-        server.expect_hidden(Expect::Settings);
-        true
-    }
-
-    /// Asks `server` for the settings that it now has.
-    pub fn say_capture(&self, server: &mut ServerState, out: &mut BytesMut) {
-        const LISTED: &[u8] =
-            b"SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'";
-        encode::query(out, LISTED);
-        server.unnamed = None;
-        server.captured.clear();
-        server.expect_hidden(Expect::Capture);
-    }
-
-    /// Ends the pipeline on a server that the session leaves in the middle of it.
-    pub fn say_sync(&self, server: &mut ServerState, out: &mut BytesMut) {
-        out.extend_from_slice(encode::SYNC);
-        server.expect_hidden(Expect::Sync);
-    }
-
-    /// Ends an open transaction, or resets the server wholly, after its client is done with it.
-    pub fn say_cleanup(server: &mut ServerState, sql: &[u8], out: &mut BytesMut) {
-        encode::query(out, sql);
-        server.unnamed = None;
-        server.expect_hidden(Expect::Settings);
-    }
-
-    /// An error has occurred in the open pipeline: the server answers nothing before Sync.
-    pub fn is_failed(&self) -> bool {
-        self.failed
-    }
-}
-
-/// Makes room for a statement and notes that the server has it.
-fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
-    if let Some((evicted, ())) = server.statements.push(id, ())
-        && evicted != id
-    {
-        encode::statement_target(out, b'C', &server_name(evicted));
-        server.expect_hidden(Expect::Close);
-    }
-}
-
-/// Prepares `prepared` on the server unless it has it. `true` when that was said.
-fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> bool {
-    if server.statements.get(&prepared.id).is_some() {
-        return false;
-    }
-    admit(server, prepared.id, out);
-    encode::parse(out, &prepared.server_name(), &prepared.sql, &prepared.types);
-    server.expect_hidden(Expect::Prepare { id: prepared.id });
-    true
-}
-
-/// `sql` with the name at `name` replaced by the server's for `id`.
-fn renamed<'a>(sql: &'a [u8], name: &Range<usize>, id: u64) -> Cow<'a, [u8]> {
-    let (before, after) = (sql.get(..name.start), sql.get(name.end..));
-    let (Some(before), Some(after)) = (before, after) else {
-        return Cow::Borrowed(sql);
-    };
-    Cow::Owned([before, &server_name(id), after].concat())
-}
-
-/// What is being said: the client's bytes as long as they can be passed on as they are.
-struct Speech<'a> {
-    client: &'a [u8],
-    out: &'a mut BytesMut,
-    /// The client's bytes that come next and are not yet in `out`.
-    run: Range<usize>,
-}
-
-impl Speech<'_> {
-    fn forward(&mut self, at: &Range<usize>) {
-        if self.run.end == at.start && (!self.run.is_empty() || at.start == 0) {
-            self.run.end = at.end;
-        } else {
-            self.flush();
-            self.run = at.clone();
-        }
-    }
-
-    /// Forwards a message whose statement, named at offset `name`, the session does not know. A
-    /// name that a server's own statement could have is made one that none has.
-    fn forward_unknown(&mut self, at: &Range<usize>, name: usize) {
-        let frame = self.client.get(at.clone()).unwrap_or(&[]);
-        if !frame
-            .get(name..)
-            .is_some_and(|name| name.starts_with(SERVER_NAME_PREFIX))
-        {
-            return self.forward(at);
-        }
-        let mut changed = frame.to_vec();
-        changed[name] = b'-';
-        self.own().extend_from_slice(&changed);
-    }
-
-    /// For words that are not the client's.
-    fn own(&mut self) -> &mut BytesMut {
-        self.flush();
-        self.out
-    }
-
-    fn flush(&mut self) {
-        self.out
-            .extend_from_slice(self.client.get(self.run.clone()).unwrap_or(&[]));
-        self.run = 0..0;
-    }
-
-    /// `true` when nothing but the client's own bytes is to be said.
-    fn finish(mut self, len: usize) -> bool {
-        if self.out.is_empty() && self.run == (0..len) && len > 0 {
-            return true;
-        }
-        self.flush();
-        false
     }
 }
