@@ -63,7 +63,7 @@ impl Cluster {
         let nodes = cluster
             .nodes
             .iter()
-            .map(|node| Arc::new(Node::new(&cluster.name, node)));
+            .map(|node| Arc::new(Node::new(&cluster.name, node, &config.routing)));
         let topology = Topology {
             nodes: nodes.collect(),
             primary: None,
@@ -270,10 +270,10 @@ impl Cluster {
         let mut nodes = Vec::with_capacity(cluster.nodes.len());
         for wanted in &cluster.nodes {
             if let Some(known) = old.nodes.iter().find(|node| same(node, wanted)) {
-                known.set_weight(wanted.weight);
+                known.configure(wanted, &config.routing);
                 nodes.push(known.clone());
             } else {
-                let node = Arc::new(Node::new(&self.name, wanted));
+                let node = Arc::new(Node::new(&self.name, wanted, &config.routing));
                 tracing::info!(cluster = %self.name, node = %node.name, "node added");
                 nodes.push(node);
             }

@@ -171,6 +171,8 @@ pub enum PoolMode {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routing {
+    /// Where this proxy is: replicas of the same zone go first.
+    pub zone: Option<String>,
     pub read_primary: ReadPrimary,
     /// Functions to take for reads, and for writes, whatever the catalog says. A trailing `*` stands
     /// for any end of the name.
@@ -399,6 +401,7 @@ mod tests {
             assert_eq!(sample.auth.users[0].name, "app");
             let clusters = std::mem::take(&mut sample.clusters);
             sample.auth.users.clear();
+            sample.routing.zone = None;
             sample.routing.safe_functions.clear();
             sample.routing.unsafe_functions.clear();
             assert_eq!(sample, Config::default());

@@ -20,6 +20,7 @@ mod postgres;
 mod process;
 mod server;
 mod sessions;
+mod stop;
 mod terminal;
 pub mod walk;
 

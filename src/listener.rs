@@ -69,7 +69,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             tracing::warn!("{warning}");
         }
         let proxy = Arc::new(Proxy {
-            shared: Arc::new(shared(&config)),
+            shared: ArcSwap::from_pointee(shared(&config)),
             users: ArcSwap::from_pointee(users),
             clusters: Clusters::start(&config),
             sessions: Sessions::default(),
@@ -284,6 +284,10 @@ fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
     let users = proxy.users.load().reload(&new.auth)?;
     let new = Arc::new(new);
     proxy.users.store(Arc::new(users));
+    if new.routing != old.routing {
+        // Sessions that are open keep the rules and classes that they have.
+        proxy.shared.store(Arc::new(shared(&new)));
+    }
     proxy.clusters.apply(&new);
     proxy.config.store(new);
     tracing::info!(changes = %diff, "configuration reloaded");

@@ -48,7 +48,8 @@ pub struct Proxy {
     pub users: ArcSwap<Users>,
     pub clusters: Clusters,
     pub sessions: Sessions,
-    pub shared: Arc<Shared>,
+    /// What new sessions share; replaced when the rules for functions change.
+    pub shared: ArcSwap<Shared>,
     pub welcomes: handshake::Welcomes,
     pub draining: AtomicBool,
 }
@@ -77,19 +78,40 @@ const RETRIES_MAX: u32 = 3;
 /// Serves one client until it has gone.
 pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
     let peer = stream.peer();
-    let handle = proxy.sessions.register();
-    let metrics = telemetry::metrics();
-    metrics.client_connects.increment(1);
-    metrics.clients.increment(1.0);
-    if let Some(welcome) = handshake::shake_hands(&proxy, stream, &handle).await {
-        let mut client = Client::new(&proxy, welcome, handle.clone());
-        tracing::debug!(?peer, user = %client.key.user, database = %client.key.database, "client logged in");
+    let guest = Registered::new(&proxy);
+    if let Some(welcome) = handshake::shake_hands(&proxy, stream, &guest.handle).await {
+        let mut client = Client::new(&proxy, welcome, guest.handle.clone());
+        let PoolKey { user, database } = &client.key;
+        tracing::debug!(?peer, user, database, "client logged in");
         client.run().await;
         client.end().await;
         tracing::debug!(?peer, "client gone");
     }
-    proxy.sessions.remove(&handle);
-    metrics.clients.decrement(1.0);
+}
+
+/// A connected client, counted and reachable by its cancel key for as long as this lives, a panic
+/// included.
+struct Registered<'a> {
+    proxy: &'a Proxy,
+    handle: Arc<Handle>,
+}
+
+impl<'a> Registered<'a> {
+    fn new(proxy: &'a Proxy) -> Registered<'a> {
+        telemetry::metrics().client_connects.increment(1);
+        telemetry::metrics().clients.increment(1.0);
+        Registered {
+            proxy,
+            handle: proxy.sessions.register(),
+        }
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.proxy.sessions.remove(&self.handle);
+        telemetry::metrics().clients.decrement(1.0);
+    }
 }
 
 /// A client that is logged in.
@@ -148,7 +170,7 @@ impl Client {
         let PoolKey { database, user } = &welcome.key;
         let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
         let (settings, params) = (welcome.settings, welcome.params);
-        let mut session = Session::new(proxy.shared.clone(), &scope, settings, params);
+        let mut session = Session::new(proxy.shared.load_full(), &scope, settings, params);
         let raises = welcome
             .cluster
             .topology()
@@ -273,7 +295,7 @@ impl Client {
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
         let heard = relay.hear_once().await;
-        buffers::give_back(&mut relay.received);
+        relay.end();
         match heard {
             Ok(()) => Ok(()),
             Err(Broken::Client | Broken::Fault(_)) => Err(Ended::Gone),
@@ -354,7 +376,7 @@ impl Client {
         }
         let went = relay.converse(end).await;
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
-        buffers::give_back(&mut relay.received);
+        relay.end();
         telemetry::metrics().client_bytes_sent.increment(answered);
         self.handle.leaves_server().await;
         match went {
@@ -433,7 +455,7 @@ impl Client {
             .session
             .say_capture(state, &mut relay.to_server);
         let went = relay.run().await;
-        buffers::give_back(&mut relay.received);
+        relay.end();
         match went {
             Ok(()) => {
                 self.session.captured(&mut server.state);

@@ -22,6 +22,7 @@ pub struct Node {
     pub port: u16,
     pub cluster: String,
     weight: AtomicU32,
+    near: AtomicBool,
     role: AtomicU8,
     up: AtomicBool,
     lagging: AtomicBool,
@@ -57,7 +58,13 @@ pub enum Role {
 const LAG_UNKNOWN: u64 = u64::MAX;
 
 impl Node {
-    pub fn new(cluster: &str, node: &config::Node) -> Node {
+    pub fn new(cluster: &str, node: &config::Node, routing: &config::Routing) -> Node {
+        let new = Node::unknown(cluster, node);
+        new.configure(node, routing);
+        new
+    }
+
+    fn unknown(cluster: &str, node: &config::Node) -> Node {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         Node {
             id: NodeId(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -66,6 +73,7 @@ impl Node {
             port: node.port,
             cluster: cluster.to_owned(),
             weight: AtomicU32::new(node.weight),
+            near: AtomicBool::new(false),
             role: AtomicU8::new(0),
             up: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
@@ -122,8 +130,11 @@ impl Node {
         self.metrics.clear();
     }
 
-    pub fn set_weight(&self, weight: u32) {
-        self.weight.store(weight, Ordering::Relaxed);
+    /// Applies what may change of a node that stays: its weight, and whether it is near the proxy.
+    pub fn configure(&self, node: &config::Node, routing: &config::Routing) {
+        self.weight.store(node.weight, Ordering::Relaxed);
+        let near = routing.zone.is_some() && node.zone == routing.zone;
+        self.near.store(near, Ordering::Relaxed);
     }
 
     pub fn timeline(&self) -> u32 {
@@ -235,6 +246,10 @@ impl Candidate for Node {
         let waiting = self.in_flight() as f32 + 1.0;
         let latency_ms = self.latency_us.load(Ordering::Relaxed) as f32 / 1000.0;
         waiting * (1.0 + latency_ms) / self.weight.load(Ordering::Relaxed).max(1) as f32
+    }
+
+    fn is_near(&self) -> bool {
+        self.near.load(Ordering::Relaxed)
     }
 
     fn lag(&self) -> Option<Duration> {

@@ -77,6 +77,8 @@ pub struct Server {
     pub state: ServerState,
     /// The life of the node's server that it is connected to.
     pub incarnation: Incarnation,
+    /// The beginning of a message that has not wholly come yet.
+    pub unread: BytesMut,
     /// What a cancel request for it says.
     pub key: Arc<CancelKey>,
     place: Place,
@@ -354,6 +356,7 @@ impl Server {
             stream: connection.stream,
             state: ServerState::new(connection.params, STATEMENTS_MAX),
             incarnation,
+            unread: BytesMut::new(),
             key: Arc::new(CancelKey {
                 node: place.0.node.clone(),
                 pid: connection.pid,
@@ -404,7 +407,7 @@ impl Server {
     /// Gives the server back. Nothing may be owed on it and no transaction open.
     pub fn give_back(mut self: Box<Self>) {
         self.end_use();
-        if !self.state.is_idle() || self.node().is_leaving() {
+        if !self.state.is_idle() || !self.unread.is_empty() || self.node().is_leaving() {
             return;
         }
         self.idle_since = Instant::now();

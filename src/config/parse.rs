@@ -72,6 +72,7 @@ const POOL: Keys = Keys {
 };
 const ROUTING: Keys = Keys {
     known: &[
+        "zone",
         "read_primary",
         "transaction_reads",
         "safe_functions",
@@ -267,6 +268,7 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
     })?;
     let default = Routing::default();
     let routing = Routing {
+        zone: section.optional("zone", Value::string)?,
         read_primary: section.get("read_primary", default.read_primary, |value| {
             value.choice(READ_PRIMARY, &[])
         })?,

@@ -323,13 +323,16 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_toml_and_names_every_node() {
+    fn the_configuration_is_valid_and_names_every_node() {
         let addresses = ["127.0.0.1:5500".to_owned(), "127.0.0.1:5501".to_owned()];
         let text = config(6432, 9632, addresses.into_iter());
-        let table: toml::Table = text.parse().expect("valid TOML");
-        let nodes = table["cluster"][0]["node"].as_array().expect("an array");
-        assert_eq!(nodes.len(), 2);
-        assert_eq!(nodes[1]["address"].as_str(), Some("127.0.0.1:5501"));
-        assert_eq!(table["listen"]["address"].as_str(), Some("127.0.0.1:6432"));
+        let config = crate::config::Config::parse(&text, "demo").expect("valid");
+        let nodes: Vec<_> = config.clusters[0]
+            .nodes
+            .iter()
+            .map(|node| node.address())
+            .collect();
+        assert_eq!(nodes, ["127.0.0.1:5500", "127.0.0.1:5501"]);
+        assert_eq!(config.listen.address[0].to_string(), "127.0.0.1:6432");
     }
 }

@@ -79,6 +79,30 @@ pub fn routes(metrics: &Metrics) -> Vec<Route> {
     routes
 }
 
+/// What was added between two looks.
+pub fn delta(before: &[Route], after: &[Route]) -> Vec<Route> {
+    let mut delta = after.to_vec();
+    for route in &mut delta {
+        let same = |old: &&Route| (&old.route, &old.reason) == (&route.route, &route.reason);
+        let old = before.iter().find(same).map_or(0, |old| old.count);
+        route.count = route.count.saturating_sub(old);
+    }
+    delta.retain(|route| route.count > 0);
+    delta
+}
+
+/// The batches that went by one route.
+pub fn routed(routes: &[Route], to: &str) -> u64 {
+    let there = routes.iter().filter(|route| route.route == to);
+    there.map(|route| route.count).sum()
+}
+
+/// In words, for an error.
+pub fn list(routes: &[Route]) -> String {
+    let one = |route: &Route| format!("{}/{} {}", route.route, route.reason, route.count);
+    routes.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 fn nodes(metrics: &Metrics, cluster: &LocalCluster, terminal: &Terminal) -> Vec<String> {
     let head = format!(
         "   {:<7} {:<9} {:<16} {:<12} {:>10} {:>10}",
@@ -120,5 +144,38 @@ fn style(role: &str) -> Style {
         "primary" => Style::Primary,
         "replica" => Style::Replica,
         _ => Style::Dim,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(route: &str, reason: &str, count: u64) -> Route {
+        Route {
+            route: route.to_owned(),
+            reason: reason.to_owned(),
+            count,
+        }
+    }
+
+    #[test]
+    fn only_what_has_grown_is_new() {
+        let before = [route("primary", "write", 3), route("replica", "fresh", 7)];
+        let after = [
+            route("primary", "own_write", 1),
+            route("primary", "write", 3),
+            route("replica", "fresh", 9),
+        ];
+        let new = delta(&before, &after);
+        assert_eq!(
+            new,
+            [
+                route("primary", "own_write", 1),
+                route("replica", "fresh", 2)
+            ]
+        );
+        assert_eq!(routed(&new, "replica"), 2);
+        assert_eq!(list(&new), "primary/own_write 1, replica/fresh 2");
     }
 }

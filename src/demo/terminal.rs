@@ -72,7 +72,7 @@ impl Terminal {
             Style::Primary => "33",
             Style::Replica => "36",
         };
-        match self.has_color {
+        match self.has_color && !text.is_empty() {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text.to_owned(),
         }

@@ -8,15 +8,15 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use super::DemoError;
 use super::cluster::{self, LocalCluster};
 use super::gateway::Gateway;
-use super::overview::{self, Overview, Route};
+use super::overview::{Overview, Route, delta, list, routed, routes};
 use super::sessions::{self, Pairs, Session, Tally};
+use super::stop::{Interrupted, Stop};
 use super::terminal::{Style, Terminal, seconds};
 use crate::cluster::connect::ConnectError;
 
@@ -54,8 +54,8 @@ pub enum WalkError {
     /// Something that is always to hold did not.
     #[error("this should not have happened: {0}")]
     Claim(String),
-    #[error("interrupted")]
-    Interrupted,
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 /// Runs the demo until it is done, or until SIGINT or SIGTERM; nothing is left of it then.
@@ -69,7 +69,7 @@ pub fn run(options: Options) -> Result<(), WalkError> {
         .build()?;
     // Dropping the runtime waits for a start that was interrupted, and so for its cleaning up.
     match runtime.block_on(demo(options)) {
-        Err(WalkError::Interrupted) if !options.once => Ok(()),
+        Err(WalkError::Interrupted(_)) if !options.once => Ok(()),
         result => result,
     }
 }
@@ -102,12 +102,13 @@ async fn demo(options: Options) -> Result<(), WalkError> {
         cluster: &cluster,
         gateway: &gateway,
         overview: Overview::default(),
+        stays: !options.once,
     };
     let result = match stop.unless(walk.tour()).await {
         Ok(Ok(())) if !options.once => stop.unless(walk.stay()).await,
         result => result,
     };
-    if matches!(result, Err(WalkError::Interrupted)) {
+    if result.is_err() {
         // The terminal has echoed ^C.
         walk.terminal.line("\nStopping everything …")?;
     }
@@ -152,6 +153,7 @@ struct Walk<'a> {
     cluster: &'a LocalCluster,
     gateway: &'a Gateway,
     overview: Overview,
+    stays: bool,
 }
 
 impl Walk<'_> {
@@ -381,6 +383,9 @@ impl Walk<'_> {
 
     async fn show(&mut self) -> Result<(), WalkError> {
         self.terminal.step(5, "What the proxy knows now")?;
+        if self.stays && self.terminal.is_watched() {
+            return Ok(()); // What stays up is drawn again and again.
+        }
         self.draw()
     }
 
@@ -388,7 +393,7 @@ impl Walk<'_> {
     async fn stay(&mut self) -> Result<(), WalkError> {
         const REFRESH: Duration = Duration::from_secs(1);
         self.terminal
-            .line("\nTidegate stays up, with a little traffic, until Ctrl-C.\n")?;
+            .remark("Tidegate stays up, with a little traffic, until Ctrl-C.")?;
         for id in 0..sessions::IDLERS {
             tokio::spawn(sessions::idle_about(self.gateway.port(), id));
         }
@@ -438,7 +443,7 @@ impl Walk<'_> {
     }
 
     fn routes(&self) -> io::Result<Vec<Route>> {
-        Ok(overview::routes(&self.gateway.metrics()?))
+        Ok(routes(&self.gateway.metrics()?))
     }
 
     /// What was routed since `before`, once it is `count` batches: the last is counted a moment
@@ -484,30 +489,6 @@ impl Walk<'_> {
     }
 }
 
-/// SIGINT and SIGTERM, from the first moment on: what was started has to be stopped.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn install() -> io::Result<Stop> {
-        Ok(Stop {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// What `work` comes to, unless a signal is first.
-    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Result<T, WalkError> {
-        tokio::select! {
-            done = work => Ok(done),
-            _ = self.interrupt.recv() => Err(WalkError::Interrupted),
-            _ = self.terminate.recv() => Err(WalkError::Interrupted),
-        }
-    }
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match spawn_blocking(work).await {
         Ok(done) => done,
@@ -536,59 +517,5 @@ fn within_limit(began: Instant, what: &'static str) -> Result<(), WalkError> {
     match began.elapsed() < WAIT_MAX {
         true => Ok(()),
         false => Err(WalkError::Timeout { what }),
-    }
-}
-
-fn delta(before: &[Route], after: &[Route]) -> Vec<Route> {
-    let mut delta = after.to_vec();
-    for route in &mut delta {
-        let same = |old: &&Route| (&old.route, &old.reason) == (&route.route, &route.reason);
-        let old = before.iter().find(same).map_or(0, |old| old.count);
-        route.count = route.count.saturating_sub(old);
-    }
-    delta.retain(|route| route.count > 0);
-    delta
-}
-
-fn routed(routes: &[Route], to: &str) -> u64 {
-    let there = routes.iter().filter(|route| route.route == to);
-    there.map(|route| route.count).sum()
-}
-
-fn list(routes: &[Route]) -> String {
-    let one = |route: &Route| format!("{}/{} {}", route.route, route.reason, route.count);
-    routes.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn route(route: &str, reason: &str, count: u64) -> Route {
-        Route {
-            route: route.to_owned(),
-            reason: reason.to_owned(),
-            count,
-        }
-    }
-
-    #[test]
-    fn only_what_has_grown_is_new() {
-        let before = [route("primary", "write", 3), route("replica", "fresh", 7)];
-        let after = [
-            route("primary", "own_write", 1),
-            route("primary", "write", 3),
-            route("replica", "fresh", 9),
-        ];
-        let new = delta(&before, &after);
-        assert_eq!(
-            new,
-            [
-                route("primary", "own_write", 1),
-                route("replica", "fresh", 2)
-            ]
-        );
-        assert_eq!(routed(&new, "replica"), 2);
-        assert_eq!(list(&new), "primary/own_write 1, replica/fresh 2");
     }
 }

@@ -59,10 +59,14 @@ pub struct Relay<'a> {
 
 impl<'a> Relay<'a> {
     pub fn new(client: ClientSide<'a>, server: &'a mut Server) -> Relay<'a> {
+        let received = match server.unread.is_empty() {
+            true => buffers::take(),
+            false => std::mem::take(&mut server.unread),
+        };
         Relay {
             client,
             server,
-            received: buffers::take(),
+            received,
             to_server: BytesMut::new(),
             direct: 0..0,
             consumed: false,
@@ -97,6 +101,15 @@ impl<'a> Relay<'a> {
             self.leave = true;
         }
         Ok(())
+    }
+
+    /// To be called last: keeps the beginning of a message for the next exchange.
+    pub fn end(&mut self) {
+        if self.received.is_empty() {
+            buffers::give_back(&mut self.received);
+        } else {
+            self.server.unread = std::mem::take(&mut self.received);
+        }
     }
 
     /// Hears what the server says of its own accord, once.

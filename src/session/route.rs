@@ -99,6 +99,8 @@ pub trait Candidate: Replica {
     fn serving(&self) -> Serving;
     /// How busy it is for its weight; lower is better.
     fn load(&self) -> f32;
+    /// It is in the proxy's own zone.
+    fn is_near(&self) -> bool;
     /// How long ago the primary passed the position that this node has replayed to.
     fn lag(&self) -> Option<Duration>;
 }
@@ -194,6 +196,12 @@ fn choose<N: Candidate>(
     fresh: &[(usize, Incarnation)],
     random: u64,
 ) -> Option<(usize, Incarnation)> {
+    let near: SmallVec<[_; 8]> = fresh
+        .iter()
+        .copied()
+        .filter(|pick| nodes[pick.0].is_near())
+        .collect();
+    let fresh = if near.is_empty() { fresh } else { &near };
     let n = fresh.len() as u64;
     if n == 0 {
         return None;
@@ -238,6 +246,7 @@ mod tests {
         serving: Cell<Serving>,
         load: Cell<f32>,
         lag: Cell<Duration>,
+        near: Cell<bool>,
         clock: Clock,
     }
 
@@ -260,6 +269,9 @@ mod tests {
         fn load(&self) -> f32 {
             self.load.get()
         }
+        fn is_near(&self) -> bool {
+            self.near.get()
+        }
         fn lag(&self) -> Option<Duration> {
             Some(self.lag.get())
         }
@@ -272,6 +284,7 @@ mod tests {
             serving: Cell::new(Serving::Yes),
             load: Cell::new(1.0),
             lag: Cell::new(Duration::ZERO),
+            near: Cell::new(false),
             clock: Clock::new(),
         };
         (0..n).map(|id| Box::new(fake(id))).collect()
@@ -302,19 +315,29 @@ mod tests {
 
         let mut floors = Floors::default();
         floors.read_replica(&primary, &*nodes[1], Incarnation(1));
-        let at = |floors: &Floors| {
-            (0..50).map(|r| replica(read_route(floors, &POLICY, &primary, &nodes, None, r)))
-        };
-        assert!(at(&floors).all(|index| index == 1));
+        let at = |random| replica(read_route(&floors, &POLICY, &primary, &nodes, None, random));
+        assert!((0..50).all(|random| at(random) == 1));
         nodes[1].load.set(9.0);
         for node in &nodes {
             let tick = node.clock.begin();
             node.clock.complete(tick, Lsn(100));
         }
         assert!(
-            at(&floors).all(|index| index != 1),
+            (0..50).all(|random| at(random) != 1),
             "leaves a replica that is much busier"
         );
+    }
+
+    #[test]
+    fn replicas_of_the_own_zone_go_first() {
+        let (primary, nodes) = (Clock::new(), cluster(3));
+        let floors = Floors::default();
+        let at = |random| read_route(&floors, &POLICY, &primary, &nodes, None, random);
+        nodes[2].near.set(true);
+        nodes[2].load.set(9.0);
+        assert!((0..50).all(|random| replica(at(random)) == 2));
+        nodes[2].serving.set(Serving::Lagging);
+        assert!((0..50).all(|random| replica(at(random)) != 2));
     }
 
     #[test]

@@ -72,6 +72,7 @@ fn every_key_is_read() {
         lifetime = "6h"
         connect_timeout = "7ms"
         [routing]
+        zone = "z"
         read_primary = "share"
         transaction_reads = "primary"
         safe_functions = ["f"]
@@ -154,6 +155,7 @@ fn every_key_is_read() {
             connect_timeout: Duration::from_millis(7),
         },
         routing: Routing {
+            zone: Some(owned("z")),
             read_primary: ReadPrimary::Share,
             safe_functions: vec![owned("f")],
             unsafe_functions: vec![owned("g_*")],
