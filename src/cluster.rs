@@ -311,6 +311,7 @@ impl Cluster {
             for pool in &node.pools {
                 pool.report();
             }
+            node.forget_latency();
             node.metrics.in_flight.set(f64::from(node.in_flight()));
             node.metrics.up.set(if node.is_up() { 1.0 } else { 0.0 });
             if let Some(age) = node.sample_age() {

@@ -368,6 +368,7 @@ impl Client {
             replica,
             reason,
         } = placed;
+        let lent = Instant::now();
         self.handle.works_with(&server.key);
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         let mut relay = Relay::new(client_side!(self), &mut server);
@@ -388,7 +389,7 @@ impl Client {
                 if !consumed {
                     self.drop_batch();
                 }
-                self.count(replica, reason, started, &server);
+                self.count(replica, reason, (started, lent), &server);
                 self.settle(server, replica).await?;
                 Ok(ControlFlow::Break(()))
             }
@@ -425,7 +426,7 @@ impl Client {
     }
 
     fn raise_floors(&mut self, server: &Server, replica: bool) {
-        let did = self.session.did();
+        let did = self.session.take_did();
         let level = self.cluster.topology().config.consistency.level;
         if level != Level::Session {
             return;
@@ -474,11 +475,13 @@ impl Client {
         let node = server.node().clone();
         node.wake.notify_one();
         let was_idle = self.session.status() == Status::Idle && self.session.pins().is_empty();
-        let wrote = self.session.did().wrote || !was_idle;
+        let did = self.session.take_did();
+        let wrote = did.wrote || !was_idle;
         drop(server);
         self.answer.clear();
         self.session.lost_server();
-        if wrote {
+        if wrote || did.read {
+            // What it has shown or done is not known; the primary's present state covers it.
             self.session.floors.wrote(&self.cluster.clock);
             self.cluster.want_sample(self.cluster.clock.now());
         }
@@ -543,7 +546,14 @@ impl Client {
         sent.map_err(|_| Ended::Gone)
     }
 
-    fn count(&mut self, replica: bool, reason: Reason, started: Instant, server: &Server) {
+    /// `started` is when the batch was planned, `lent` when its server was found.
+    fn count(
+        &mut self,
+        replica: bool,
+        reason: Reason,
+        (started, lent): (Instant, Instant),
+        server: &Server,
+    ) {
         let took = started.elapsed();
         let (counters, seconds) = match replica {
             true => (&self.counters.replica, &self.counters.replica_seconds),
@@ -552,7 +562,7 @@ impl Client {
         counters[reason as usize].increment(1);
         seconds.record(took);
         if replica {
-            server.node().note_latency(took);
+            server.node().note_latency(lent.elapsed());
         }
     }
 

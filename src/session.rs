@@ -56,14 +56,14 @@ pub struct Session {
     greeted: Params,
     pub floors: Floors,
     status: Status,
-    /// What the open transaction, or the last one, has done.
+    /// What has been done that no floor has been raised for.
     did: Did,
     /// An error has occurred in the open pipeline: the server skips everything up to Sync.
     failed: bool,
     pins: Vec<Pin>,
 }
 
-/// What a transaction has done, as far as others' freshness is concerned.
+/// What has been done, as far as others' freshness is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Did {
     /// Something that was not proven to read only.
@@ -108,9 +108,9 @@ impl Session {
         &self.pins
     }
 
-    /// What the open transaction, or the last one, has done.
-    pub fn did(&self) -> Did {
-        self.did
+    /// What has been done since this was last asked.
+    pub fn take_did(&mut self) -> Did {
+        std::mem::take(&mut self.did)
     }
 
     /// Whether the settings must be read from the server before it is left.
@@ -122,13 +122,13 @@ impl Session {
         &self.settings
     }
 
-    /// A batch that needs `need` is being run.
-    pub fn note(&mut self, need: Need) {
-        if self.status == Status::Idle && !self.failed {
-            self.did = Did::default();
+    /// A batch is being run. What it does counts until the floors have been raised for it, whatever
+    /// else runs before that.
+    pub fn note(&mut self, batch: &pipeline::Batch) {
+        if batch.executes {
+            self.did.wrote |= batch.need == Need::Write;
+            self.did.read |= batch.shows_data;
         }
-        self.did.wrote |= need == Need::Write;
-        self.did.read |= need == Need::Read;
     }
 
     /// The server was lost with whatever was open on it.

@@ -45,6 +45,20 @@ pub struct Class {
     pub relations: Box<[Box<str>]>,
 }
 
+impl Class {
+    /// Whether any of its statements may show data: a text is as demanding as its most demanding
+    /// statement, and `BEGIN; SELECT …` is more than that.
+    pub fn may_show_data(&self) -> bool {
+        let silent = |statement: &Statement| {
+            !matches!(
+                statement.verb,
+                Verb::Plain | Verb::Execute | Verb::Fetch | Verb::Copy
+            )
+        };
+        matches!(self.need, Need::Read | Need::Write) || !self.statements.iter().all(silent)
+    }
+}
+
 /// What one statement of a text does to the session, once it has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statement {

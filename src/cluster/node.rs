@@ -202,6 +202,14 @@ impl Node {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Every second, a part of what is known of the latency is forgotten: a node that was slow once
+    /// is tried again.
+    pub fn forget_latency(&self) {
+        let old = self.latency_us.load(Ordering::Relaxed);
+        self.latency_us
+            .store(old - old.div_ceil(8), Ordering::Relaxed);
+    }
+
     /// A read has taken `took` here.
     pub fn note_latency(&self, took: Duration) {
         /// The share of the newest value is one in so many.

@@ -182,7 +182,9 @@ mod tests {
         let mut all = Tally::default();
         for nodes in [["node1", "node2"], ["node1", "node1"]] {
             let mut one = Tally::default();
-            nodes.into_iter().for_each(|node| one.count(node.to_owned()));
+            nodes
+                .into_iter()
+                .for_each(|node| one.count(node.to_owned()));
             all.add(&one);
         }
         assert_eq!(

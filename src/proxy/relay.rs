@@ -341,9 +341,7 @@ impl<'a> Relay<'a> {
     /// Says the planned batch to the server.
     pub fn say(&mut self) {
         let client = &mut self.client;
-        if client.batch.executes {
-            client.session.note(client.batch.need);
-        }
+        client.session.note(client.batch);
         let state = &mut self.server.state;
         let waiting = !self.to_server.is_empty();
         let direct = client

@@ -29,6 +29,8 @@ pub struct Batch {
     pub beyond: usize,
     /// It executes something.
     pub executes: bool,
+    /// Something in it may show the client data.
+    pub shows_data: bool,
     end: Option<End>,
     flushed: bool,
     pub(super) steps: Vec<Step>,
@@ -153,6 +155,7 @@ impl Batch {
             len: 0,
             beyond: 0,
             executes: false,
+            shows_data: false,
             end: None,
             flushed: false,
             steps: Vec::new(),
@@ -189,6 +192,7 @@ impl Batch {
     }
 
     fn needs_class(&mut self, class: &Class) {
+        self.shows_data |= class.may_show_data();
         self.needs(class.need, class.why);
     }
 }

@@ -1,0 +1,193 @@
+//! The promises to a session, checked over random histories: many clients write and read their own
+//! and others' rows while replay on the standbys is late, paused and resumed.
+//!
+//! Owns: which runs there are, and what each must show. Never: promises a session more than that it
+//! reads its own writes and never goes back in time.
+
+#[path = "history/client.rs"]
+mod client;
+#[path = "history/database.rs"]
+mod database;
+#[path = "history/forms.rs"]
+mod forms;
+#[path = "history/model.rs"]
+mod model;
+#[path = "history/run.rs"]
+mod run;
+mod support;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tidegate::demo::{DemoError, LocalCluster, Options};
+
+use client::Mix;
+use run::{Outcome, Run};
+use support::Gateway;
+
+const LATE: Duration = Duration::from_millis(300);
+
+const MIX: Mix = Mix {
+    writes: 15,
+    think: Duration::from_millis(2),
+    clients: 12,
+    shared: 4,
+    operations: 600,
+};
+
+const STEADY: Run = Run {
+    name: "no delay",
+    mix: MIX,
+    late: &[],
+    paused: 0,
+    stop_at_violation: false,
+};
+
+/// Clusters are used one after the other: what share replicas take is measured.
+static TURN: Mutex<()> = Mutex::new(());
+
+#[test]
+fn sessions_read_their_writes_and_never_go_back() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    let gateway = Gateway::start(&cluster);
+    println!("{}", Outcome::heading());
+
+    let one_late = Run {
+        name: "one standby late",
+        late: &[LATE],
+        ..STEADY
+    };
+    let one_paused = Run {
+        name: "replay paused on one",
+        paused: 1,
+        ..STEADY
+    };
+    let both_paused = Run {
+        name: "replay paused on both",
+        paused: 2,
+        ..STEADY
+    };
+    for run in [STEADY, one_late, one_paused, both_paused] {
+        let outcome = go(&run, &cluster, &gateway)?;
+        assert_kept(&outcome);
+        assert!(
+            outcome.on_replicas > 0 && outcome.moves > 0,
+            "it tests something"
+        );
+        assert_eq!(outcome.pauses > 0, run.paused > 0);
+    }
+
+    let share = Run {
+        name: "no delay, 5 ms think time, 10 % writes",
+        mix: Mix {
+            writes: 10,
+            think: Duration::from_millis(5),
+            ..MIX
+        },
+        ..STEADY
+    };
+    let outcome = go(&share, &cluster, &gateway)?;
+    assert_kept(&outcome);
+    assert!(
+        outcome.share_on_replicas() >= 0.4,
+        "replicas serve only {:.3} of the reads",
+        outcome.share_on_replicas()
+    );
+    Ok(())
+}
+
+/// Every form of a read or a write on the primary, while the standbys stand still.
+#[test]
+fn whatever_the_primary_shows_or_takes_is_not_gone_back_behind() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    let trusting = |config: String| config.replace("scram-sha-256", "trust");
+    let gateway = Gateway::start_with(&cluster, trusting);
+    let broken = forms::check(&cluster, &gateway)?;
+    assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+/// A checker that finds nothing may be blind. Without what keeps the promises, it finds something.
+#[test]
+fn without_floors_sessions_are_seen_to_go_back() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    println!("{}", Outcome::heading());
+
+    let eventual = with_consistency(&cluster, "level = \"eventual\"");
+    // Now one is late and then the other: whichever takes the most reads, one run shows it.
+    let mut violations = 0;
+    for late in [&[LATE][..], &[Duration::ZERO, LATE]] {
+        let run = Run {
+            name: "eventual, one standby late",
+            late,
+            stop_at_violation: true,
+            ..STEADY
+        };
+        violations += go(&run, &cluster, &eventual)?.violations;
+    }
+    assert!(violations > 0, "stale reads are not seen");
+
+    // For as long as its own write is on no standby, a session reads on the primary and sees what
+    // the others write; then it moves to a standby that has its write and lacks all that. Few
+    // writes, so that a session lives to see its own arrive. The same happens after every
+    // transaction that only reads.
+    let blind = with_consistency(&cluster, "primary_reads_raise_floor = false");
+    let run = Run {
+        name: "reads on the primary raise no floor",
+        mix: Mix {
+            writes: 2,
+            operations: 5000,
+            ..MIX
+        },
+        late: &[LATE, LATE],
+        stop_at_violation: true,
+        ..STEADY
+    };
+    let outcome = go(&run, &cluster, &blind)?;
+    assert!(
+        outcome.violations > 0,
+        "a session that goes back is not seen"
+    );
+    let went_back = |finding: &client::Finding| finding.violation.kind == model::Kind::WentBack;
+    assert!(
+        outcome.findings.iter().all(went_back),
+        "its own writes are still kept: {:?}",
+        outcome.findings
+    );
+    Ok(())
+}
+
+fn new_cluster() -> Result<LocalCluster, DemoError> {
+    let cluster = LocalCluster::start(Options::default())?;
+    database::create(&cluster)?;
+    Ok(cluster)
+}
+
+fn with_consistency(cluster: &LocalCluster, line: &str) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        format!("{config}\n[consistency]\n{line}\n")
+    })
+}
+
+fn go(run: &Run, cluster: &LocalCluster, gateway: &Gateway) -> Result<Outcome, DemoError> {
+    let outcome = run.go(cluster, gateway)?;
+    println!("{outcome}");
+    Ok(outcome)
+}
+
+fn assert_kept(outcome: &Outcome) {
+    let findings: String = outcome.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        outcome.violations, 0,
+        "in the run with {}:\n{findings}",
+        outcome.name
+    );
+    assert_eq!(
+        outcome.on_replicas,
+        outcome.shown_by.iter().sum::<usize>(),
+        "the proxy counts what replicas answer"
+    );
+}

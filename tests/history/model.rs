@@ -1,0 +1,208 @@
+//! Owns: what one session has been told and shown, and so what its next reads must show. Never:
+//! reads or writes anything itself; it is told what happened.
+
+use std::collections::HashMap;
+use std::fmt;
+
+/// A row whose version only ever grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Row(pub i32);
+
+/// How often a row has been changed.
+pub type Version = i64;
+
+/// The promises to one session.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// The last version of each row that it wrote, where the write was acknowledged.
+    acknowledged: HashMap<Row, Version>,
+    /// The newest version of each row that it was shown, whoever wrote it.
+    seen: HashMap<Row, Version>,
+    /// What the open transaction has written: seen by this session, and undone by a rollback.
+    open: Option<HashMap<Row, Version>>,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub kind: Kind,
+    pub row: Row,
+    /// What the read showed; `None` when it did not find the row.
+    pub shown: Option<Version>,
+    /// The oldest version that it might have shown.
+    pub owed: Version,
+}
+
+/// Which promise it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The session did not read its own write.
+    OwnWrite,
+    /// The session went back behind what it had read before.
+    WentBack,
+}
+
+impl Session {
+    pub fn begin(&mut self) {
+        self.open = Some(HashMap::new());
+    }
+
+    /// The commit of the open transaction was acknowledged.
+    pub fn commit(&mut self) {
+        self.acknowledged
+            .extend(self.open.take().unwrap_or_default());
+    }
+
+    pub fn roll_back(&mut self) {
+        self.open = None;
+    }
+
+    /// A write was acknowledged, or done within the open transaction.
+    pub fn wrote(&mut self, row: Row, version: Version) {
+        let written = self.open.as_mut().unwrap_or(&mut self.acknowledged);
+        written.insert(row, version);
+    }
+
+    /// A read has shown `row` at `version`, or has not found it.
+    pub fn read(&mut self, row: Row, version: Option<Version>) -> Result<(), Violation> {
+        let written = self.open.as_ref().and_then(|open| open.get(&row));
+        let own = written.or_else(|| self.acknowledged.get(&row)).copied();
+        let seen = self.seen.get(&row).copied();
+        // What nobody else can see yet may be undone: it is no promise beyond this transaction.
+        if written.is_none() {
+            self.seen
+                .extend(version.max(seen).map(|newest| (row, newest)));
+        }
+        let violated = |kind, owed| Violation {
+            kind,
+            row,
+            shown: version,
+            owed,
+        };
+        match (own, seen) {
+            (Some(own), _) if version < Some(own) => Err(violated(Kind::OwnWrite, own)),
+            (_, Some(seen)) if version < Some(seen) => Err(violated(Kind::WentBack, seen)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Violation { row, owed, .. } = self;
+        match self.shown {
+            Some(shown) => write!(f, "row {} was read at {shown}", row.0)?,
+            None => write!(f, "row {} was not found", row.0)?,
+        }
+        match self.kind {
+            Kind::OwnWrite => write!(f, " after the session itself had written {owed}"),
+            Kind::WentBack => write!(f, " after the session had read it at {owed}"),
+        }
+    }
+}
+
+/// Made-up histories, and what the checker must make of them.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Row = Row(1);
+    const OTHER: Row = Row(2);
+
+    fn kind(read: Result<(), Violation>) -> Option<Kind> {
+        read.err().map(|violation| violation.kind)
+    }
+
+    #[test]
+    fn what_may_happen_is_no_violation() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OWN, None), Ok(()), "nothing is owed yet");
+        assert_eq!(session.read(OWN, Some(3)), Ok(()));
+        assert_eq!(session.read(OWN, Some(3)), Ok(()), "the same again");
+        session.wrote(OWN, 4);
+        assert_eq!(session.read(OWN, Some(4)), Ok(()));
+        assert_eq!(session.read(OWN, Some(9)), Ok(()), "another wrote since");
+        assert_eq!(session.read(OTHER, Some(1)), Ok(()), "each row for itself");
+    }
+
+    #[test]
+    fn an_own_write_must_be_read() {
+        let mut session = Session::default();
+        session.wrote(OWN, 5);
+        let violation = session.read(OWN, Some(4)).expect_err("it is stale");
+        assert_eq!(violation.kind, Kind::OwnWrite);
+        assert_eq!((violation.shown, violation.owed), (Some(4), 5));
+        assert_eq!(
+            violation.to_string(),
+            "row 1 was read at 4 after the session itself had written 5"
+        );
+        assert_eq!(session.read(OWN, Some(5)), Ok(()));
+    }
+
+    #[test]
+    fn a_read_must_not_go_back() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
+        assert_eq!(kind(session.read(OTHER, Some(6))), Some(Kind::WentBack));
+        assert_eq!(
+            kind(session.read(OTHER, Some(6))),
+            Some(Kind::WentBack),
+            "what was owed is still owed"
+        );
+        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
+    }
+
+    #[test]
+    fn others_newer_versions_of_an_own_row_are_owed_too() {
+        let mut session = Session::default();
+        session.wrote(OWN, 5);
+        assert_eq!(session.read(OWN, Some(8)), Ok(()));
+        assert_eq!(kind(session.read(OWN, Some(6))), Some(Kind::WentBack));
+        assert_eq!(kind(session.read(OWN, Some(4))), Some(Kind::OwnWrite));
+    }
+
+    #[test]
+    fn a_row_that_is_gone_is_older_than_any_version() {
+        let mut session = Session::default();
+        session.wrote(OWN, 1);
+        let violation = session.read(OWN, None).expect_err("it is gone");
+        assert_eq!(
+            violation.to_string(),
+            "row 1 was not found after the session itself had written 1"
+        );
+        assert_eq!(session.read(OTHER, Some(1)), Ok(()));
+        assert_eq!(kind(session.read(OTHER, None)), Some(Kind::WentBack));
+    }
+
+    #[test]
+    fn a_transaction_reads_its_own_writes() {
+        let mut session = Session::default();
+        session.wrote(OWN, 1);
+        session.begin();
+        assert_eq!(session.read(OWN, Some(1)), Ok(()), "not yet written");
+        session.wrote(OWN, 2);
+        assert_eq!(kind(session.read(OWN, Some(1))), Some(Kind::OwnWrite));
+        assert_eq!(session.read(OWN, Some(2)), Ok(()));
+        session.commit();
+        assert_eq!(kind(session.read(OWN, Some(1))), Some(Kind::OwnWrite));
+        assert_eq!(session.read(OWN, Some(2)), Ok(()));
+    }
+
+    #[test]
+    fn what_is_rolled_back_is_owed_to_nobody() {
+        let mut session = Session::default();
+        session.wrote(OWN, 1);
+        session.begin();
+        session.wrote(OWN, 2);
+        assert_eq!(session.read(OWN, Some(2)), Ok(()));
+        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
+        session.roll_back();
+        assert_eq!(session.read(OWN, Some(1)), Ok(()));
+        assert_eq!(kind(session.read(OWN, Some(0))), Some(Kind::OwnWrite));
+        assert_eq!(
+            kind(session.read(OTHER, Some(6))),
+            Some(Kind::WentBack),
+            "what others had committed was seen all the same"
+        );
+    }
+}

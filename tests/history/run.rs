@@ -1,0 +1,224 @@
+//! Owns: one run: its clients, what happens to replay meanwhile, and the figures that come of it.
+//! Never: says which figures are good ones.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tidegate::demo::{DemoError, LocalCluster, LocalNode};
+use tokio::task::JoinSet;
+use tokio_postgres::Error;
+
+use super::client::{Finding, Mix, Progress, Tally, TestClient};
+use super::database::{self, Connection};
+use crate::support::Gateway;
+
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub name: &'static str,
+    pub mix: Mix,
+    /// How late each standby replays, for the first ones of them.
+    pub late: &'static [Duration],
+    /// On how many standbys replay is paused and resumed.
+    pub paused: usize,
+    /// Ends as soon as a violation is found.
+    pub stop_at_violation: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub name: &'static str,
+    pub operations: usize,
+    pub reads: usize,
+    /// Reads that replicas have answered, by the proxy's count.
+    pub on_replicas: usize,
+    /// The same for each of them, by what the answers say of themselves.
+    pub shown_by: Vec<usize>,
+    /// Reads that another node has answered than the session's read before.
+    pub moves: usize,
+    pub pauses: usize,
+    pub violations: usize,
+    pub findings: Vec<Finding>,
+    pub took: Duration,
+}
+
+/// Longer than any run should take.
+const RUN_MAX: Duration = Duration::from_secs(120);
+
+/// Replay is paused or resumed each time the clients have done about so many operations more.
+const TIDE_OPERATIONS: std::ops::Range<usize> = 20..250;
+
+impl Run {
+    pub fn go(&self, cluster: &LocalCluster, gateway: &Gateway) -> Result<Outcome, DemoError> {
+        database::reset(cluster, self.mix.rows())?;
+        let replicas = cluster.replicas();
+        for (replica, &delay) in replicas.iter().zip(self.late) {
+            replica.set_apply_delay(delay)?;
+        }
+        let progress = Arc::new(Progress {
+            stop_at_violation: self.stop_at_violation,
+            ..Progress::default()
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+
+        let clients = runtime
+            .block_on(self.connect(gateway, &progress))
+            .expect("clients connect");
+        let on_replicas = || gateway.metric("tidegate_queries_total", "route=\"replica\"") as usize;
+        let before = on_replicas();
+        let begin = Instant::now();
+        let (tallies, pauses) = thread::scope(|scope| {
+            let tide = scope.spawn(|| move_tide(&replicas[..self.paused], &progress));
+            let tallies = runtime.block_on(live(clients));
+            progress.stop.store(true, Ordering::Relaxed);
+            (tallies, tide.join().expect("no panic"))
+        });
+        let took = begin.elapsed();
+        let pauses = pauses?;
+        let mut outcome = Outcome {
+            on_replicas: on_replicas() - before,
+            pauses,
+            took,
+            ..Outcome::of(
+                self.name,
+                tallies.expect("every statement succeeds"),
+                cluster,
+            )
+        };
+        outcome.findings.sort_by_key(|finding| finding.operation);
+        for replica in replicas.iter().take(self.late.len()) {
+            replica.set_apply_delay(Duration::ZERO)?;
+        }
+        Ok(outcome)
+    }
+
+    async fn connect(
+        &self,
+        gateway: &Gateway,
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<TestClient>, Error> {
+        let url = gateway.url("app");
+        let mut clients = Vec::new();
+        for number in 0..self.mix.clients {
+            let connection = Connection::open(&url).await?;
+            clients.push(TestClient::new(
+                number,
+                connection,
+                self.mix,
+                progress.clone(),
+            ));
+        }
+        Ok(clients)
+    }
+}
+
+async fn live(clients: Vec<TestClient>) -> Result<Vec<Tally>, Error> {
+    let lives: JoinSet<_> = clients.into_iter().map(TestClient::run).collect();
+    let ends = tokio::time::timeout(RUN_MAX, lives.join_all()).await;
+    ends.expect("the run comes to its end")
+        .into_iter()
+        .collect()
+}
+
+/// Pauses and resumes replay as the clients go on. Returns how often it was paused; it never is at
+/// the end.
+fn move_tide(replicas: &[Arc<LocalNode>], progress: &Progress) -> Result<usize, DemoError> {
+    if replicas.is_empty() {
+        return Ok(0);
+    }
+    let mut rng = StdRng::seed_from_u64(replicas.len() as u64);
+    let mut paused = vec![false; replicas.len()];
+    let (mut pauses, mut next) = (0, 0);
+    while !progress.stop.load(Ordering::Relaxed) {
+        if progress.done.load(Ordering::Relaxed) < next {
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let index = rng.random_range(0..replicas.len());
+        if paused[index] {
+            replicas[index].resume_replay()?;
+        } else {
+            replicas[index].pause_replay()?;
+            pauses += 1;
+        }
+        paused[index] = !paused[index];
+        next = progress.done.load(Ordering::Relaxed) + rng.random_range(TIDE_OPERATIONS);
+    }
+    for replica in replicas {
+        replica.resume_replay()?;
+    }
+    Ok(pauses)
+}
+
+impl Outcome {
+    fn of(name: &'static str, tallies: Vec<Tally>, cluster: &LocalCluster) -> Outcome {
+        let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum();
+        let shown_by = |replica: &Arc<LocalNode>| {
+            let shown = tallies
+                .iter()
+                .filter_map(|tally| tally.by_port.get(&replica.port()));
+            shown.sum()
+        };
+        Outcome {
+            name,
+            operations: sum(|tally| tally.operations),
+            reads: sum(|tally| tally.reads),
+            on_replicas: 0,
+            shown_by: cluster.replicas().iter().map(shown_by).collect(),
+            moves: sum(|tally| tally.moves),
+            pauses: 0,
+            violations: sum(|tally| tally.violations),
+            findings: tallies
+                .into_iter()
+                .flat_map(|tally| tally.findings)
+                .collect(),
+            took: Duration::ZERO,
+        }
+    }
+
+    pub fn share_on_replicas(&self) -> f64 {
+        self.on_replicas as f64 / self.reads as f64
+    }
+
+    pub fn heading() -> String {
+        format!(
+            "{:<40}{:>11}{:>8}{:>13}{:>16}{:>7}{:>8}{:>9}{:>12}",
+            "run",
+            "operations",
+            "reads",
+            "on replicas",
+            "on each",
+            "moves",
+            "pauses",
+            "seconds",
+            "violations"
+        )
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<40}{:>11}{:>8}{:>12.1}%{:>16}{:>7}{:>8}{:>9.1}{:>12}",
+            self.name,
+            self.operations,
+            self.reads,
+            self.share_on_replicas() * 100.0,
+            format!("{:?}", self.shown_by),
+            self.moves,
+            self.pauses,
+            self.took.as_secs_f64(),
+            self.violations,
+        )
+    }
+}
