@@ -2,6 +2,7 @@
 //! served. Never: lends a server that something is still owed on.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,9 +43,16 @@ pub struct Pool {
     metrics: PoolMetrics,
 }
 
+/// Boxed, as servers move between sessions and here all the time.
+#[allow(
+    clippy::vec_box,
+    reason = "a server is large, and is lent out by its box"
+)]
+type Idle = Vec<Box<Server>>;
+
 struct Inner {
     /// The last given back is the first lent again: its caches are warm, and the others age out.
-    idle: Vec<Box<Server>>,
+    idle: Idle,
     /// Servers that exist or are being opened.
     open: usize,
     waiters: VecDeque<oneshot::Sender<Grant>>,
@@ -222,7 +230,7 @@ impl Pool {
         let (keep, stale) = inner
             .idle
             .drain(..)
-            .partition(|s: &Box<Server>| s.incarnation == life);
+            .partition(|server| server.incarnation == life);
         inner.idle = keep;
         drop(inner);
         let stale: Vec<_> = stale;
@@ -320,20 +328,16 @@ enum Ready {
 
 /// Of the idle servers, one of this thread's with the wanted settings if there is one; else the
 /// last given back.
-fn take_best(idle: &mut Vec<Box<Server>>, wanted: &Settings) -> Option<Box<Server>> {
+fn take_best(idle: &mut Idle, wanted: &Settings) -> Option<Box<Server>> {
     /// How many are looked at: the choice must not cost more than it saves.
     const LOOKED_AT_MAX: usize = 32;
     let worker = net::worker();
-    let mut best = idle.len().checked_sub(1)?;
-    let mut best_score = -1;
-    for index in idle.len().saturating_sub(LOOKED_AT_MAX)..idle.len() {
-        let server = &idle[index];
-        let score =
-            i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted);
-        if score >= best_score {
-            (best, best_score) = (index, score);
-        }
-    }
+    let score = |server: &Server| {
+        i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted)
+    };
+    let recent = idle.iter().enumerate().rev().take(LOOKED_AT_MAX);
+    // Of equals the one that was given back last.
+    let best = recent.rev().max_by_key(|(_, server)| score(server))?.0;
     Some(idle.remove(best))
 }
 
@@ -341,12 +345,10 @@ fn take_best(idle: &mut Vec<Box<Server>>, wanted: &Settings) -> Option<Box<Serve
 pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
     const LIFE: &str = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
         system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()";
-    use std::hash::{BuildHasher, Hash, Hasher};
     let rows = connection.query(LIFE).await?;
     // Fixed seeds: the same life has the same number whoever asks.
-    let mut hasher = foldhash::quality::FixedState::with_seed(0).build_hasher();
-    rows.hash(&mut hasher);
-    Ok(Incarnation(hasher.finish().max(1)))
+    let hash = foldhash::quality::FixedState::with_seed(0).hash_one(rows);
+    Ok(Incarnation(hash.max(1)))
 }
 
 impl Server {

@@ -252,15 +252,15 @@ impl<'a> Relay<'a> {
         if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
             took = self.pass_to_server()?;
         }
-        if self.client.inbox.len() < self.inbox_max() {
-            if let Poll::Ready(ready) = self.client.stream.poll_readable(cx) {
-                ready.map_err(|_| Broken::Client)?;
-                self.client.inbox.reserve(BUFFER_BYTES / 2);
-                match self.client.stream.poll_read(cx, self.client.inbox) {
-                    Poll::Ready(Ok(n)) if n > 0 => took = true,
-                    Poll::Ready(_) => return Err(Broken::Client),
-                    Poll::Pending => {}
-                }
+        if self.client.inbox.len() < self.inbox_max()
+            && let Poll::Ready(ready) = self.client.stream.poll_readable(cx)
+        {
+            ready.map_err(|_| Broken::Client)?;
+            self.client.inbox.reserve(BUFFER_BYTES / 2);
+            match self.client.stream.poll_read(cx, self.client.inbox) {
+                Poll::Ready(Ok(n)) if n > 0 => took = true,
+                Poll::Ready(_) => return Err(Broken::Client),
+                Poll::Pending => {}
             }
         }
         Ok(took)

@@ -11,6 +11,10 @@ impl<T: Eq + Hash> Interner<T> {
     /// Beyond this many values, those that nobody uses are dropped.
     const VALUES_MAX: usize = 1024;
 
+    #[allow(
+        clippy::new_without_default,
+        reason = "made in statics, where only this can be called"
+    )]
     pub const fn new() -> Interner<T> {
         Interner(LazyLock::new(Mutex::default))
     }

@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use crate::session::consistency::{Lsn, NodeId};
     use std::cell::Cell;
+    use std::rc::Rc;
 
     struct Fake {
         id: u32,
@@ -277,7 +278,7 @@ mod tests {
         }
     }
 
-    fn cluster(n: u32) -> Vec<Box<Fake>> {
+    fn cluster(n: u32) -> Vec<Rc<Fake>> {
         let fake = |id| Fake {
             id,
             lsn: Cell::new(100),
@@ -287,7 +288,7 @@ mod tests {
             near: Cell::new(false),
             clock: Clock::new(),
         };
-        (0..n).map(|id| Box::new(fake(id))).collect()
+        (0..n).map(|id| Rc::new(fake(id))).collect()
     }
 
     const POLICY: Policy = Policy {

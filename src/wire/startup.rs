@@ -27,8 +27,11 @@ pub enum Startup {
 pub struct Parameters {
     /// The requested protocol version: major in the upper 16 bits.
     pub version: i32,
-    pub pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub pairs: Pairs,
 }
+
+/// Names and values.
+pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Parameters {
     /// The last value given for `name`.
@@ -84,7 +87,7 @@ pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
     Ok(Some((startup, length)))
 }
 
-fn pairs(mut fields: Cursor<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, WireError> {
+fn pairs(mut fields: Cursor<'_>) -> Result<Pairs, WireError> {
     let mut pairs = Vec::new();
     loop {
         let name = fields.cstr()?;
