@@ -235,6 +235,12 @@ impl Cluster {
                     .failovers
                     .increment(u64::from(is_failover));
                 tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
+                if let Some(fenced) = old.primary.as_ref().filter(|_| !same) {
+                    fenced
+                        .pools
+                        .iter()
+                        .for_each(|pool| pool.close_stale(Incarnation(0)));
+                }
                 // Its first sample is what every session waits for.
                 self.wanted.fetch_max(self.clock.now().0 + 1, SeqCst);
                 new.wake.notify_one();

@@ -329,6 +329,9 @@ impl Client {
         for attempt in 0.. {
             let placed = match self.acquire(end, lost_replica).await {
                 Ok(placed) => placed,
+                Err(refusal @ Refusal::PrimaryChanged { .. }) => {
+                    return Err(Ended::Refused(refusal));
+                }
                 Err(refusal) => return self.refuse(refusal, end).await,
             };
             match self.exchange(placed, end, started).await {

@@ -13,6 +13,9 @@ pub mod server;
 pub mod settings;
 pub mod statements;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

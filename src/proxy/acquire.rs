@@ -182,6 +182,13 @@ impl Client {
     /// A server of the primary; where there is none, waits for one.
     pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         if let Some(server) = self.held.take() {
+            let primary = self.cluster.topology().primary.clone();
+            if primary.is_some_and(|primary| primary.id() != server.node().id()) {
+                // What it holds open on a node that is the primary no more must not be committed.
+                return Err(Refusal::PrimaryChanged {
+                    node: server.node().name.clone(),
+                });
+            }
             return Ok(Placed {
                 server,
                 replica: false,

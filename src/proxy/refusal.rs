@@ -32,6 +32,8 @@ pub enum Refusal {
         "connection to node {node} was lost while it ran this; whether it took effect is unknown"
     )]
     Unknown { node: String },
+    #[error("node {node} is no longer the primary; what was open on it is lost")]
+    PrimaryChanged { node: String },
     #[error("connection to node {node} was lost: {error}")]
     Lost { node: String, error: String },
     #[error("{message}")]
@@ -63,6 +65,7 @@ impl Refusal {
             Refusal::Checkout(CheckoutError::Timeout { .. }) => "53300",
             Refusal::Checkout(_) => "08001",
             Refusal::NoPrimary { .. } | Refusal::NoReplica { .. } => "57P03",
+            Refusal::PrimaryChanged { .. } => "57P01",
             Refusal::Unknown { .. } => "08007",
             Refusal::Lost { .. } => "08006",
             Refusal::Protocol { sqlstate, .. } => sqlstate,

@@ -1,0 +1,327 @@
+//! Sessions with scripted peers: what the client said goes in, what the server was told comes out.
+
+use std::num::NonZeroUsize;
+
+use super::answers::{Answer, Run, ServerFault};
+use super::pipeline::{Batch, End, Planned};
+use super::*;
+use crate::sql::functions::Rules;
+use crate::wire::frame::{body, header};
+
+const STATEMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+fn params(pairs: &[(&str, &str)]) -> Params {
+    Params::new(
+        pairs
+            .iter()
+            .map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())),
+    )
+}
+
+fn session() -> Session {
+    let shared = Shared {
+        classifier: Classifier::new(Rules::default(), 100),
+        registry: Registry::new(),
+    };
+    Session::new(
+        Arc::new(shared),
+        "main/app/app",
+        Settings::default(),
+        params(&[]),
+    )
+}
+
+fn server() -> ServerState {
+    ServerState::new(params(&[]), STATEMENTS)
+}
+
+fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![tag];
+    frame.extend((body.len() as i32 + 4).to_be_bytes());
+    frame.extend(body);
+    frame
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    frame(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    frame(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes())
+}
+
+fn execute() -> Vec<u8> {
+    frame(b'E', b"\0\0\0\0\0")
+}
+
+const SYNC: &[u8] = encode::SYNC;
+
+/// What the session tells the server when the client says this: message types and bodies.
+fn told(session: &mut Session, server: &mut ServerState, client: &[u8]) -> Vec<String> {
+    let mut batch = Batch::new();
+    assert!(matches!(
+        session.plan(client, &mut batch),
+        Ok(Planned::Batch(_))
+    ));
+    let mut out = BytesMut::new();
+    session.say_settings(server, &mut out);
+    if session.say(&batch, client, server, &mut out) {
+        out.extend_from_slice(client);
+    }
+    let mut told = Vec::new();
+    while let Some(head) = header(&out).unwrap() {
+        let frame = out.split_to(head.len);
+        told.push(format!(
+            "{} {}",
+            frame[0] as char,
+            body(&frame).escape_ascii()
+        ));
+    }
+    told
+}
+
+/// What the client hears when the server says this: message types.
+fn heard(session: &mut Session, server: &mut ServerState, said: &[Vec<u8>]) -> String {
+    let said = said.concat();
+    let mut answer = Answer::default();
+    session.answer_in_turn(server, &mut answer);
+    assert_eq!(session.hear(server, &said, &mut answer), Ok(said.len()));
+    let mut bytes = BytesMut::new();
+    for run in &answer.runs {
+        bytes.extend_from_slice(match run {
+            Run::Server(at) => &said[at.clone()],
+            Run::Own(at) => &answer.own[at.clone()],
+        });
+    }
+    let mut tags = String::new();
+    while let Some(head) = header(&bytes).unwrap() {
+        tags.push(bytes.split_to(head.len)[0] as char);
+    }
+    tags
+}
+
+fn done(tag: &str) -> Vec<u8> {
+    frame(b'C', format!("{tag}\0").as_bytes())
+}
+
+fn ready(status: &str) -> Vec<u8> {
+    frame(b'Z', status.as_bytes())
+}
+
+fn failed() -> Vec<u8> {
+    frame(b'E', b"SERROR\0VERROR\0C22012\0Mdivision by zero\0\0")
+}
+
+#[test]
+fn the_clients_own_bytes_are_passed_on_where_no_name_changes() {
+    let (mut session, mut server) = (session(), server());
+    let client = frame(b'Q', b"SELECT 1\0");
+    let mut batch = Batch::new();
+    assert_eq!(
+        session.plan(&client, &mut batch),
+        Ok(Planned::Batch(End::Ready))
+    );
+    assert_eq!((batch.need, batch.len), (Need::Read, client.len()));
+    assert!(session.say(&batch, &client, &mut server, &mut BytesMut::new()));
+}
+
+#[test]
+fn a_batch_is_planned_once_however_it_arrives() {
+    let client = [parse("s", "SELECT 1"), bind("s"), execute(), SYNC.to_vec()].concat();
+    let (mut session, mut batch) = (session(), Batch::new());
+    for end in 0..client.len() {
+        assert_eq!(
+            session.plan(&client[..end], &mut batch),
+            Ok(Planned::NeedMore)
+        );
+    }
+    assert_eq!(
+        session.plan(&client, &mut batch),
+        Ok(Planned::Batch(End::Ready))
+    );
+    assert_eq!(batch.len, client.len());
+}
+
+#[test]
+fn a_statement_follows_its_session_from_server_to_server() {
+    let (mut session, mut first) = (session(), server());
+    let said = told(
+        &mut session,
+        &mut first,
+        &[parse("s", "SELECT 1"), SYNC.to_vec()].concat(),
+    );
+    assert_eq!(said.len(), 2);
+    assert!(said[0].starts_with("P _tidegate_"), "{said:?}");
+    let answers = [frame(b'1', b""), ready("I")];
+    assert_eq!(heard(&mut session, &mut first, &answers), "1Z");
+
+    let mut second = server();
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &run);
+    assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), "PBES");
+    let answers = [
+        frame(b'1', b""),
+        frame(b'2', b""),
+        done("SELECT 1"),
+        ready("I"),
+    ];
+    assert_eq!(
+        heard(&mut session, &mut second, &answers),
+        "2CZ",
+        "its Parse is not seen"
+    );
+    let said = told(&mut session, &mut second, &run);
+    assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), "BES");
+}
+
+#[test]
+fn the_least_recently_used_statement_makes_room() {
+    let (mut session, mut server) = (session(), server());
+    for (name, expected) in [("a", "PS"), ("b", "PS"), ("c", "CPS")] {
+        let client = [parse(name, &format!("SELECT '{name}'")), SYNC.to_vec()].concat();
+        let said = told(&mut session, &mut server, &client);
+        assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), expected);
+        let mut answers = vec![frame(b'1', b""), ready("I")];
+        if expected.starts_with('C') {
+            answers.insert(0, frame(b'3', b""));
+        }
+        assert_eq!(heard(&mut session, &mut server, &answers), "1Z");
+    }
+}
+
+#[test]
+fn what_an_error_skips_has_not_happened() {
+    let (mut session, mut server) = (session(), server());
+    let client = [bind("nowhere"), parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    told(&mut session, &mut server, &client);
+    assert_eq!(
+        heard(&mut session, &mut server, &[failed(), ready("I")]),
+        "EZ"
+    );
+    let said = told(
+        &mut session,
+        &mut server,
+        &[bind("s"), SYNC.to_vec()].concat(),
+    );
+    assert_eq!(
+        said[0], r"B \x00s\x00\x00\x00\x00\x00\x00\x00",
+        "the server says that it is unknown"
+    );
+}
+
+#[test]
+fn settings_are_brought_along_and_undone() {
+    let (mut session, mut first) = (session(), server());
+    let set = frame(b'Q', b"SET work_mem = '1MB'\0");
+    told(&mut session, &mut first, &set);
+    assert_eq!(
+        heard(&mut session, &mut first, &[done("SET"), ready("I")]),
+        "CZ"
+    );
+
+    let mut second = server();
+    let read = frame(b'Q', b"SELECT 1\0");
+    let said = told(&mut session, &mut second, &read);
+    assert!(said[0].starts_with("Q SET work_mem"), "{said:?}");
+    let answers = [done("SET"), ready("I"), done("SELECT 1"), ready("I")];
+    assert_eq!(heard(&mut session, &mut second, &answers), "CZ");
+    assert_eq!(
+        told(&mut session, &mut second, &read).len(),
+        1,
+        "it has them now"
+    );
+    heard(&mut session, &mut second, &[done("SELECT 1"), ready("I")]);
+
+    for (sql, tag, status) in [
+        ("BEGIN", "BEGIN", "T"),
+        ("RESET work_mem", "RESET", "T"),
+        ("ROLLBACK", "ROLLBACK", "I"),
+    ] {
+        told(
+            &mut session,
+            &mut first,
+            &frame(b'Q', format!("{sql}\0").as_bytes()),
+        );
+        heard(&mut session, &mut first, &[done(tag), ready(status)]);
+    }
+    assert!(session.settings() == &second.settings);
+    assert!(session.settings() == &first.settings);
+}
+
+#[test]
+fn a_setting_in_a_failed_text_is_undone() {
+    let (mut session, mut server) = (session(), server());
+    told(
+        &mut session,
+        &mut server,
+        &frame(b'Q', b"SET work_mem = '1MB'; SELECT 1/0\0"),
+    );
+    assert_eq!(
+        heard(
+            &mut session,
+            &mut server,
+            &[done("SET"), failed(), ready("I")]
+        ),
+        "CEZ"
+    );
+    assert!(*session.settings() == Settings::default());
+    assert!(server.settings == Settings::default());
+}
+
+#[test]
+fn a_server_that_says_what_nothing_asked_for_is_not_believed() {
+    for said in [
+        frame(b'2', b""),
+        frame(b'Z', b"X"),
+        frame(b'R', &[0; 4]),
+        vec![b'Z', 0, 0, 0, 3],
+    ] {
+        let (mut session, mut server) = (session(), server());
+        told(&mut session, &mut server, &frame(b'Q', b"SELECT 1\0"));
+        let heard = session.hear(&mut server, &said, &mut Answer::default());
+        assert!(heard.is_err(), "{said:?}");
+    }
+    let (mut session, mut server) = (session(), server());
+    let fatal = frame(b'E', b"SFATAL\0VFATAL\0C57P01\0Mbye\0\0");
+    let heard = session.hear(&mut server, &fatal, &mut Answer::default());
+    assert!(matches!(heard, Err(ServerFault::Ended(_))));
+}
+
+#[test]
+fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
+    let shows = |text: &str| {
+        let (mut session, mut server) = (session(), server());
+        told_and_noted(&mut session, &mut server, text)
+    };
+    assert_eq!(
+        shows("BEGIN; SELECT 1; COMMIT"),
+        Did {
+            wrote: false,
+            read: true
+        }
+    );
+    assert_eq!(
+        shows("SHOW work_mem"),
+        Did {
+            wrote: false,
+            read: false
+        }
+    );
+    assert_eq!(
+        shows("SHOW work_mem; SELECT 1"),
+        Did {
+            wrote: false,
+            read: true
+        }
+    );
+    assert!(shows("DELETE FROM t").wrote);
+}
+
+fn told_and_noted(session: &mut Session, server: &mut ServerState, text: &str) -> Did {
+    let client = frame(b'Q', format!("{text}\0").as_bytes());
+    let mut batch = Batch::new();
+    session.plan(&client, &mut batch).unwrap();
+    session.note(&batch);
+    session.say(&batch, &client, server, &mut BytesMut::new());
+    session.take_did()
+}
