@@ -189,6 +189,15 @@ impl Pool {
         }
     }
 
+    /// Lends a server if one is free: what [`checkout`](Self::checkout) does where nobody has to
+    /// wait.
+    pub fn lend_now(&self, wanted: &Settings) -> Option<Box<Server>> {
+        let mut inner = self.lock();
+        let server = take_best(&mut inner.idle, wanted);
+        drop(inner);
+        server?.lend()
+    }
+
     /// Closes what has been idle or alive for too long. `true` when the pool has nothing left.
     pub fn reap(&self) -> bool {
         let now = Instant::now();
@@ -260,8 +269,15 @@ impl Pool {
             drop(inner);
             return Ok(Ready::Place(Place(self.clone())));
         }
+        // Who came first gives up first.
+        while inner
+            .waiters
+            .front()
+            .is_some_and(oneshot::Sender::is_closed)
+        {
+            inner.waiters.pop_front();
+        }
         let (sender, receiver) = oneshot::channel();
-        inner.waiters.retain(|waiter| !waiter.is_closed());
         inner.waiters.push_back(sender);
         Ok(Ready::Wait(receiver, inner.limits.checkout_timeout))
     }
@@ -426,7 +442,7 @@ impl Server {
                 Ok(()) => return,
                 // It has given up waiting.
                 Err(Grant::Server(back)) => server = back,
-                Err(Grant::Place(_)) => return,
+                Err(Grant::Place(_)) => unreachable!("a server was sent"),
             }
         }
         inner.idle.push(server);

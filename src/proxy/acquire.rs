@@ -12,7 +12,7 @@ use crate::cluster;
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, Pool, Server};
 use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
-use crate::session::consistency::{Incarnation, Replica};
+use crate::session::consistency::{Incarnation, NodeId, Replica};
 use crate::session::pipeline::End;
 use crate::session::route::{Candidate, Guarantee, Policy, ReadRoute, Reason, read_route};
 use crate::sql::Need;
@@ -51,7 +51,39 @@ impl Client {
         self.on_primary(reason).await
     }
 
+    /// A free server of a fresh replica that this session has used before: nearly every read.
+    fn lend_fresh(&mut self) -> Option<Placed> {
+        let random = self.next_random();
+        let topology = self.cluster.topology();
+        let route = read_route(
+            &self.session.floors,
+            &policy(&topology.config),
+            &self.cluster.clock,
+            &topology.nodes,
+            topology.primary.as_ref().map(|node| node.load()),
+            random,
+        );
+        let ReadRoute::Replica { index, life } = route else {
+            return None;
+        };
+        let server = self.lend_known(topology.nodes[index].id())?;
+        (server.incarnation == life).then_some(Placed {
+            server,
+            replica: true,
+            reason: Reason::Fresh,
+        })
+    }
+
+    /// A free server of a node that this session has used before.
+    fn lend_known(&self, node: NodeId) -> Option<Box<Server>> {
+        let (_, pool) = self.pools.iter().find(|(id, _)| *id == node)?;
+        pool.lend_now(self.session.settings())
+    }
+
     async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
+        if let Some(placed) = self.lend_fresh() {
+            return Ok(placed);
+        }
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         let policy = policy(&config);
@@ -194,6 +226,19 @@ impl Client {
                 replica: false,
                 reason,
             });
+        }
+        {
+            let topology = self.cluster.topology();
+            if let Some(node) = &topology.primary
+                && let Some(server) = self.lend_known(node.id())
+                && is_in_life(&server, node)
+            {
+                return Ok(Placed {
+                    server,
+                    replica: false,
+                    reason,
+                });
+            }
         }
         let cluster = self.cluster.clone();
         let mut hold: Option<Held> = None;

@@ -111,6 +111,7 @@ impl Handle {
     /// The session is about to give its server back: waits for requests that are on their way.
     pub async fn leaves_server(&self) {
         loop {
+            // Made before the look, so that no delivery after it is missed.
             let delivered = self.delivered.notified();
             {
                 let mut working = self.lock();

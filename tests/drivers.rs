@@ -1,0 +1,294 @@
+//! Drivers see through the proxy what they see on a direct connection.
+//!
+//! Each driver runs the same steps against the primary and against the proxy and writes down what
+//! it saw: values, columns, tags, notices, and errors field by field. The two transcripts are
+//! equal, but for the differences that are named here.
+
+#[path = "drivers/tokio_postgres_check.rs"]
+mod tokio_postgres_check;
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::Gateway;
+use tidegate::demo::{LocalCluster, Options};
+
+/// A driver that takes longer hangs; on a slow machine a run takes some seconds.
+const RUN_LIMIT: Duration = Duration::from_secs(300);
+
+/// What each driver's run must have on replicas, in batches, for the comparison to say something
+/// about splitting. The scripts read far more than this.
+const REPLICA_READS_MIN: f64 = 100.0;
+
+/// How many differences of a driver are shown.
+const SHOWN_MAX: usize = 20;
+
+/// How much of a line is shown, in characters.
+const SHOWN_CHARS_MAX: usize = 600;
+
+/// Steps that may differ, by driver and name, and why.
+const DIFFERENCES: [(&str, &str, &str); 3] = [
+    (
+        "psycopg",
+        "errors/terminated: severity",
+        "a server that is ended ends its query, not the client's connection",
+    ),
+    (
+        "psycopg",
+        "errors/terminated: connection",
+        "a server that is ended ends its query, not the client's connection",
+    ),
+    (
+        "asyncpg",
+        "prepare/names",
+        "statements prepared by message have shared names on servers",
+    ),
+];
+
+/// What every driver has to show, each a section of its own.
+const SECTIONS: [&str; 8] = [
+    "connecting",
+    "prepare",
+    "transactions",
+    "copy",
+    "cancel",
+    "settings",
+    "own_writes",
+    "errors",
+];
+
+#[test]
+fn drivers_see_no_difference() {
+    let cluster = LocalCluster::start(Options::default()).expect("a cluster");
+    let gateway = Gateway::start(&cluster);
+    let mut failures = String::new();
+    for driver in DRIVERS {
+        if !driver.is_present() {
+            let name = driver.name;
+            assert!(
+                !driver.is_due(),
+                "{name} is missing: run scripts/setup --drivers"
+            );
+            eprintln!("SKIPPED: {name} is missing; scripts/setup --drivers installs it");
+            continue;
+        }
+        failures += &check(&driver, &cluster, &gateway);
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+/// Runs a driver on both ways, and says what is wrong, if anything.
+fn check(driver: &Driver, cluster: &LocalCluster, gateway: &Gateway) -> String {
+    let name = driver.name;
+    let direct = driver.run(cluster.primary().port(), gateway.directory());
+    let reads = || gateway.metric("tidegate_queries_total", "route=\"replica\"");
+    let before = reads();
+    let proxied = driver.run(gateway.port, gateway.directory());
+    let reads = reads() - before;
+    eprintln!("{name}: {} steps, {reads} reads on replicas", direct.len());
+
+    let mut wrong = faults(&direct);
+    wrong.extend(differences(name, &direct, &proxied));
+    if reads < REPLICA_READS_MIN {
+        wrong.push(format!("only {reads} reads ran on replicas"));
+    }
+    let more = wrong.len().saturating_sub(SHOWN_MAX);
+    wrong.truncate(SHOWN_MAX);
+    if more > 0 {
+        wrong.push(format!("and {more} more"));
+    }
+    wrong
+        .iter()
+        .map(|line| format!("\n{name}: {line}\n"))
+        .collect()
+}
+
+/// What is wrong with a direct run: then comparing with it says nothing.
+fn faults(direct: &[String]) -> Vec<String> {
+    let mut faults: Vec<String> = Vec::new();
+    let failed = direct.iter().filter(|line| step(line).ends_with("/FAILED"));
+    faults.extend(failed.map(|line| format!("the direct run fails: {line}")));
+    if direct.last().map(|line| step(line)) != Some("END") {
+        faults.push(format!(
+            "the direct run ends early, after {:?}",
+            direct.last()
+        ));
+    }
+    let sections = by_section(direct);
+    let missing = SECTIONS.iter().filter(|name| !sections.contains_key(*name));
+    faults.extend(missing.map(|name| format!("there is no section {name}")));
+    faults
+}
+
+/// Where two transcripts differ. A section is compared by itself: one that stops half way does not
+/// put the others out of step.
+fn differences(driver: &str, direct: &[String], proxied: &[String]) -> Vec<String> {
+    let (direct, proxied) = (by_section(direct), by_section(proxied));
+    let mut found = Vec::new();
+    for name in direct
+        .keys()
+        .chain(proxied.keys().filter(|name| !direct.contains_key(*name)))
+    {
+        let lines = [&direct, &proxied].map(|of| of.get(name).cloned().unwrap_or_default());
+        let [direct, proxied] = lines;
+        for i in 0..direct.len().max(proxied.len()) {
+            let line = |of: &[&str]| of.get(i).copied().unwrap_or("(nothing)").to_owned();
+            let (direct, proxied) = (line(&direct), line(&proxied));
+            if direct == proxied || is_named(driver, &direct, &proxied) {
+                continue;
+            }
+            let shown = |line: &str| line.chars().take(SHOWN_CHARS_MAX).collect::<String>();
+            let (direct_shown, proxied_shown) = (shown(&direct), shown(&proxied));
+            found.push(format!(
+                "\n  direct:  {direct_shown}\n  proxied: {proxied_shown}"
+            ));
+            if step(&direct) != step(&proxied) {
+                // What comes after it only says the same again.
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn is_named(driver: &str, direct: &str, proxied: &str) -> bool {
+    let named = |&(of, name, _): &(&str, &str, &str)| of == driver && name == step(direct);
+    step(direct) == step(proxied) && DIFFERENCES.iter().any(named)
+}
+
+fn by_section(lines: &[String]) -> BTreeMap<&str, Vec<&str>> {
+    let mut sections: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in lines {
+        let section = step(line).split('/').next().unwrap_or_default();
+        sections.entry(section).or_default().push(line);
+    }
+    sections
+}
+
+/// The name of a line's step.
+fn step(line: &str) -> &str {
+    line.split('\t').next().unwrap_or_default()
+}
+
+/// A driver and how it is run.
+struct Driver {
+    name: &'static str,
+    how: How,
+}
+
+enum How {
+    /// In this process.
+    Here(fn(u16) -> Vec<String>),
+    /// A script for .tools/venv/bin/python.
+    Python(&'static str),
+    /// A script for node with .tools/node/node_modules.
+    Node(&'static str),
+}
+
+const DRIVERS: [Driver; 4] = [
+    Driver {
+        name: "tokio-postgres",
+        how: How::Here(tokio_postgres_check::transcript),
+    },
+    Driver {
+        name: "psycopg",
+        how: How::Python("psycopg_check.py"),
+    },
+    Driver {
+        name: "asyncpg",
+        how: How::Python("asyncpg_check.py"),
+    },
+    Driver {
+        name: "node-postgres",
+        how: How::Node("node_postgres_check.js"),
+    },
+];
+
+impl Driver {
+    fn is_present(&self) -> bool {
+        match self.how {
+            How::Here(_) => true,
+            How::Python(_) => python().exists(),
+            How::Node(_) => has_program("node") && node_modules().join("pg").exists(),
+        }
+    }
+
+    /// Whether it must be there: in CI, unless the machine has no node to install it for.
+    fn is_due(&self) -> bool {
+        let installable = match self.how {
+            How::Node(_) => has_program("node") && has_program("npm"),
+            _ => true,
+        };
+        env::var("CI").is_ok_and(|ci| ci == "true") && installable
+    }
+
+    /// The transcript of a run against the server at `port`.
+    fn run(&self, port: u16, directory: &Path) -> Vec<String> {
+        let (program, script) = match self.how {
+            How::Here(run) => return run(port),
+            How::Python(script) => (python(), script),
+            How::Node(script) => (PathBuf::from("node"), script),
+        };
+        let (out, err) = (directory.join("driver.out"), directory.join("driver.err"));
+        let mut child = Command::new(program)
+            .arg(root().join("tests/drivers").join(script))
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", port.to_string())
+            .env("PGUSER", "app")
+            .env("PGPASSWORD", "app")
+            .env("PGDATABASE", "app")
+            .env("NODE_PATH", node_modules())
+            .env("PYTHONIOENCODING", "utf-8")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::null())
+            .stdout(File::create(&out).expect("a file"))
+            .stderr(File::create(&err).expect("a file"))
+            .spawn()
+            .expect("the driver's script starts");
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("wait") {
+                break Some(status);
+            }
+            if began.elapsed() > RUN_LIMIT {
+                child.kill().expect("kill");
+                child.wait().expect("wait");
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        if !status.is_some_and(|status| status.success()) {
+            let said = fs::read_to_string(&err).unwrap_or_default();
+            eprintln!("{}: {status:?} (none: it hung)\n{said}", self.name);
+        }
+        let out = fs::read_to_string(&out).expect("a transcript");
+        out.lines().map(str::to_owned).collect()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn python() -> PathBuf {
+    root().join(".tools/venv/bin/python")
+}
+
+fn node_modules() -> PathBuf {
+    root().join(".tools/node/node_modules")
+}
+
+fn has_program(name: &str) -> bool {
+    let mut command = Command::new(name);
+    let command = command
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
