@@ -242,6 +242,8 @@ impl Session {
                     }
                 }
             }
+            // A temporary table is the session's own, and most often new.
+            Verb::Ddl if statement.pin.is_none() => self.shared.registry.begin_epoch(),
             Verb::DeallocateAll => {
                 self.statements.clear_named();
                 server.statements.clear();

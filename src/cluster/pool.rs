@@ -293,7 +293,8 @@ impl Pool {
             database: &self.key.database,
             user: &self.key.user,
             credential,
-            application_name: "tidegate",
+            // As if the session had connected itself: its own name, if any, comes with its settings.
+            application_name: "",
         };
         let opened = async {
             let mut connection = connect::connect(&target, limit).await?;

@@ -44,6 +44,7 @@ impl Client {
             Need::Transaction => Reason::Transaction,
             Need::Session => Reason::SessionState,
             Need::Read if self.batch.executes && end == End::Open => Reason::OpenPipeline,
+            Need::Read if self.session.settings().need_primary() => Reason::Isolation,
             Need::Read if self.reads_need_held() => Reason::PinnedServer,
             Need::Read if lost_replica => Reason::ReplicaFailed,
             Need::Read => return self.acquire_for_read().await,

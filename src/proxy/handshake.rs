@@ -461,7 +461,11 @@ async fn any_server(
             Role::Primary => 1,
             Role::Unknown => 2,
         };
-        nodes.retain(|node| node.is_up() && rank(node) < 2);
+        let usable = match settings.need_primary() {
+            true => 1..=1,
+            false => 0..=1,
+        };
+        nodes.retain(|node| node.is_up() && usable.contains(&rank(node)));
         nodes.sort_by_key(|node| (rank(node), node.in_flight()));
         for node in &nodes {
             let pool = cluster::pool(node, key, credential, &config.pool);

@@ -303,10 +303,8 @@ impl<'a> Relay<'a> {
                 .extend_from_slice(&self.client.inbox.split_to(n));
             self.beyond = beyond;
             took |= n > 0;
-            // After CopyDone the pipeline goes on to its Sync.
-            self.open |= state.copies_in() && self.client.session.copy_goes_on(state);
         }
-        while self.open
+        while (self.open || self.server.state.awaits_sync())
             && !self.leave
             && self.beyond == 0
             && self.to_server.len() < TO_SERVER_BYTES_MAX

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::Session;
 use super::server::{CopyIn, Expect, Expected, ServerState, Tracked};
+use super::statements::Prepared;
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
@@ -200,7 +201,7 @@ impl Session {
                     )
                 })?
             }
-            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind))?,
+            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind(_)))?,
             b'3' => pop(server, tag, |what| matches!(what, Expect::Close))?,
             b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
             b's' => pop(server, tag, |what| matches!(what, Expect::Execute(_)))?,
@@ -214,6 +215,7 @@ impl Session {
                     Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
                     _ => CopyIn::Simple { done: false },
                 });
+                server.awaits_sync = matches!(server.copy_in, Some(CopyIn::Extended { .. }));
                 // A Sync that the client has sent already is ignored within the COPY.
                 server
                     .queue
@@ -269,6 +271,7 @@ impl Session {
     ) -> Result<(), ServerFault> {
         let status = message::ready(body)?;
         server.copy_in = None;
+        server.awaits_sync = false;
         let ends = |what: &Expect| {
             matches!(
                 what,
@@ -309,7 +312,7 @@ impl Session {
         if message::is_fatal(body) {
             return Err(ServerFault::Ended(body.to_vec()));
         }
-        let was_copying = server.copy_in.take().is_some();
+        server.copy_in = None;
         match server.queue.front().map(|expected| &expected.what) {
             Some(Expect::Settings | Expect::Capture) => {
                 return Err(ServerFault::Settings(body.to_vec()));
@@ -319,11 +322,16 @@ impl Session {
                 answer.forward(at);
                 return Ok(());
             }
-            Some(Expect::ParseAgain { name }) => {
-                answer.say(|out| in_clients_words(body, name, out))
+            Some(Expect::ParseAgain { existing, name }) => {
+                answer.say(|out| in_clients_words(body, existing, name, out));
             }
-            // With nothing owed it is about the connection, or about a COPY's leftovers.
-            None if !was_copying => answer.forward(at),
+            Some(Expect::Bind(Some(prepared))) => {
+                if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
+                    prepared.retire();
+                }
+                let name = self.statements.name_of(prepared).unwrap_or(b"");
+                answer.say(|out| in_clients_words(body, prepared, name, out));
+            }
             _ => answer.forward(at),
         }
         self.skip_to_sync(server);
@@ -376,19 +384,20 @@ fn pop(
     }
 }
 
-/// An error about a statement's name, with the name that the client gave it.
-fn in_clients_words(body: &[u8], name: &[u8], out: &mut BytesMut) {
+/// An error with the name that the client gave a statement, where the server has its own.
+fn in_clients_words(body: &[u8], prepared: &Prepared, name: &[u8], out: &mut BytesMut) {
     use bytes::BufMut;
+    let servers = prepared.server_name();
     let start = out.len();
     out.put_slice(b"E\0\0\0\0");
     for (code, value) in message::error_fields(body) {
         out.put_u8(code);
-        if code == b'M' && message::error_field(body, b'C') == Some(b"42P05") {
-            out.put_slice(b"prepared statement \"");
-            out.put_slice(name);
-            out.put_slice(b"\" already exists");
-        } else {
-            out.put_slice(value);
+        let at = value
+            .windows(servers.len())
+            .position(|part| part == servers);
+        match at.and_then(|at| Some((value.get(..at)?, value.get(at + servers.len()..)?))) {
+            Some((before, after)) => out.put_slice(&[before, name, after].concat()),
+            None => out.put_slice(value),
         }
         out.put_u8(0);
     }

@@ -27,7 +27,7 @@ pub struct Batch {
     pub len: usize,
     /// Bytes of its last message that are not in the buffer, to be passed on as they come.
     pub beyond: usize,
-    /// It executes something.
+    /// It opens a portal or executes something.
     pub executes: bool,
     /// Something in it may show the client data.
     pub shows_data: bool,
@@ -394,6 +394,8 @@ impl Session {
         batch: &mut Batch,
     ) {
         let of = self.statement(bind.statement, batch);
+        // A portal lives on its server: where one is opened, the pipeline has to stay.
+        batch.executes = true;
         let effects = match &of {
             Of::Named(prepared) => tracked(&prepared.class, &prepared.sql),
             Of::Unnamed(unnamed) => tracked(&unnamed.class, &unnamed.sql),

@@ -33,6 +33,8 @@ pub enum Reason {
     OpenPipeline,
     /// The session's consistency level asks for the primary.
     Level,
+    /// The session's transactions are serializable, which no standby offers.
+    Isolation,
     /// Every replica is over the lag limit.
     Lagging,
     /// No replica is up and known.
@@ -42,7 +44,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 15] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
@@ -54,6 +56,7 @@ impl Reason {
         Reason::PinnedServer,
         Reason::OpenPipeline,
         Reason::Level,
+        Reason::Isolation,
         Reason::Lagging,
         Reason::NoReplica,
         Reason::ReplicaFailed,
@@ -77,6 +80,7 @@ impl Reason {
             Reason::PinnedServer => "pinned_server",
             Reason::OpenPipeline => "open_pipeline",
             Reason::Level => "level",
+            Reason::Isolation => "isolation",
             Reason::Lagging => "lagging",
             Reason::NoReplica => "no_replica",
             Reason::ReplicaFailed => "replica_failed",

@@ -108,7 +108,8 @@ impl Session {
                 ensure(server, existing, speech.own());
                 let own = speech.own();
                 encode::parse(own, &existing.server_name(), &existing.sql, &existing.types);
-                server.expect(Expect::ParseAgain { name: name.clone() });
+                let (existing, name) = (existing.clone(), name.clone());
+                server.expect(Expect::ParseAgain { existing, name });
             }
             Step::ParseUnnamed {
                 at,
@@ -168,6 +169,7 @@ impl Session {
                 server.expect(Expect::FunctionCall);
             }
             Step::Sync { at } => {
+                server.awaits_sync = false;
                 speech.forward(at);
                 server.expect(Expect::Sync);
             }
@@ -205,7 +207,10 @@ impl Session {
                 speech.forward_unknown(at, HEADER + portal);
             }
         }
-        server.expect(Expect::Bind);
+        server.expect(Expect::Bind(match of {
+            Of::Named(prepared) => Some(prepared.clone()),
+            _ => None,
+        }));
     }
 
     fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {

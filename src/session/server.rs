@@ -28,6 +28,8 @@ pub struct ServerState {
     /// Bytes of the current message that are still to come, and whether the client sees them.
     pub(super) passing: usize,
     pub(super) passing_hidden: bool,
+    /// A COPY FROM STDIN has swallowed the pipeline's Sync: the client has to send another.
+    pub(super) awaits_sync: bool,
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
     /// Rows of the answer to a question of the proxy's own.
@@ -48,6 +50,7 @@ impl ServerState {
             queue: VecDeque::new(),
             passing: 0,
             passing_hidden: false,
+            awaits_sync: false,
             copy_in: None,
             captured: Vec::new(),
         }
@@ -60,7 +63,12 @@ impl ServerState {
 
     /// Nothing is owed.
     pub fn is_quiet(&self) -> bool {
-        self.queue.is_empty() && self.passing == 0 && self.copy_in.is_none()
+        self.queue.is_empty() && self.passing == 0 && self.copy_in.is_none() && !self.awaits_sync
+    }
+
+    /// Its pipeline goes on, whatever the client's last batch looked like.
+    pub fn awaits_sync(&self) -> bool {
+        self.awaits_sync
     }
 
     pub fn copies_in(&self) -> bool {
@@ -103,6 +111,7 @@ pub(super) enum Expect {
     },
     /// The client's Parse of a name that it already uses: it fails with the client's own name.
     ParseAgain {
+        existing: Arc<Prepared>,
         name: Box<[u8]>,
     },
     ParseUnnamed,
@@ -110,7 +119,8 @@ pub(super) enum Expect {
     Prepare {
         id: u64,
     },
-    Bind,
+    /// Of the named statement that it binds, if it does.
+    Bind(Option<Arc<Prepared>>),
     Close,
     Describe,
     Execute(Option<Tracked>),

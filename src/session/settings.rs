@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use super::intern::Interner;
+use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
 ///
@@ -63,6 +64,23 @@ impl Settings {
         // Servers report names as PostgreSQL spells them, "TimeZone".
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
         self.0.get(name.as_str()) == other.0.get(name.as_str())
+    }
+
+    /// Whether no standby can run anything under these settings: it refuses serializable
+    /// transactions.
+    pub fn need_primary(&self) -> bool {
+        const ISOLATION: [&str; 3] = [
+            "default_transaction_isolation",
+            "transaction_isolation",
+            TRANSACTION_CHARACTERISTICS,
+        ];
+        let serializable = |statement: &[u8]| {
+            statement
+                .windows(12)
+                .any(|word| word.eq_ignore_ascii_case(b"serializable"))
+        };
+        let set = ISOLATION.iter().filter_map(|&name| self.0.get(name));
+        set.into_iter().any(|statement| serializable(statement))
     }
 
     /// Whether names in a text may mean something else than without these settings.
@@ -161,7 +179,7 @@ impl Eq for Settings {}
 
 fn reset_statement(name: &str) -> String {
     match name {
-        "transaction characteristics" => "RESET default_transaction_isolation; \
+        TRANSACTION_CHARACTERISTICS => "RESET default_transaction_isolation; \
             RESET default_transaction_read_only; RESET default_transaction_deferrable"
             .to_owned(),
         _ => format!("RESET \"{}\"", name.replace('"', "\"\"")),

@@ -21,6 +21,9 @@ pub struct Prepared {
     pub types: Box<[u8]>,
     pub class: Arc<Class>,
     proven: AtomicBool,
+    /// The registry's epoch when it was made.
+    epoch: u64,
+    retired: AtomicBool,
 }
 
 impl Prepared {
@@ -29,6 +32,11 @@ impl Prepared {
         if !self.is_proven() {
             self.proven.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Servers' plans of it no longer fit: whoever prepares the text again gets another statement.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
     }
 
     /// Whether a server of its scope is known to accept it: the next session that prepares it need
@@ -56,6 +64,8 @@ pub fn server_name(id: u64) -> Vec<u8> {
 pub struct Registry {
     shards: [Mutex<LruCache<Key, Arc<Prepared>, foldhash::fast::RandomState>>; Self::SHARDS],
     next: AtomicU64,
+    /// Counts changes of schemas.
+    epoch: AtomicU64,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -78,8 +88,15 @@ impl Registry {
         Registry {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
             next: AtomicU64::new(1),
+            epoch: AtomicU64::new(0),
             hasher: foldhash::fast::RandomState::default(),
         }
+    }
+
+    /// A schema has changed: what was prepared before may have another result now, and a new
+    /// statement must not be given an old plan.
+    pub fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The statement of this text and these types. `scope` names whose statements may be the same:
@@ -97,12 +114,15 @@ impl Registry {
             sql: sql.into(),
             types: types.into(),
         };
+        let epoch = self.epoch.load(Ordering::Relaxed);
         let shard = self.hasher.hash_one(&key) as usize % Self::SHARDS;
         let mut shard = self.shards[shard]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = shard.get(&key)
             && known.class == *class
+            && known.epoch == epoch
+            && !known.retired.load(Ordering::Relaxed)
         {
             return known.clone();
         }
@@ -112,6 +132,8 @@ impl Registry {
             types: key.types.clone(),
             class: class.clone(),
             proven: AtomicBool::new(false),
+            epoch,
+            retired: AtomicBool::new(false),
         });
         shard.put(key, prepared.clone());
         prepared
@@ -149,6 +171,14 @@ impl Statements {
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         self.named.get(name)
+    }
+
+    /// A name that the client has given `prepared`.
+    pub fn name_of(&self, prepared: &Prepared) -> Option<&[u8]> {
+        let mut names = self.named.iter();
+        names
+            .find(|(_, known)| known.id == prepared.id)
+            .map(|(name, _)| &**name)
     }
 
     pub fn is_full(&self) -> bool {
@@ -236,6 +266,12 @@ mod tests {
         assert_ne!(one.id, id(&there, b"\0\0", &read));
         let as_write = id(&here, b"\0\0", &class(Need::Write));
         assert_ne!(one.id, as_write, "what it needs has changed");
+        let again = registry.intern(&here, b"SELECT $1", b"\0\0", &read);
+        again.retire();
+        let third = id(&here, b"\0\0", &read);
+        assert_ne!(again.id, third);
+        registry.begin_epoch();
+        assert_ne!(third, id(&here, b"\0\0", &read));
     }
 
     #[test]
