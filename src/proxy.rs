@@ -325,9 +325,9 @@ impl Client {
         }
         let started = Instant::now();
         let mut end = end;
-        let mut lost_replica = false;
+        let mut elsewhere = None;
         for attempt in 0.. {
-            let placed = match self.acquire(end, lost_replica).await {
+            let placed = match self.acquire(end, elsewhere).await {
                 Ok(placed) => placed,
                 Err(refusal @ Refusal::PrimaryChanged { .. }) => {
                     return Err(Ended::Refused(refusal));
@@ -339,14 +339,18 @@ impl Client {
                 Ok(ControlFlow::Continue(next)) => {
                     // The rest of the pipeline goes on elsewhere.
                     end = next;
-                    lost_replica = false;
+                    elsewhere = None;
                 }
                 Err(Failed::Retry { refusal, .. }) if attempt >= RETRIES_MAX => {
                     return self.refuse(refusal, end).await;
                 }
                 Err(Failed::Retry { replica, .. }) => {
                     telemetry::metrics().retries.increment(1);
-                    lost_replica = replica;
+                    elsewhere = replica.then_some(Reason::ReplicaFailed);
+                }
+                Err(Failed::Misplaced) => {
+                    telemetry::metrics().repairs.increment(1);
+                    elsewhere = Some(Reason::Repaired);
                 }
                 Err(Failed::Ended(ended)) => return Err(ended),
                 Err(Failed::Refused(refusal)) => return self.refuse(refusal, end).await,
@@ -378,6 +382,7 @@ impl Client {
         if replica {
             relay.belongs_elsewhere = Batch::must_leave_replica;
         }
+        relay.server.state.repairable = replica && retriable && end == End::Ready;
         let went = relay.converse(end).await;
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
         relay.end();
@@ -387,6 +392,12 @@ impl Client {
             Ok(()) if leave => {
                 server.give_back();
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
+            }
+            Ok(()) if self.session.take_misplaced() => {
+                server.give_back();
+                // What it does is not what it was taken for.
+                self.batch.distrust();
+                Err(Failed::Misplaced)
             }
             Ok(()) => {
                 if !consumed {
@@ -623,6 +634,8 @@ enum Failed {
         refusal: Refusal,
         replica: bool,
     },
+    /// A replica has refused it for being one: it is the primary's.
+    Misplaced,
     /// The batch has failed; the session goes on.
     Refused(Refusal),
     Ended(Ended),

@@ -64,6 +64,8 @@ pub struct Session {
     /// An error has occurred in the open pipeline: the server skips everything up to Sync.
     failed: bool,
     pins: Vec<Pin>,
+    /// A replica has refused the batch for being one.
+    misplaced: bool,
 }
 
 /// What has been done, as far as others' freshness is concerned.
@@ -95,6 +97,7 @@ impl Session {
             did: Did::default(),
             failed: false,
             pins: Vec::new(),
+            misplaced: false,
         }
     }
 
@@ -123,6 +126,12 @@ impl Session {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether a replica has refused the batch for being one. Nothing of it has happened, and
+    /// nothing of the answer is seen.
+    pub fn take_misplaced(&mut self) -> bool {
+        std::mem::take(&mut self.misplaced)
     }
 
     /// A batch is being run. What it does counts until the floors have been raised for it, whatever

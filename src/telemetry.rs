@@ -60,6 +60,7 @@ pub struct Metrics {
     pub gate_missed: Counter,
     pub gate_wait_seconds: Histogram,
     pub retries: Counter,
+    pub repairs: Counter,
     pub held: Gauge,
     pub holds: Counter,
     pub failovers: Counter,
@@ -87,6 +88,7 @@ impl Metrics {
             gate_missed: gate("missed"),
             gate_wait_seconds: histogram!("tidegate_gate_wait_seconds"),
             retries: counter!("tidegate_retries_total"),
+            repairs: counter!("tidegate_repairs_total"),
             held: gauge!("tidegate_held"),
             holds: counter!("tidegate_holds_total"),
             failovers: counter!("tidegate_failovers_total"),
@@ -277,6 +279,10 @@ fn describe() {
     counter!(
         "tidegate_retries_total",
         "Reads sent again to another server, with nothing of the answer seen."
+    );
+    counter!(
+        "tidegate_repairs_total",
+        "Reads that a replica refused for being one, run on the primary instead."
     );
     gauge!("tidegate_held", "Batches that wait for a primary.");
     counter!(

@@ -33,7 +33,7 @@ const SHOWN_MAX: usize = 20;
 const SHOWN_CHARS_MAX: usize = 600;
 
 /// Steps that may differ, by driver and name, and why.
-const DIFFERENCES: [(&str, &str, &str); 3] = [
+const DIFFERENCES: [(&str, &str, &str); 4] = [
     (
         "psycopg",
         "errors/terminated: severity",
@@ -43,6 +43,11 @@ const DIFFERENCES: [(&str, &str, &str); 3] = [
         "psycopg",
         "errors/terminated: connection",
         "a server that is ended ends its query, not the client's connection",
+    ),
+    (
+        "tokio-postgres",
+        "connecting/reset",
+        "a RESET among other statements goes to the server's own default for the rest of the text",
     ),
     (
         "asyncpg",

@@ -989,6 +989,36 @@ fn scripts() -> Vec<(&'static str, Vec<Step>)> {
             ]),
         ),
         (
+            "a write behind a view",
+            vec![
+                Step::Send(q("SELECT w FROM hidden")),
+                READY,
+                Step::Send(q("DELETE FROM items WHERE id = 400")),
+                READY,
+            ],
+        ),
+        (
+            "a write behind a view by message",
+            vec![
+                send(&[
+                    parse("h", "SELECT w FROM hidden"),
+                    describe('S', "h"),
+                    bind("", "h", &[]),
+                    execute("", 0),
+                    sync(),
+                ]),
+                READY,
+                Step::Send(q("SELECT count(*) FROM items")),
+                READY,
+                Step::Send(q("DELETE FROM items WHERE id = 400")),
+                READY,
+                send(&[bind("", "h", &[]), execute("", 0), close('S', "h"), sync()]),
+                READY,
+                Step::Send(q("DELETE FROM items WHERE id = 400")),
+                READY,
+            ],
+        ),
+        (
             "what only the primary knows",
             queries(&[
                 "SELECT pg_is_in_recovery()",
@@ -1215,6 +1245,7 @@ const SETUP: &str = "
     CREATE SEQUENCE counter;
     CREATE FUNCTION writer(n int) RETURNS int LANGUAGE sql AS
         $$ INSERT INTO items VALUES (n, 'w') RETURNING id $$;
+    CREATE VIEW hidden AS SELECT writer(400) AS w;
     GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
     GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
     GRANT CREATE ON SCHEMA public TO app;
@@ -1266,6 +1297,10 @@ fn every_message_is_as_from_one_postgresql() {
     assert!(
         on_replicas > 50.0,
         "only {on_replicas} batches ran on replicas"
+    );
+    assert!(
+        gateway.metric("tidegate_repairs_total", "") >= 1.0,
+        "nothing was repaired"
     );
     garbage_is_one_clients_own_problem(&gateway);
     whoever_leaves_in_a_transaction_leaves_nothing_behind(&gateway, &cluster);

@@ -30,12 +30,16 @@ pub struct Placed {
 }
 
 impl Client {
-    /// Finds a server for the planned batch. `lost_replica`: it has just been tried on a replica.
+    /// Finds a server for the planned batch. `elsewhere`: a replica has been tried in vain, so it is
+    /// the primary's, and why.
     pub(super) async fn acquire(
         &mut self,
         end: End,
-        lost_replica: bool,
+        elsewhere: Option<Reason>,
     ) -> Result<Placed, Refusal> {
+        if let Some(reason) = elsewhere {
+            return self.on_primary(reason).await;
+        }
         let reason = match self.batch.need {
             _ if self.session.status() != Status::Idle || self.session.is_failed() => {
                 Reason::Transaction
@@ -46,7 +50,6 @@ impl Client {
             Need::Read if self.batch.executes && end == End::Open => Reason::OpenPipeline,
             Need::Read if self.session.settings().need_primary() => Reason::Isolation,
             Need::Read if self.reads_need_held() => Reason::PinnedServer,
-            Need::Read if lost_replica => Reason::ReplicaFailed,
             Need::Read => return self.acquire_for_read().await,
         };
         self.on_primary(reason).await

@@ -209,6 +209,7 @@ impl<'a> Relay<'a> {
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
             Poll::Ready(Ok(_)) => {}
         }
+        self.server.state.repairable &= self.answered == 0 && self.client.outbox.is_empty();
         let client = &mut self.client;
         let heard = client
             .session

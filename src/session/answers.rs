@@ -291,6 +291,7 @@ impl Session {
                 server.status = status;
                 // The client learns now what the settings have made of its parameters.
                 answer.say(|out| self.show_params(server, out));
+                server.repairable &= answer.is_empty();
             }
             Some(Expected { hidden: true, .. }) => server.status = status,
             // None: a Sync within a COPY that the server had in fact already ended.
@@ -313,6 +314,12 @@ impl Session {
             return Err(ServerFault::Ended(body.to_vec()));
         }
         server.copy_in = None;
+        if server.repairable && !is_hidden(server) && is_misplacement(body) {
+            answer.clear();
+            self.misplaced = true;
+            hide_owed(server);
+            return Ok(());
+        }
         match server.queue.front().map(|expected| &expected.what) {
             Some(Expect::Settings | Expect::Capture) => {
                 return Err(ServerFault::Settings(body.to_vec()));
@@ -363,6 +370,40 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a standby refuses because it is one: something in the batch writes after all (a view over
+/// a function, say), or needs what only a primary has.
+fn is_misplacement(error: &[u8]) -> bool {
+    let refused = matches!(
+        message::error_field(error, b'C'),
+        Some(b"25006" | b"0A000" | b"55000")
+    );
+    // Its client has to learn of a plan that no longer fits.
+    refused && message::error_field(error, b'R') != Some(b"RevalidateCachedQuery")
+}
+
+/// The client sees nothing of what the server still owes. What an extended batch would have left on
+/// the server is not there.
+fn hide_owed(server: &mut ServerState) {
+    let is_query = |e: &Expected| matches!(e.what, Expect::Query { .. });
+    if !server.queue.front().is_some_and(is_query) {
+        while let Some(skipped) = server
+            .queue
+            .pop_front_if(|e| !matches!(e.what, Expect::Sync))
+        {
+            match skipped.what {
+                Expect::Parse { prepared, .. } => drop(server.statements.pop(&prepared.id)),
+                Expect::Prepare { id } => drop(server.statements.pop(&id)),
+                Expect::ParseUnnamed => server.unnamed = None,
+                _ => {}
+            }
+        }
+    }
+    server
+        .queue
+        .iter_mut()
+        .for_each(|expected| expected.hidden = true);
 }
 
 fn is_hidden(server: &ServerState) -> bool {

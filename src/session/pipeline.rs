@@ -180,6 +180,11 @@ impl Batch {
         self.end
     }
 
+    /// It was taken for a read and is none.
+    pub fn distrust(&mut self) {
+        self.need = Need::Write;
+    }
+
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
         self.need > Need::Read || self.end == Some(End::Open) && self.executes

@@ -41,10 +41,12 @@ pub enum Reason {
     NoReplica,
     /// A replica was chosen but could not be reached.
     ReplicaFailed,
+    /// A replica has refused it for being one.
+    Repaired,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 15] = [
+    pub const ALL: [Reason; 16] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
@@ -60,6 +62,7 @@ impl Reason {
         Reason::Lagging,
         Reason::NoReplica,
         Reason::ReplicaFailed,
+        Reason::Repaired,
     ];
 
     /// Whether it leads to a replica; every other one leads to the primary.
@@ -84,6 +87,7 @@ impl Reason {
             Reason::Lagging => "lagging",
             Reason::NoReplica => "no_replica",
             Reason::ReplicaFailed => "replica_failed",
+            Reason::Repaired => "repaired",
         }
     }
 }

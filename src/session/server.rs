@@ -30,6 +30,9 @@ pub struct ServerState {
     pub(super) passing_hidden: bool,
     /// A COPY FROM STDIN has swallowed the pipeline's Sync: the client has to send another.
     pub(super) awaits_sync: bool,
+    /// It is a replica, and nothing of its answer has been sent: a batch that turns out not to
+    /// belong there can still be run elsewhere.
+    pub repairable: bool,
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
     /// Rows of the answer to a question of the proxy's own.
@@ -51,6 +54,7 @@ impl ServerState {
             passing: 0,
             passing_hidden: false,
             awaits_sync: false,
+            repairable: false,
             copy_in: None,
             captured: Vec::new(),
         }
