@@ -263,6 +263,7 @@ impl Cluster {
         };
         self.topology.store(Arc::new(topology));
         drop(update);
+        old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
         self.moved.notify_waiters();
     }
@@ -318,11 +319,7 @@ impl Cluster {
                 pool.report();
             }
             node.forget_latency();
-            node.metrics.in_flight.set(f64::from(node.in_flight()));
-            node.metrics.up.set(if node.is_up() { 1.0 } else { 0.0 });
-            if let Some(age) = node.sample_age() {
-                node.metrics.sample_age_seconds.set(age.as_secs_f64());
-            }
+            node.report();
         }
     }
 }

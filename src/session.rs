@@ -101,10 +101,6 @@ impl Session {
         }
     }
 
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     pub fn status(&self) -> Status {
         self.status
     }

@@ -156,16 +156,21 @@ impl NodeMetrics {
         }
     }
 
-    /// Nothing is known of a node that is gone: its last values must not be taken for its present
-    /// ones.
+    /// The node is no longer watched: its last values must not be taken for its present ones, nor
+    /// for those of a node that is down.
     pub fn clear(&self) {
-        self.up.set(0.0);
-        self.role.set(0.0);
-        for gauge in [&self.lsn, &self.replay_lag_bytes, &self.replay_lag_seconds] {
+        let all = [
+            &self.up,
+            &self.role,
+            &self.lsn,
+            &self.replay_lag_bytes,
+            &self.replay_lag_seconds,
+            &self.sample_age_seconds,
+            &self.in_flight,
+        ];
+        for gauge in all {
             gauge.set(f64::NAN);
         }
-        self.sample_age_seconds.set(f64::NAN);
-        self.in_flight.set(0.0);
     }
 }
 

@@ -108,7 +108,6 @@ impl Node {
             Role::Replica => 2,
         };
         self.role.store(role, Ordering::SeqCst);
-        self.metrics.role.set(f64::from(role));
     }
 
     pub fn is_up(&self) -> bool {
@@ -117,7 +116,26 @@ impl Node {
 
     pub fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::SeqCst);
+        self.report();
+    }
+
+    /// Sets the gauges that show its state. A node that is down has no role.
+    pub fn report(&self) {
+        if self.is_leaving() {
+            return;
+        }
+        let up = self.is_up();
+        let role = if up {
+            self.role.load(Ordering::SeqCst)
+        } else {
+            0
+        };
         self.metrics.up.set(if up { 1.0 } else { 0.0 });
+        self.metrics.role.set(f64::from(role));
+        self.metrics.in_flight.set(f64::from(self.in_flight()));
+        if let Some(age) = self.sample_age() {
+            self.metrics.sample_age_seconds.set(age.as_secs_f64());
+        }
     }
 
     pub fn is_leaving(&self) -> bool {

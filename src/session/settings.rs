@@ -55,10 +55,6 @@ impl Settings {
         *self = Settings::shared(map);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Whether both set the reported parameter `name` alike, or neither does.
     pub fn agrees(&self, other: &Settings, name: &[u8]) -> bool {
         // Servers report names as PostgreSQL spells them, "TimeZone".

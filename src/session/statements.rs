@@ -264,7 +264,8 @@ mod tests {
         assert_eq!(one.id, id(&here, b"\0\0", &read));
         assert_ne!(one.id, id(&here, b"\0\x01\0\0\0\x17", &read));
         assert_ne!(one.id, id(&there, b"\0\0", &read));
-        let as_write = id(&here, b"\0\0", &class(Need::Write));
+        let write = class(Need::Write);
+        let as_write = id(&here, b"\0\0", &write);
         assert_ne!(one.id, as_write, "what it needs has changed");
         let again = registry.intern(&here, b"SELECT $1", b"\0\0", &read);
         again.retire();

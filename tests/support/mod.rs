@@ -110,6 +110,7 @@ impl Gateway {
         });
         samples
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .filter(|value| !value.is_nan())
             .sum()
     }
 
