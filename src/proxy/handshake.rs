@@ -22,6 +22,7 @@ use crate::net::stream::Stream;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
 use crate::telemetry;
+use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
 use crate::wire::message::Status;
@@ -157,8 +158,11 @@ impl Guest {
     async fn start(&mut self, proxy: &Proxy) -> Result<Option<Parameters>, Refusal> {
         let mut requests = 0;
         loop {
-            let parsed = startup::parse(&self.inbox).map_err(|error| {
-                Refusal::protocol("08P01", format!("invalid startup packet: {error}"))
+            let parsed = startup::parse(&self.inbox).map_err(|error| match error {
+                WireError::Length(_) => {
+                    Refusal::protocol("08P01", "invalid length of startup packet")
+                }
+                _ => Refusal::protocol("08P01", "invalid startup packet layout"),
             })?;
             let Some((packet, len)) = parsed else {
                 if !self.read().await {

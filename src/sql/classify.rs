@@ -3,10 +3,10 @@
 //! Owns: how the classes of statements become the class of a text, and what may reach the parser.
 //! Never: returns an error; what it cannot prove is a write.
 //!
-//! Several readings have to agree before a statement is a read. [`verbs`] settles what it is from
-//! its first words. [`tells`] looks for words that no read can hold, which is certain even where the
-//! parser misreads. [`walk`] proves the parsed query, and takes what it does not know for a write.
-//! [`calls`] checks that the parser has dropped no call.
+//! Several readings have to agree before a statement is a read. `verbs` settles what it is from
+//! its first words. `tells` looks for words that no read can hold, which is certain even where the
+//! parser misreads. `walk` proves the parsed query, and takes what it does not know for a write.
+//! `calls` checks that the parser has dropped no call.
 
 mod calls;
 mod tells;
