@@ -137,6 +137,29 @@ fn nodes_come_and_go_under_traffic() {
 }
 
 #[test]
+fn reads_alone_never_touch_the_primary() {
+    let cluster = with_items(2);
+    let gateway = Gateway::start(&cluster);
+    for mode in ["simple", "extended", "prepared"] {
+        for clients in ["1", "16", "200"] {
+            let options = ["-n", "-S", "-M", mode, "-c", clients, "-j", "2", "-t", "50"];
+            let (ended_well, text) = finish(pgbench(&cluster, &gateway, &options));
+            assert!(
+                ended_well && !text.contains("aborted"),
+                "{mode} {clients}: {text}"
+            );
+        }
+    }
+    let reads = 3.0 * 217.0 * 50.0;
+    let on_replicas = gateway.metric("tidegate_queries_total", "route=\"replica\"");
+    assert!(on_replicas >= reads, "{on_replicas} of {reads}");
+    assert_eq!(
+        gateway.metric("tidegate_queries_total", "route=\"primary\""),
+        0.0
+    );
+}
+
+#[test]
 fn a_promoted_standby_is_followed() {
     let cluster = with_items(2);
     let gateway = Gateway::start(&cluster);
