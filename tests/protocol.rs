@@ -1151,6 +1151,16 @@ fn scripts() -> Vec<(&'static str, Vec<Step>)> {
             ],
         ),
         (
+            "settings that end with their transaction",
+            queries(&[
+                "SET transaction_read_only = off",
+                "SELECT count(*) FROM items",
+                "SET transaction_isolation = 'serializable'",
+                "SELECT count(*) FROM items",
+                "SHOW transaction_isolation",
+            ]),
+        ),
+        (
             "serializable by default",
             queries(&[
                 "SET default_transaction_isolation = 'serializable'",

@@ -23,6 +23,13 @@ static NONE: LazyLock<Settings> = LazyLock::new(|| Settings::shared(Map::new()))
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
 
+/// Settings of the transaction at hand, however they are set: they end with it.
+const ENDS_WITH_TRANSACTION: [&str; 3] = [
+    "transaction_isolation",
+    "transaction_read_only",
+    "transaction_deferrable",
+];
+
 impl Settings {
     /// Settings given at start-up, each `name` to `value`.
     pub fn from_startup<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Settings {
@@ -36,6 +43,8 @@ impl Settings {
 
     /// Settings as a server listed them, with the role and session user of `self`.
     pub fn replaced_by<'a>(&self, listed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let lasts = |(name, _): &(&str, &str)| !ENDS_WITH_TRANSACTION.contains(name);
+        let listed = listed.into_iter().filter(lasts);
         let mut map = (*Settings::from_startup(listed).0).clone();
         for name in [ROLE, SESSION_AUTHORIZATION] {
             if let Some(statement) = self.0.get(name) {
@@ -65,11 +74,7 @@ impl Settings {
     /// Whether no standby can run anything under these settings: it refuses serializable
     /// transactions.
     pub fn need_primary(&self) -> bool {
-        const ISOLATION: [&str; 3] = [
-            "default_transaction_isolation",
-            "transaction_isolation",
-            TRANSACTION_CHARACTERISTICS,
-        ];
+        const ISOLATION: [&str; 2] = ["default_transaction_isolation", TRANSACTION_CHARACTERISTICS];
         let serializable = |statement: &[u8]| {
             statement
                 .windows(12)
@@ -86,7 +91,11 @@ impl Settings {
             .any(|&name| self.0.contains_key(name))
     }
 
+    /// The statement that sets `name` has succeeded.
     pub fn set(&mut self, name: &str, statement: &[u8]) {
+        if ENDS_WITH_TRANSACTION.contains(&name) {
+            return;
+        }
         self.change(|map| drop(map.insert(name.into(), statement.into())));
     }
 
