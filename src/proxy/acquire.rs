@@ -8,9 +8,9 @@ use tokio::time::{sleep, timeout};
 
 use super::Client;
 use super::refusal::Refusal;
-use crate::cluster;
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, Pool, Server};
+use crate::cluster::{self, Topology};
 use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
 use crate::session::consistency::{Incarnation, NodeId, Replica};
 use crate::session::pipeline::End;
@@ -59,14 +59,7 @@ impl Client {
     fn lend_fresh(&mut self) -> Option<Placed> {
         let random = self.next_random();
         let topology = self.cluster.topology();
-        let route = read_route(
-            &self.session.floors,
-            &policy(&topology.config),
-            &self.cluster.clock,
-            &topology.nodes,
-            topology.primary.as_ref().map(|node| node.load()),
-            random,
-        );
+        let route = self.read_route(&topology, random);
         let ReadRoute::Replica { index, life } = route else {
             return None;
         };
@@ -76,6 +69,18 @@ impl Client {
             replica: true,
             reason: Reason::Fresh,
         })
+    }
+
+    /// Where the session's next read goes.
+    fn read_route(&self, topology: &Topology, random: u64) -> ReadRoute {
+        read_route(
+            &self.session.floors,
+            &policy(&topology.config),
+            &self.cluster.clock,
+            &topology.nodes,
+            topology.primary.as_ref().map(|node| node.load()),
+            random,
+        )
     }
 
     /// A free server of a node that this session has used before.
@@ -90,7 +95,6 @@ impl Client {
         }
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
-        let policy = policy(&config);
         let mut gate: Option<Instant> = None;
         let mut waited: Option<Instant> = None;
         let mut failed = false;
@@ -98,18 +102,10 @@ impl Client {
             // Made before the look, so that no move after it is missed.
             let moved = cluster.moved.notified();
             let topology = cluster.topology();
-            let primary_load = topology.primary.as_ref().map(|node| node.load());
             let random = self.next_random();
             let route = match failed {
                 true => ReadRoute::Primary(Reason::ReplicaFailed),
-                false => read_route(
-                    &self.session.floors,
-                    &policy,
-                    &cluster.clock,
-                    &topology.nodes,
-                    primary_load,
-                    random,
-                ),
+                false => self.read_route(&topology, random),
             };
             let reason = match route {
                 ReadRoute::Replica { index, life } => {
@@ -144,7 +140,7 @@ impl Client {
                     drop(topology);
                     cluster.want_sample(cluster.clock.now());
                     let since = *gate.get_or_insert_with(Instant::now);
-                    let left = policy.gate_wait.saturating_sub(since.elapsed());
+                    let left = config.consistency.gate_wait.saturating_sub(since.elapsed());
                     if !left.is_zero() && timeout(left, moved).await.is_ok() {
                         continue;
                     }

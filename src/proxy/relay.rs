@@ -233,17 +233,24 @@ impl<'a> Relay<'a> {
             self.answered += n as u64;
             outbox.extend_from_slice(bytes.get(n..).unwrap_or(&[]));
         } else {
-            for run in &answer.runs {
-                let bytes = match run {
-                    Run::Server(at) => self.received.get(at.clone()),
-                    Run::Own(at) => answer.own.get(at.clone()),
-                };
-                outbox.extend_from_slice(bytes.unwrap_or(&[]));
-            }
+            self.queue_answer();
             self.write_client(cx)?;
         }
         self.client.answer.clear();
         Ok(())
+    }
+
+    /// Puts what has been heard into the outbox.
+    fn queue_answer(&mut self) {
+        let ClientSide { answer, outbox, .. } = &mut self.client;
+        for run in answer.runs.drain(..) {
+            let bytes = match run {
+                Run::Server(at) => self.received.get(at),
+                Run::Own(at) => answer.own.get(at),
+            };
+            outbox.extend_from_slice(bytes.unwrap_or(&[]));
+        }
+        answer.clear();
     }
 
     /// Takes in what the client sends, and passes on what belongs to this exchange. `true` when
@@ -351,14 +358,7 @@ impl<'a> Relay<'a> {
             self.direct = 0..client.batch.len;
         }
         client.session.answer_in_turn(state, client.answer);
-        for run in client.answer.runs.drain(..) {
-            if let Run::Own(at) = run {
-                client
-                    .outbox
-                    .extend_from_slice(client.answer.own.get(at).unwrap_or(&[]));
-            }
-        }
-        client.answer.clear();
+        self.queue_answer();
         if self.beyond > 0 || self.open || self.consumed {
             self.consume_said();
         }

@@ -252,11 +252,6 @@ impl Floors {
         self.replica.map(|seen| seen.node)
     }
 
-    /// Whether nothing is owed: no write and no read of the primary is newer than a replica's.
-    pub fn is_unpinned(&self) -> bool {
-        self.write.is_none() && self.read.is_none()
-    }
-
     /// Judges `candidate`; `nodes` are all nodes of the cluster.
     pub fn judge<R: Replica>(
         &self,
