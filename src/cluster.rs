@@ -353,6 +353,28 @@ fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
     }
 }
 
+impl Cluster {
+    /// New servers for all: what is open may be unlike what a new connection would be.
+    pub fn renew(&self) {
+        for node in &self.topology().nodes {
+            node.pools.iter().for_each(|pool| pool.renew());
+        }
+    }
+
+    /// Closes what is idle on these databases.
+    pub fn vacate(&self, databases: &[Box<[u8]>]) {
+        let named = |key: &PoolKey| {
+            databases
+                .iter()
+                .any(|name| **name == *key.database.as_bytes())
+        };
+        for node in &self.topology().nodes {
+            let pools = node.pools.iter().filter(|pool| named(pool.key()));
+            pools.for_each(|pool| pool.vacate());
+        }
+    }
+}
+
 fn retire(node: &Arc<Node>) {
     node.leave();
     for pool in &node.pools {

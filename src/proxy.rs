@@ -2,11 +2,27 @@
 //!
 //! Owns: the sockets around a session. Never: decides what a message means; the session does.
 
+/// The client's half of a relay. A macro, since a method would borrow all of the client, with the
+/// server that it holds.
+macro_rules! client_side {
+    ($client:expr) => {
+        ClientSide {
+            stream: &mut $client.stream,
+            inbox: &mut $client.inbox,
+            outbox: &mut $client.outbox,
+            session: &mut $client.session,
+            batch: &mut $client.batch,
+            answer: &mut $client.answer,
+        }
+    };
+}
+
 pub mod acquire;
 pub mod cancel;
 pub mod handshake;
 pub mod refusal;
 pub mod relay;
+mod release;
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -29,7 +45,7 @@ use self::relay::{ClientSide, Relay};
 use crate::auth::{Credential, Users};
 use crate::cluster::pool::{Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters};
-use crate::config::{Config, Level};
+use crate::config::{Config, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::session::answers::{Answer, ServerFault};
@@ -37,7 +53,7 @@ use crate::session::consistency::{NodeId, Replica};
 use crate::session::pipeline::{Batch, End, Planned};
 use crate::session::route::Reason;
 use crate::session::{Session, Shared};
-use crate::sql::{Need, Pin as ServerPin};
+use crate::sql::Need;
 use crate::telemetry;
 use crate::wire::encode::{self, Severity};
 use crate::wire::message::Status;
@@ -53,24 +69,6 @@ pub struct Proxy {
     pub welcomes: handshake::Welcomes,
     pub draining: AtomicBool,
 }
-
-/// The client's half of a relay. A macro, since a method would borrow all of the client, with the
-/// server that it holds.
-macro_rules! client_side {
-    ($client:expr) => {
-        ClientSide {
-            stream: &mut $client.stream,
-            inbox: &mut $client.inbox,
-            outbox: &mut $client.outbox,
-            session: &mut $client.session,
-            batch: &mut $client.batch,
-            answer: &mut $client.answer,
-        }
-    };
-}
-
-/// The longest that resetting a server may take after its session has gone.
-const CLEANING: Duration = Duration::from_secs(10);
 
 /// How often a read is tried again after its server was lost.
 const RETRIES_MAX: u32 = 3;
@@ -129,6 +127,10 @@ struct Client {
     /// The server on the primary that the session cannot leave: a transaction is open on it, or it
     /// holds what cannot be moved.
     held: Option<Box<Server>>,
+    /// In session mode: the replica's server that it stays with.
+    held_replica: Option<Box<Server>>,
+    /// Session mode: servers are kept until the session ends.
+    keeps_servers: bool,
     handle: Arc<Handle>,
     pools: SmallVec<[(NodeId, Arc<Pool>); 4]>,
     /// Bytes of a message that is not wanted, still to come.
@@ -171,12 +173,8 @@ impl Client {
         let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
         let (settings, params) = (welcome.settings, welcome.params);
         let mut session = Session::new(proxy.shared.load_full(), &scope, settings, params);
-        let raises = welcome
-            .cluster
-            .topology()
-            .config
-            .consistency
-            .primary_reads_raise_floor;
+        let config = welcome.cluster.topology().config.clone();
+        let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
         Client {
             proxy: proxy.clone(),
@@ -190,6 +188,8 @@ impl Client {
             batch: Batch::new(),
             answer: Answer::default(),
             held: None,
+            held_replica: None,
+            keeps_servers: config.pool.mode == PoolMode::Session,
             handle,
             pools: SmallVec::new(),
             discard: 0,
@@ -217,21 +217,6 @@ impl Client {
                 Err(Ended::Gone) => return,
                 Err(Ended::Refused(refusal)) => return self.dismiss(&refusal).await,
             }
-        }
-    }
-
-    /// What is left of the session is cleared away.
-    async fn end(&mut self) {
-        self.unpin(false);
-        buffers::give_back(&mut self.inbox);
-        let Some(server) = self.held.take() else {
-            return;
-        };
-        self.handle.leaves_server().await;
-        // In the middle of something it is closed, which ends the transaction too.
-        if server.state.is_quiet() {
-            let discard = !self.session.pins().is_empty();
-            tokio::spawn(server.clean(CLEANING, discard));
         }
     }
 
@@ -317,6 +302,10 @@ impl Client {
             self.drop_batch();
             return Ok(());
         }
+        if !self.batch.databases.is_empty() {
+            // Servers that only wait here for clients must not keep it from being dropped or copied.
+            self.cluster.vacate(&self.batch.databases);
+        }
         let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
         if local && self.session.is_local(&self.batch) {
             self.session.answer_locally(&self.batch, &mut self.outbox);
@@ -390,11 +379,11 @@ impl Client {
         self.handle.leaves_server().await;
         match went {
             Ok(()) if leave => {
-                server.give_back();
+                self.put_back(server, replica);
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
             Ok(()) if self.session.take_misplaced() => {
-                server.give_back();
+                self.put_back(server, replica);
                 // What it does is not what it was taken for.
                 self.batch.distrust();
                 Err(Failed::Misplaced)
@@ -418,77 +407,10 @@ impl Client {
         }
     }
 
-    /// Updates what the session has seen, and gives the server back if it may be.
-    async fn settle(&mut self, mut server: Box<Server>, replica: bool) -> Result<(), Failed> {
-        if !server.state.is_idle() {
-            self.held = Some(server);
-            return Ok(());
-        }
-        self.raise_floors(&server, replica);
-        if self.session.is_uncertain() && !replica {
-            self.capture(&mut server).await?;
-        }
-        let shutdown = self.proxy.draining.load(Ordering::Relaxed);
-        if !replica && !self.session.pins().is_empty() && !shutdown {
-            self.held = Some(server);
-        } else if !replica && !self.session.pins().is_empty() {
-            tokio::spawn(server.clean(CLEANING, true));
-        } else {
-            server.give_back();
-        }
-        Ok(())
-    }
-
-    fn raise_floors(&mut self, server: &Server, replica: bool) {
-        let did = self.session.take_did();
-        let level = self.cluster.topology().config.consistency.level;
-        if level != Level::Session {
-            return;
-        }
-        let clock = &self.cluster.clock;
-        if replica {
-            self.session
-                .floors
-                .read_replica(clock, &**server.node(), server.incarnation);
-            self.unpin(true);
-        } else if did.wrote {
-            self.session.floors.wrote(clock);
-            self.cluster.want_sample(clock.now());
-        } else if did.read {
-            self.session.floors.read_primary(clock);
-            self.cluster.want_sample(clock.now());
-        }
-    }
-
-    /// Reads the settings that a function has changed from the server that it has changed them on.
-    async fn capture(&mut self, server: &mut Box<Server>) -> Result<(), Failed> {
-        let mut relay = Relay::new(client_side!(self), server);
-        relay.consumed = true;
-        let state = &mut relay.server.state;
-        relay
-            .client
-            .session
-            .say_capture(state, &mut relay.to_server);
-        let went = relay.run().await;
-        relay.end();
-        match went {
-            Ok(()) => {
-                self.session.captured(&mut server.state);
-                Ok(())
-            }
-            Err(Broken::Client) => Err(Failed::Ended(Ended::Gone)),
-            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
-            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(
-                server.node().name.clone(),
-                broken,
-            )))),
-        }
-    }
-
     fn server_lost(&mut self, server: Box<Server>, broken: Broken, may_retry: bool) -> Failed {
         let node = server.node().clone();
         node.wake.notify_one();
-        let was_idle = self.session.status() == Status::Idle && self.session.pins().is_empty();
+        let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
         let did = self.session.take_did();
         let wrote = did.wrote || !was_idle;
         drop(server);
@@ -596,11 +518,6 @@ impl Client {
                 telemetry::metrics().pin_seconds.record(since.elapsed());
             }
         }
-    }
-
-    /// Whether reads may need what only the held server has.
-    fn reads_need_held(&self) -> bool {
-        self.session.pins().contains(&ServerPin::TemporaryTable)
     }
 
     fn next_random(&mut self) -> u64 {

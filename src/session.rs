@@ -5,7 +5,9 @@
 
 pub mod answers;
 pub mod consistency;
+mod inspection;
 pub mod intern;
+mod pins;
 pub mod pipeline;
 pub mod route;
 pub mod say;
@@ -23,14 +25,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::BytesMut;
 
 use self::consistency::Floors;
+use self::pins::Pins;
 use self::server::{Params, ServerState, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
+use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Need, Pin, Verb};
 use crate::wire::encode;
-use crate::wire::message::Status;
+use crate::wire::message::{self, Status};
 
 /// What all sessions share.
 pub struct Shared {
@@ -52,8 +56,11 @@ pub struct Session {
     defaults: Settings,
     /// The session's and the server's settings before the open transaction changed them.
     before: Option<(Settings, Settings)>,
-    /// Settings were changed in a way that only the server knows.
+    /// Settings were changed in a way that only the server knows; those that it does not list.
     uncertain: bool,
+    config_names: Vec<Box<str>>,
+    /// A part of DateStyle was set: its whole is what the server reports next.
+    restyled: bool,
     /// The parameters that the client has been told, now and when it logged in.
     shown: Params,
     greeted: Params,
@@ -63,7 +70,7 @@ pub struct Session {
     did: Did,
     /// An error has occurred in the open pipeline: the server skips everything up to Sync.
     failed: bool,
-    pins: Vec<Pin>,
+    pins: Pins,
     /// A replica has refused the batch for being one.
     misplaced: bool,
 }
@@ -74,6 +81,8 @@ pub struct Did {
     /// Something that was not proven to read only.
     pub wrote: bool,
     pub read: bool,
+    /// Roles or databases were changed: servers that are open may be of before.
+    pub altered: bool,
 }
 
 impl Session {
@@ -90,13 +99,15 @@ impl Session {
             defaults,
             before: None,
             uncertain: false,
+            config_names: Vec::new(),
+            restyled: false,
             greeted: shown.clone(),
             shown,
             floors: Floors::default(),
             status: Status::Idle,
             did: Did::default(),
             failed: false,
-            pins: Vec::new(),
+            pins: Pins::default(),
             misplaced: false,
         }
     }
@@ -105,19 +116,19 @@ impl Session {
         self.status
     }
 
-    /// Why the session cannot give back its server on the primary.
-    pub fn pins(&self) -> &[Pin] {
-        &self.pins
+    /// Whether the session cannot give back its server on the primary.
+    pub fn is_pinned(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
+    /// Whether what the session leaves on its server can't be cleared away.
+    pub fn spoils_server(&self) -> bool {
+        self.pins.contains(Pin::Load)
     }
 
     /// What has been done since this was last asked.
     pub fn take_did(&mut self) -> Did {
         std::mem::take(&mut self.did)
-    }
-
-    /// Whether the settings must be read from the server before it is left.
-    pub fn is_uncertain(&self) -> bool {
-        self.uncertain
     }
 
     pub fn settings(&self) -> &Settings {
@@ -147,6 +158,7 @@ impl Session {
         self.status = Status::Idle;
         self.failed = false;
         self.uncertain = false;
+        self.config_names.clear();
         self.portals.clear();
     }
 
@@ -210,14 +222,11 @@ impl Session {
         let Some(statement) = tracked.class.statements.get(index) else {
             return;
         };
-        if let Some(pin) = statement.pin
-            && !self.pins.contains(&pin)
-        {
-            self.pins.push(pin);
+        if let Some(pin) = statement.pin {
+            self.pins.touched(pin);
         }
-        if statement.sets_config {
-            self.remember_settings(server);
-            self.uncertain = true;
+        if statement.sets_config || statement.verb == Verb::Run {
+            self.configured(tracked.changes.as_deref(), server);
         }
         let conforming = self.has_conforming_strings();
         let text = || nth_statement(tracked.text.as_deref()?, index, conforming);
@@ -233,11 +242,14 @@ impl Session {
             },
             Verb::DiscardAll => {
                 self.statements.clear_named();
-                self.pins.clear();
+                self.pins.discard();
                 self.settings = self.defaults.clone();
                 server.reset();
             }
-            Verb::DiscardOther => server.statements.clear(),
+            Verb::DiscardOther => {
+                server.statements.clear();
+                self.pins.look_again(Pin::TemporaryTable);
+            }
             Verb::Deallocate => {
                 if let Some((name, _)) = text().and_then(command::deallocate) {
                     match self.statements.remove(&name) {
@@ -245,16 +257,44 @@ impl Session {
                         // Its text named a server's statement.
                         None => server.statements.clear(),
                     }
+                    self.pins.look_again(Pin::PreparedStatement);
                 }
             }
-            // A temporary table is the session's own, and most often new.
-            Verb::Ddl if statement.pin.is_none() => self.shared.registry.begin_epoch(),
+            Verb::Ddl => {
+                // A temporary table is the session's own, and most often new.
+                if statement.pin.is_none() {
+                    self.shared.registry.begin_epoch();
+                }
+                self.pins.look_again(Pin::TemporaryTable);
+            }
+            Verb::Role | Verb::Database => self.did.altered = true,
+            Verb::Close => self.pins.look_again(Pin::HeldCursor),
+            Verb::Unlisten => self.pins.look_again(Pin::Listen),
+            Verb::Run => self.pins.look_at_all(),
             Verb::DeallocateAll => {
                 self.statements.clear_named();
                 server.statements.clear();
-                self.pins.retain(|pin| *pin != Pin::PreparedStatement);
+                self.pins.look_again(Pin::PreparedStatement);
             }
             _ => {}
+        }
+    }
+
+    /// Settings may have been changed by a function: these, as far as that can be told.
+    fn configured(&mut self, changes: Option<&Changes>, server: &ServerState) {
+        self.remember_settings(server);
+        self.uncertain = true;
+        let Some(Changes { names, unknown }) = changes else {
+            return;
+        };
+        let literals = names.iter().filter_map(|name| match name {
+            Name::Literal(name) => Some(name.clone()),
+            Name::Parameter(_) => None,
+        });
+        self.config_names.extend(literals);
+        let unknown = *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_)));
+        if unknown {
+            self.pins.touched(Pin::Settings);
         }
     }
 
@@ -271,6 +311,7 @@ impl Session {
             Setting::Set { name } => {
                 self.settings.set(&name, statement);
                 server.settings.set(&name, statement);
+                self.restyled |= name == settings::DATE_STYLE;
             }
             Setting::Reset { name } => {
                 self.settings.reset(&name, &self.defaults);
@@ -322,17 +363,12 @@ impl Session {
         self.failed = false;
         self.status = status;
         server.status = status;
-    }
-
-    /// Takes the settings as the server has listed them.
-    pub fn captured(&mut self, server: &mut ServerState) {
-        let listed = std::mem::take(&mut server.captured);
-        let listed = listed
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
-        self.settings = self.settings.replaced_by(listed);
-        server.settings = self.settings.clone();
-        self.uncertain = false;
+        if std::mem::take(&mut self.restyled)
+            && let Some(style) = server.params.get("DateStyle")
+            && self.settings.restate(settings::DATE_STYLE, style)
+        {
+            server.settings = self.settings.clone();
+        }
     }
 }
 
@@ -343,7 +379,8 @@ fn nth_statement(text: &[u8], index: usize, conforming: bool) -> Option<&[u8]> {
 }
 
 /// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
-fn tracked(class: &Arc<Class>, sql: &[u8]) -> Option<Tracked> {
+/// `values` are the parameters that it is bound to, as sent.
+fn tracked(class: &Arc<Class>, sql: &[u8], conforming: bool, values: &[u8]) -> Option<Tracked> {
     let plain =
         |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config;
     if class.statements.iter().all(plain) {
@@ -351,8 +388,22 @@ fn tracked(class: &Arc<Class>, sql: &[u8]) -> Option<Tracked> {
     }
     let by_text = |s: &crate::sql::Statement| matches!(s.verb, Verb::Setting | Verb::Deallocate);
     let text = class.statements.iter().any(by_text).then(|| Arc::from(sql));
+    let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
+    let changes = class.statements.iter().any(by_call).then(|| {
+        let mut changes = set_config::changes(sql, conforming);
+        for name in &mut changes.names {
+            if let Name::Parameter(number) = *name
+                && let Some(value) = message::bound_value(values, number)
+                && let Ok(value) = str::from_utf8(value)
+            {
+                *name = Name::Literal(value.to_ascii_lowercase().into());
+            }
+        }
+        Arc::new(changes)
+    });
     Some(Tracked {
         class: class.clone(),
         text,
+        changes,
     })
 }

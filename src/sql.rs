@@ -13,6 +13,7 @@ pub mod fingerprint;
 pub mod functions;
 pub mod lexer;
 pub mod relations;
+pub mod set_config;
 
 /// What a statement needs, from the least to the most demanding. The class of several statements
 /// together is the maximum.
@@ -57,15 +58,22 @@ impl Class {
         };
         matches!(self.need, Need::Read | Need::Write) || !self.statements.iter().all(silent)
     }
+
+    /// Whether it creates, alters or drops a database.
+    pub fn touches_databases(&self) -> bool {
+        self.need == Need::Write && self.statements.iter().any(|s| s.verb == Verb::Database)
+    }
 }
 
 /// What one statement of a text does to the session, once it has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statement {
     pub verb: Verb,
-    /// What of it would be lost if the session went on with another server.
+    /// What it may leave on the server, or take away, that would be lost if the session went on with
+    /// another server.
     pub pin: Option<Pin>,
-    /// It calls `set_config`: afterwards the session's settings must be read from the server.
+    /// It calls `set_config`: which settings, by [`set_config::changes`], and afterwards they must
+    /// be read from the server.
     pub sets_config: bool,
 }
 
@@ -111,6 +119,13 @@ pub enum Verb {
     Copy,
     /// CREATE, ALTER, DROP, SELECT INTO and the like: other sessions' plans and classes may change.
     Ddl,
+    /// ALTER or DROP of a role: connections that are open may be unlike new ones.
+    Role,
+    /// CREATE, ALTER or DROP of a database, which must have no connections, or makes those that are
+    /// open unlike new ones.
+    Database,
+    /// DO and CALL: what they leave in the session can't be told from their words.
+    Run,
 }
 
 /// Why a session must keep its server.
@@ -124,7 +139,10 @@ pub enum Pin {
     Listen,
     /// An SQL-level PREPARE.
     PreparedStatement,
+    /// A library that was loaded stays for as long as the server lives.
     Load,
+    /// Settings whose names are not known.
+    Settings,
 }
 
 /// Why a text has the class it has. The names are those of logs, metrics and docs.

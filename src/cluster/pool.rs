@@ -59,6 +59,8 @@ struct Inner {
     credential: Option<Credential>,
     limits: config::Pool,
     closed: bool,
+    /// Servers of an older generation are closed and not lent again.
+    generation: u64,
 }
 
 /// What a waiter is given.
@@ -91,6 +93,7 @@ pub struct Server {
     pub key: Arc<CancelKey>,
     place: Place,
     worker: usize,
+    generation: u64,
     opened: Instant,
     idle_since: Instant,
     lent: bool,
@@ -121,6 +124,7 @@ impl Pool {
             credential,
             limits,
             closed: false,
+            generation: 0,
         };
         Pool {
             node,
@@ -222,7 +226,21 @@ impl Pool {
         empty
     }
 
-    /// Closes every idle server; lent ones are closed when they are given back.
+    /// What is open may be unlike a new connection: idle servers are closed, lent ones when they are
+    /// given back.
+    pub fn renew(&self) {
+        self.lock().generation += 1;
+        self.vacate();
+    }
+
+    /// Closes every idle server.
+    pub fn vacate(&self) {
+        let idle = std::mem::take(&mut self.lock().idle);
+        // Dropped outside the lock: each gives up its place, which takes it.
+        drop(idle);
+    }
+
+    /// Closes every idle server, and lent ones when they are given back.
     pub fn close(&self) {
         let mut inner = self.lock();
         inner.closed = true;
@@ -283,9 +301,10 @@ impl Pool {
     }
 
     async fn open(&self, place: Place) -> Result<Box<Server>, CheckoutError> {
-        let (credential, limit) = {
+        let (credential, limit, generation) = {
             let inner = self.lock();
-            (inner.credential.clone(), inner.limits.connect_timeout)
+            let limit = inner.limits.connect_timeout;
+            (inner.credential.clone(), limit, inner.generation)
         };
         let target = Target {
             host: &self.node.host,
@@ -309,7 +328,9 @@ impl Pool {
             Ok((connection, life)) => {
                 telemetry::metrics().server_connects.increment(1);
                 self.node.begin_use();
-                Ok(Box::new(Server::new(connection, life, place)))
+                let mut server = Server::new(connection, life, place);
+                server.generation = generation;
+                Ok(Box::new(server))
             }
             Err(error) => {
                 telemetry::metrics().server_connect_failures.increment(1);
@@ -383,6 +404,7 @@ impl Server {
             }),
             place,
             worker: net::worker(),
+            generation: 0,
             opened: now,
             idle_since: now,
             lent: true,
@@ -393,9 +415,16 @@ impl Server {
         &self.place.0.node
     }
 
-    /// Whether it is worth lending: alive, quiet, and on this thread's runtime. It is dropped
-    /// otherwise.
-    fn lend(mut self: Box<Self>) -> Option<Box<Server>> {
+    /// Lends it if it is [good](Self::checked).
+    fn lend(self: Box<Self>) -> Option<Box<Server>> {
+        let mut server = self.checked()?;
+        server.lent = true;
+        server.node().begin_use();
+        Some(server)
+    }
+
+    /// Whether it can be used: alive, quiet, and on this thread's runtime. It is dropped otherwise.
+    pub fn checked(mut self: Box<Self>) -> Option<Box<Server>> {
         if net::worker() != self.worker {
             self = self.moved_here()?;
         }
@@ -409,8 +438,6 @@ impl Server {
                 return None;
             }
         }
-        self.lent = true;
-        self.node().begin_use();
         Some(self)
     }
 
@@ -433,7 +460,8 @@ impl Server {
         let pool = self.place.0.clone();
         let mut inner = pool.lock();
         let too_old = self.idle_since - self.opened > inner.limits.lifetime;
-        if inner.closed || inner.open > inner.limits.size || too_old {
+        let outdated = self.generation != inner.generation;
+        if inner.closed || inner.open > inner.limits.size || too_old || outdated {
             drop(inner);
             return;
         }
@@ -453,9 +481,9 @@ impl Server {
     ///
     /// # Errors
     /// When the server is of no more use: it is lost, or could not do what it was asked.
-    pub async fn run(&mut self, sql: &str) -> Result<(), ConnectError> {
+    pub async fn run(&mut self, sql: &[u8]) -> Result<(), ConnectError> {
         let mut out = BytesMut::new();
-        encode::query(&mut out, sql.as_bytes());
+        encode::query(&mut out, sql);
         self.stream.write_all(&out).await?;
         let mut buf = BytesMut::new();
         loop {
@@ -488,10 +516,10 @@ impl Server {
     pub async fn clean(mut self: Box<Self>, limit: Duration, discard: bool) {
         let clean = async {
             if self.state.status != Status::Idle {
-                self.run("ROLLBACK").await?;
+                self.run(b"ROLLBACK").await?;
             }
             if discard {
-                self.run("DISCARD ALL").await?;
+                self.run(b"DISCARD ALL").await?;
                 self.state.reset();
             }
             Ok::<(), ConnectError>(())

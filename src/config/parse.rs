@@ -233,12 +233,13 @@ fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
 }
 
 fn pool(section: &Section<'_>) -> Result<Pool> {
-    const MODES: &[(&str, PoolMode)] = &[("transaction", PoolMode::Transaction)];
+    const MODES: &[(&str, PoolMode)] = &[
+        ("transaction", PoolMode::Transaction),
+        ("session", PoolMode::Session),
+    ];
     let default = Pool::default();
     Ok(Pool {
-        mode: section.get("mode", default.mode, |value| {
-            value.choice(MODES, &["session"])
-        })?,
+        mode: section.get("mode", default.mode, |value| value.choice(MODES, &[]))?,
         size: section.get("size", default.size, |value| {
             value.integer(1..=POOL_SIZE_MAX)
         })?,

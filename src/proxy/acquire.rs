@@ -49,7 +49,7 @@ impl Client {
             Need::Session => Reason::SessionState,
             Need::Read if self.batch.executes && end == End::Open => Reason::OpenPipeline,
             Need::Read if self.session.settings().need_primary() => Reason::Isolation,
-            Need::Read if self.reads_need_held() => Reason::PinnedServer,
+            Need::Read if self.batch.needs_server => Reason::PinnedServer,
             Need::Read => return self.acquire_for_read().await,
         };
         self.on_primary(reason).await
@@ -63,12 +63,28 @@ impl Client {
         let ReadRoute::Replica { index, life } = route else {
             return None;
         };
-        let server = self.lend_known(topology.nodes[index].id())?;
+        let node = topology.nodes[index].id();
+        drop(topology);
+        let server = match self.kept_replica(node) {
+            Some(server) => server,
+            None => self.lend_known(node)?,
+        };
         (server.incarnation == life).then_some(Placed {
             server,
             replica: true,
             reason: Reason::Fresh,
         })
+    }
+
+    /// In session mode: the server that the session has on this replica. One on another is done
+    /// with.
+    fn kept_replica(&mut self, node: NodeId) -> Option<Box<Server>> {
+        let server = self.held_replica.take()?;
+        if server.node().id() != node {
+            self.clean(server, false);
+            return None;
+        }
+        server.checked()
     }
 
     /// Where the session's next read goes.

@@ -401,8 +401,7 @@ impl Welcomes {
             return Ok(params);
         }
         let mut server = any_server(cluster, key, credential, settings).await?;
-        if let Some(sql) = server.state.settings.difference(settings) {
-            let sql = String::from_utf8_lossy(&sql).into_owned();
+        for sql in server.state.settings.difference(settings) {
             server.run(&sql).await.map_err(|error| match error {
                 cluster::connect::ConnectError::Refused(words) => Refusal::Server(words),
                 error => {
@@ -413,12 +412,18 @@ impl Welcomes {
                     }
                 }
             })?;
-            server.state.settings = settings.clone();
         }
+        server.state.settings = settings.clone();
         let params = server.state.params.clone();
         server.give_back();
         self.remember(&cluster.name, key, settings, &params);
         Ok(params)
+    }
+
+    /// What is known of this cluster may no longer be so.
+    pub fn forget(&self, cluster: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(name, _), _| name != cluster);
     }
 
     fn remembered(&self, cluster: &str, key: &PoolKey, settings: &Settings) -> Option<Params> {

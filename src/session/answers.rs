@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::Session;
 use super::server::{CopyIn, Expect, Expected, ServerState, Tracked};
 use super::statements::Prepared;
+use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
@@ -149,7 +150,7 @@ impl Session {
     fn passes(&self, tag: u8, server: &mut ServerState) -> bool {
         let front = server.queue.front().map(|expected| &expected.what);
         match tag {
-            b'D' => !matches!(front, Some(Expect::Capture)),
+            b'D' => !matches!(front, Some(Expect::Inspection)),
             b'd' | b't' | b'N' | b'A' | b'V' => true,
             b'T' => {
                 if matches!(front, Some(Expect::Describe)) {
@@ -224,9 +225,10 @@ impl Session {
             b'H' | b'c' => {}
             b'D' => {
                 let row = message::data_row(body)?;
-                if let [Some(name), Some(value)] = row[..] {
-                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-                    server.captured.push((text(name), text(value)));
+                if let [kind, name, value] = row[..] {
+                    server
+                        .facts
+                        .push([kind, name, value].map(|value| value.map(Box::from)));
                 }
                 return Ok(());
             }
@@ -253,7 +255,7 @@ impl Session {
                 server.queue.pop_front();
                 (tracked, 0)
             }
-            Expect::Settings | Expect::Capture => (None, 0),
+            Expect::Settings | Expect::Inspection => (None, 0),
             _ => return Err(ServerFault::Unexpected('C')),
         };
         if let Some(tracked) = tracked {
@@ -279,7 +281,7 @@ impl Session {
                     | Expect::Sync
                     | Expect::FunctionCall
                     | Expect::Settings
-                    | Expect::Capture
+                    | Expect::Inspection
             )
         };
         match server.queue.pop_front() {
@@ -289,9 +291,12 @@ impl Session {
                 ..
             }) => {
                 server.status = status;
-                // The client learns now what the settings have made of its parameters.
-                answer.say(|out| self.show_params(server, out));
-                server.repairable &= answer.is_empty();
+                let more = |next: &Expected| matches!(next.what, Expect::Settings);
+                if !server.queue.front().is_some_and(more) {
+                    // The client learns now what the settings have made of its parameters.
+                    answer.say(|out| self.show_params(server, out));
+                    server.repairable &= answer.is_empty();
+                }
             }
             Some(Expected { hidden: true, .. }) => server.status = status,
             // None: a Sync within a COPY that the server had in fact already ended.
@@ -321,13 +326,23 @@ impl Session {
             return Ok(());
         }
         match server.queue.front().map(|expected| &expected.what) {
-            Some(Expect::Settings | Expect::Capture) => {
+            Some(Expect::Settings | Expect::Inspection) => {
                 return Err(ServerFault::Settings(body.to_vec()));
             }
-            Some(Expect::Query { .. } | Expect::FunctionCall) => {
+            Some(Expect::Query { tracked, .. }) => {
+                self.outlived(tracked.as_ref());
                 self.failed = true;
                 answer.forward(at);
                 return Ok(());
+            }
+            Some(Expect::FunctionCall) => {
+                self.failed = true;
+                answer.forward(at);
+                return Ok(());
+            }
+            Some(Expect::Execute(tracked)) => {
+                self.outlived(tracked.as_ref());
+                answer.forward(at);
             }
             Some(Expect::ParseAgain { existing, name }) => {
                 answer.say(|out| in_clients_words(body, existing, name, out));
@@ -343,6 +358,14 @@ impl Session {
         }
         self.skip_to_sync(server);
         Ok(())
+    }
+
+    /// A statement has failed. What it has locked by session-level advisory locks stays locked.
+    fn outlived(&mut self, failed: Option<&Tracked>) {
+        let locks = |s: &crate::sql::Statement| s.pin == Some(Pin::AdvisoryLock);
+        if failed.is_some_and(|tracked| tracked.class.statements.iter().any(locks)) {
+            self.pins.touched(Pin::AdvisoryLock);
+        }
     }
 
     /// The server skips everything up to the next Sync: none of it has happened.

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
 use super::{Session, tracked};
+use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Target};
@@ -31,6 +32,10 @@ pub struct Batch {
     pub executes: bool,
     /// Something in it may show the client data.
     pub shows_data: bool,
+    /// A read that may need what only the session's own server has.
+    pub needs_server: bool,
+    /// It creates, alters or drops a database: every name that its text has.
+    pub databases: Vec<Box<[u8]>>,
     end: Option<End>,
     flushed: bool,
     pub(super) steps: Vec<Step>,
@@ -156,6 +161,8 @@ impl Batch {
             beyond: 0,
             executes: false,
             shows_data: false,
+            needs_server: false,
+            databases: Vec::new(),
             end: None,
             flushed: false,
             steps: Vec::new(),
@@ -200,6 +207,17 @@ impl Batch {
         self.shows_data |= class.may_show_data();
         self.needs(class.need, class.why);
     }
+}
+
+/// The names in a text, each of which may be a database's; and what CREATE DATABASE copies if it
+/// names none.
+fn names(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
+    let mut names = vec![Box::from(&b"template1"[..])];
+    let mut lexer = Lexer::new(sql, conforming);
+    while let Some(token) = lexer.solid() {
+        names.extend(token.name(sql).map(|name| command::clipped(&name).into()));
+    }
+    names
 }
 
 impl Default for Batch {
@@ -271,7 +289,11 @@ impl Session {
                 return Ok(true);
             }
             b'P' => self.plan_parse(message::Parse::read(body)?, at, batch)?,
-            b'B' => self.plan_bind(message::Bind::read(body)?, at, 0, batch),
+            b'B' => {
+                let bind = message::Bind::read(body)?;
+                let values = body.get(bind.head_len()..).unwrap_or(&[]);
+                self.plan_bind(bind, values, at, 0, batch);
+            }
             b'D' => match message::target(body)? {
                 Target::Portal(_) => batch.steps.push(Step::DescribePortal { at }),
                 Target::Statement(name) => {
@@ -325,7 +347,11 @@ impl Session {
         batch.needs_class(&class);
         batch.executes = true;
         self.statements.drop_unnamed();
-        let tracked = tracked(&class, sql);
+        batch.needs_server |= self.concerns_server(&class, sql);
+        if class.touches_databases() {
+            batch.databases = names(sql, self.has_conforming_strings());
+        }
+        let tracked = tracked(&class, sql, self.has_conforming_strings(), b"");
         let step = match (tracked, self.deallocated(&class, sql)) {
             (tracked, Some((prepared, name))) => {
                 let text = at.start + HEADER..at.end - 1;
@@ -364,6 +390,10 @@ impl Session {
     ) -> Result<(), ClientFault> {
         let class = self.classify(parse.sql);
         batch.needs_class(&class);
+        batch.needs_server |= self.concerns_server(&class, parse.sql);
+        if class.touches_databases() {
+            batch.databases = names(parse.sql, self.has_conforming_strings());
+        }
         if parse.name.is_empty() {
             let rewritten = self.deallocated(&class, parse.sql);
             let unnamed = self.statements.set_unnamed(parse.sql, parse.types, class);
@@ -394,6 +424,7 @@ impl Session {
     fn plan_bind(
         &mut self,
         bind: message::Bind<'_>,
+        values: &[u8],
         at: Range<usize>,
         beyond: usize,
         batch: &mut Batch,
@@ -401,9 +432,10 @@ impl Session {
         let of = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
+        let conforming = self.has_conforming_strings();
         let effects = match &of {
-            Of::Named(prepared) => tracked(&prepared.class, &prepared.sql),
-            Of::Unnamed(unnamed) => tracked(&unnamed.class, &unnamed.sql),
+            Of::Named(prepared) => tracked(&prepared.class, &prepared.sql, conforming, values),
+            Of::Unnamed(unnamed) => tracked(&unnamed.class, &unnamed.sql, conforming, values),
             Of::Unknown => None,
         };
         match effects {
@@ -432,11 +464,24 @@ impl Session {
                 .map_or(Of::Unknown, Of::Named)
         };
         match &of {
-            Of::Named(prepared) => batch.needs_class(&prepared.class),
-            Of::Unnamed(unnamed) => batch.needs_class(&unnamed.class),
+            Of::Named(prepared) => {
+                batch.needs_class(&prepared.class);
+                batch.needs_server |= self.concerns_server(&prepared.class, &prepared.sql);
+            }
+            Of::Unnamed(unnamed) => {
+                batch.needs_class(&unnamed.class);
+                batch.needs_server |= self.concerns_server(&unnamed.class, &unnamed.sql);
+            }
             Of::Unknown => batch.needs(Need::Write, Why::NotParsed),
         }
         of
+    }
+
+    /// Whether a read of this text may need what only the session's own server has.
+    fn concerns_server(&self, class: &Class, sql: &[u8]) -> bool {
+        !self.pins.is_empty()
+            && class.need == Need::Read
+            && self.pins.concern(sql, self.has_conforming_strings())
     }
 
     /// Plans a message that is too long to be held: its beginning now, the rest passed on as it
@@ -479,7 +524,7 @@ impl Session {
             }
             b'B' => {
                 let head = rest.get(HEADER..NAMES_BYTES_MAX).unwrap_or(&[]);
-                self.plan_bind(message::Bind::read(head)?, at, beyond, batch);
+                self.plan_bind(message::Bind::read(head)?, b"", at, beyond, batch);
             }
             // Left over from a COPY that has failed; it needs no server.
             b'd' => {}

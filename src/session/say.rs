@@ -10,6 +10,7 @@ use super::Session;
 use super::pipeline::{Batch, ClientFault, Of, Step};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
+use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -165,6 +166,8 @@ impl Session {
                 server.expect(Expect::Close);
             }
             Step::FunctionCall { at } => {
+                // It says which function by a number that only the server knows.
+                self.pins.touched(Pin::AdvisoryLock);
                 speech.forward(at);
                 server.expect(Expect::FunctionCall);
             }
@@ -273,24 +276,17 @@ impl Session {
             // It refuses everything but the end of the transaction, which undoes settings anyway.
             return false;
         }
-        let Some(sql) = server.settings.difference(&self.settings) else {
+        let queries = server.settings.difference(&self.settings);
+        if queries.is_empty() {
             return false;
-        };
-        encode::query(out, &sql);
+        }
+        for sql in &queries {
+            encode::query(out, sql);
+            server.expect_hidden(Expect::Settings);
+        }
         server.unnamed = None;
         server.settings = self.settings.clone();
-        server.expect_hidden(Expect::Settings);
         true
-    }
-
-    /// Asks `server` for the settings that it now has.
-    pub fn say_capture(&self, server: &mut ServerState, out: &mut BytesMut) {
-        const LISTED: &[u8] =
-            b"SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session'";
-        encode::query(out, LISTED);
-        server.unnamed = None;
-        server.captured.clear();
-        server.expect_hidden(Expect::Capture);
     }
 
     /// Ends the pipeline on a server that the session leaves in the middle of it.

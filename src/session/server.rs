@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
+use super::inspection::Fact;
 use super::intern::Interner;
 use super::settings::Settings;
 use super::statements::Prepared;
 use crate::sql::Class;
+use crate::sql::set_config::Changes;
 use crate::wire::message::Status;
 
 /// What is known of one server connection.
@@ -36,7 +38,7 @@ pub struct ServerState {
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
     /// Rows of the answer to a question of the proxy's own.
-    pub(super) captured: Vec<(String, String)>,
+    pub(super) facts: Vec<Fact>,
 }
 
 impl ServerState {
@@ -56,7 +58,7 @@ impl ServerState {
             awaits_sync: false,
             repairable: false,
             copy_in: None,
-            captured: Vec::new(),
+            facts: Vec::new(),
         }
     }
 
@@ -134,8 +136,8 @@ pub(super) enum Expect {
     },
     /// The proxy's SETs.
     Settings,
-    /// The proxy's look at the settings.
-    Capture,
+    /// The proxy's question about the session.
+    Inspection,
     FunctionCall,
     Sync,
     /// The client's Parse of a statement that the server has: answered by the proxy in its turn.
@@ -156,6 +158,8 @@ pub(super) struct Tracked {
     pub class: Arc<Class>,
     /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE.
     pub text: Option<Arc<[u8]>>,
+    /// The settings that its calls of `set_config` change, if it makes any.
+    pub changes: Option<Arc<Changes>>,
 }
 
 /// A COPY FROM STDIN under way.

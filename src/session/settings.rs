@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use smallvec::SmallVec;
+
 use super::intern::Interner;
 use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 
@@ -23,6 +25,11 @@ static NONE: LazyLock<Settings> = LazyLock::new(|| Settings::shared(Map::new()))
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
 
+const ENCODING: &str = "client_encoding";
+
+/// A SET of it changes a part of the value: it is restated whole from what the server reports.
+pub const DATE_STYLE: &str = "datestyle";
+
 /// Settings of the transaction at hand, however they are set: they end with it.
 const ENDS_WITH_TRANSACTION: [&str; 3] = [
     "transaction_isolation",
@@ -33,25 +40,35 @@ const ENDS_WITH_TRANSACTION: [&str; 3] = [
 impl Settings {
     /// Settings given at start-up, each `name` to `value`.
     pub fn from_startup<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Settings {
-        let statement = |(name, value): (&str, &str)| {
-            let name = name.to_ascii_lowercase();
-            let statement = set_config(&name, value).into_bytes().into_boxed_slice();
-            (name.into_boxed_str(), statement)
-        };
-        Settings::shared(pairs.into_iter().map(statement).collect())
+        let pairs = pairs.into_iter();
+        Settings::valued(pairs.map(|(name, value)| (name, value.as_bytes())))
     }
 
-    /// Settings as a server listed them, with the role and session user of `self`.
-    pub fn replaced_by<'a>(&self, listed: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let lasts = |(name, _): &(&str, &str)| !ENDS_WITH_TRANSACTION.contains(name);
-        let listed = listed.into_iter().filter(lasts);
-        let mut map = (*Settings::from_startup(listed).0).clone();
-        for name in [ROLE, SESSION_AUTHORIZATION] {
-            if let Some(statement) = self.0.get(name) {
-                map.insert(name.into(), statement.clone());
-            }
-        }
-        Settings::shared(map)
+    fn valued<'a>(pairs: impl Iterator<Item = (&'a str, &'a [u8])>) -> Settings {
+        let statement = |(name, value): (&str, &[u8])| {
+            let name = name.to_ascii_lowercase();
+            let statement = set_config(&name, value).into_boxed_slice();
+            (name.into_boxed_str(), statement)
+        };
+        Settings::shared(pairs.map(statement).collect())
+    }
+
+    /// Settings as a server has listed them for a session that logged in as `login`. What is as it
+    /// would be without a SET need not be remembered.
+    pub fn listed<'a>(listed: impl Iterator<Item = (&'a str, &'a [u8])>, login: &[u8]) -> Settings {
+        let matters = |(name, value): &(&str, &[u8])| match *name {
+            ROLE => *value != b"none",
+            SESSION_AUTHORIZATION => *value != login,
+            // What RESET leaves of a setting that only a SET has made known.
+            name if name.contains('.') => !value.is_empty(),
+            name => !ENDS_WITH_TRANSACTION.contains(&name),
+        };
+        Settings::valued(listed.filter(matters))
+    }
+
+    /// The names of what is set.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(|name| &**name)
     }
 
     fn shared(map: Map) -> Settings {
@@ -96,12 +113,25 @@ impl Settings {
         if ENDS_WITH_TRANSACTION.contains(&name) {
             return;
         }
-        self.change(|map| drop(map.insert(name.into(), statement.into())));
+        self.change(|map| {
+            forget_role(name, map);
+            map.insert(name.into(), statement.into());
+        });
+    }
+
+    /// `name` has this value now, by whatever statements. `false` when it is not set here.
+    pub fn restate(&mut self, name: &str, value: &[u8]) -> bool {
+        let set = self.0.contains_key(name);
+        if set {
+            self.set(name, &set_config(name, value));
+        }
+        set
     }
 
     /// RESET: back to what `defaults` has, which is what was given at start-up.
     pub fn reset(&mut self, name: &str, defaults: &Settings) {
         self.change(|map| {
+            forget_role(name, map);
             match defaults.0.get(name) {
                 Some(statement) => map.insert(name.into(), statement.clone()),
                 None => map.remove(name),
@@ -120,11 +150,18 @@ impl Settings {
         *self = Settings::shared(fresh);
     }
 
-    /// The statements that bring a server from `self` to `wanted`, to be sent as one Query so that
-    /// either all of them hold or none. `None` when there is nothing to do.
-    pub fn difference(&self, wanted: &Settings) -> Option<Vec<u8>> {
+    /// The Queries that bring a server from `self` to `wanted`, in their order; none when there is
+    /// nothing to do. Of all but the client's encoding, which the rest is written in, either
+    /// everything holds or nothing.
+    pub fn difference(&self, wanted: &Settings) -> SmallVec<[Vec<u8>; 2]> {
+        let mut queries = SmallVec::new();
         if self == wanted {
-            return None;
+            return queries;
+        }
+        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
+        if differs(ENCODING) {
+            let statement = wanted.0.get(ENCODING).map(|statement| statement.to_vec());
+            queries.push(statement.unwrap_or_else(|| reset_statement(ENCODING).into_bytes()));
         }
         let mut sql = Vec::new();
         let mut add = |statement: &[u8]| {
@@ -132,20 +169,19 @@ impl Settings {
             // A line of its own: the statement may end in a comment.
             sql.extend_from_slice(b"\n;");
         };
-        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
         let identity = differs(ROLE) || differs(SESSION_AUTHORIZATION);
         if identity {
             // As the login user first: the others may need its rights.
             add(b"RESET SESSION AUTHORIZATION");
             add(b"RESET ROLE");
         }
-        let is_identity = |name: &str| name == ROLE || name == SESSION_AUTHORIZATION;
-        for name in self.0.keys().filter(|name| !is_identity(name)) {
+        let is_apart = |name: &str| [ROLE, SESSION_AUTHORIZATION, ENCODING].contains(&name);
+        for name in self.0.keys().filter(|name| !is_apart(name)) {
             if !wanted.0.contains_key(name) {
                 add(reset_statement(name).as_bytes());
             }
         }
-        for (name, statement) in wanted.0.iter().filter(|(name, _)| !is_identity(name)) {
+        for (name, statement) in wanted.0.iter().filter(|(name, _)| !is_apart(name)) {
             if self.0.get(name) != Some(statement) {
                 add(statement);
             }
@@ -157,7 +193,10 @@ impl Settings {
                 }
             }
         }
-        Some(sql)
+        if !sql.is_empty() {
+            queries.push(sql);
+        }
+        queries
     }
 
     /// Whether a server at `self` runs with other rights than `wanted`: then nothing may be sent
@@ -191,22 +230,43 @@ fn reset_statement(name: &str) -> String {
     }
 }
 
-fn set_config(name: &str, value: &str) -> String {
-    format!(
-        "SELECT pg_catalog.set_config({}, {}, false)",
-        literal(name),
-        literal(value)
-    )
+/// A change of the session's user, whichever way, sets the role to none.
+fn forget_role(changed: &str, map: &mut Map) {
+    if changed == SESSION_AUTHORIZATION {
+        map.remove(ROLE);
+    }
+}
+
+fn set_config(name: &str, value: &[u8]) -> Vec<u8> {
+    let mut sql = b"SELECT pg_catalog.set_config(".to_vec();
+    add_literal(&mut sql, name.as_bytes());
+    sql.extend_from_slice(b", ");
+    add_literal(&mut sql, value);
+    sql.extend_from_slice(b", false)");
+    sql
 }
 
 /// A string constant that means the same whatever `standard_conforming_strings` is.
 pub fn literal(text: &str) -> String {
-    let escaped = text.replace('\'', "''");
-    if text.contains('\\') {
-        format!("E'{}'", escaped.replace('\\', "\\\\"))
-    } else {
-        format!("'{escaped}'")
+    let mut sql = Vec::new();
+    add_literal(&mut sql, text.as_bytes());
+    String::from_utf8_lossy(&sql).into_owned()
+}
+
+/// Likewise, in whatever encoding the text is. (In some a backslash is the second byte of a
+/// character; a client that uses one of them and sets such a value gets an error, not a leak.)
+fn add_literal(sql: &mut Vec<u8>, text: &[u8]) {
+    let escapes = text.contains(&b'\\');
+    sql.extend_from_slice(if escapes { b"E'" } else { b"'" });
+    for &byte in text {
+        match byte {
+            b'\'' => sql.push(b'\''),
+            b'\\' => sql.push(b'\\'),
+            _ => {}
+        }
+        sql.push(byte);
     }
+    sql.push(b'\'');
 }
 
 #[cfg(test)]
@@ -214,7 +274,7 @@ mod tests {
     use super::*;
 
     fn text(from: &Settings, to: &Settings) -> String {
-        String::from_utf8(from.difference(to).unwrap_or_default()).unwrap()
+        String::from_utf8(from.difference(to).concat()).unwrap()
     }
 
     #[test]
@@ -224,7 +284,7 @@ mod tests {
         some.set("work_mem", b"SET work_mem = '1MB' -- small");
         assert_eq!(text(&none, &some), "SET work_mem = '1MB' -- small\n;");
         assert_eq!(text(&some, &none), "RESET \"work_mem\"\n;");
-        assert_eq!(some.difference(&some.clone()), None);
+        assert!(some.difference(&some.clone()).is_empty());
     }
 
     #[test]
@@ -253,6 +313,45 @@ mod tests {
         assert!(text(&bob, &none).starts_with("RESET SESSION AUTHORIZATION"));
         assert!(none.differs_in_identity(&bob));
         assert!(!none.differs_in_identity(&none.clone()));
+    }
+
+    #[test]
+    fn another_session_user_has_no_role() {
+        let mut session = Settings::default();
+        session.set("session_authorization", b"SET SESSION AUTHORIZATION bob");
+        session.set("role", b"SET ROLE carol");
+        let mut other = session.clone();
+        other.set("session_authorization", b"SET SESSION AUTHORIZATION dave");
+        assert_eq!(other.names().collect::<Vec<_>>(), ["session_authorization"]);
+        session.reset("session_authorization", &Settings::default());
+        assert_eq!(session, Settings::default());
+    }
+
+    #[test]
+    fn the_encoding_goes_first() {
+        let mut latin = Settings::default();
+        latin.set("application_name", b"SET application_name = '\xe9'");
+        latin.set("client_encoding", b"SET NAMES 'LATIN1'");
+        let queries = Settings::default().difference(&latin);
+        assert_eq!(queries[0], b"SET NAMES 'LATIN1'");
+        assert_eq!(queries[1], b"SET application_name = '\xe9'\n;");
+        assert_eq!(latin.difference(&Settings::default()).len(), 2);
+    }
+
+    #[test]
+    fn what_is_as_it_would_be_is_not_listed() {
+        let listed: [(&str, &[u8]); 6] = [
+            ("role", b"none"),
+            ("session_authorization", b"bob"),
+            ("a.b", b""),
+            ("a.c", b"1"),
+            ("work_mem", b"8192"),
+            ("transaction_read_only", b"on"),
+        ];
+        let settings = Settings::listed(listed.into_iter(), b"bob");
+        assert_eq!(settings.names().collect::<Vec<_>>(), ["a.c", "work_mem"]);
+        let settings = Settings::listed([("role", &b"carol"[..])].into_iter(), b"bob");
+        assert!(Settings::default().differs_in_identity(&settings));
     }
 
     #[test]

@@ -296,6 +296,7 @@ fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
     assert_eq!(
         shows("BEGIN; SELECT 1; COMMIT"),
         Did {
+            altered: false,
             wrote: false,
             read: true
         }
@@ -303,6 +304,7 @@ fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
     assert_eq!(
         shows("SHOW work_mem"),
         Did {
+            altered: false,
             wrote: false,
             read: false
         }
@@ -310,6 +312,7 @@ fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
     assert_eq!(
         shows("SHOW work_mem; SELECT 1"),
         Did {
+            altered: false,
             wrote: false,
             read: true
         }

@@ -128,7 +128,7 @@ impl Reader<'_> {
                     verb
                 },
                 pin: pin.or(tells.pin),
-                sets_config: tells.sets_config || command.runs_text(),
+                sets_config: tells.sets_config,
             },
         }
     }

@@ -206,7 +206,7 @@ fn lower(name: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
 }
 
 /// What the server keeps of a long name: whole characters.
-fn clipped(name: &[u8]) -> &[u8] {
+pub fn clipped(name: &[u8]) -> &[u8] {
     if name.len() <= NAME_MAX {
         return name;
     }

@@ -67,7 +67,7 @@ fn builtin(schema: Option<&str>, name: &str) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     SetsConfig,
-    /// A session-level advisory lock is taken.
+    /// A session-level advisory lock is taken or released.
     AdvisoryLock,
 }
 
@@ -78,8 +78,9 @@ pub fn effect(name: &[u8]) -> Option<Effect> {
     }
     let lock = name
         .strip_prefix(b"pg_try_advisory_lock")
-        .or_else(|| name.strip_prefix(b"pg_advisory_lock"))?;
-    matches!(lock, b"" | b"_shared").then_some(Effect::AdvisoryLock)
+        .or_else(|| name.strip_prefix(b"pg_advisory_lock"))
+        .or_else(|| name.strip_prefix(b"pg_advisory_unlock"))?;
+    matches!(lock, b"" | b"_shared" | b"_all").then_some(Effect::AdvisoryLock)
 }
 
 static SAFE: LazyLock<HashSet<&'static str, foldhash::quality::RandomState>> =
@@ -267,13 +268,14 @@ mod tests {
     }
 
     #[test]
-    fn only_session_level_locks_pin() {
+    fn only_session_level_locks_matter() {
         for (name, expected) in [
             ("pg_advisory_lock", Some(Effect::AdvisoryLock)),
             ("pg_try_advisory_lock_shared", Some(Effect::AdvisoryLock)),
             ("pg_advisory_xact_lock", None),
             ("pg_try_advisory_xact_lock_shared", None),
-            ("pg_advisory_unlock", None),
+            ("pg_advisory_unlock", Some(Effect::AdvisoryLock)),
+            ("pg_advisory_unlock_all", Some(Effect::AdvisoryLock)),
             ("set_config", Some(Effect::SetsConfig)),
             ("lower", None),
         ] {

@@ -57,6 +57,27 @@ impl<'a> Bind<'a> {
     }
 }
 
+/// The value of parameter `number`, from 1, in what follows the names of a `B`. `None` for NULL, and
+/// where there is no such value.
+pub fn bound_value(values: &[u8], number: u16) -> Option<&[u8]> {
+    let mut fields = Cursor::new(values);
+    let formats = usize::try_from(fields.i16().ok()?).ok()?;
+    fields.bytes(2 * formats).ok()?;
+    let count = u16::try_from(fields.i16().ok()?).ok()?;
+    if number == 0 || number > count {
+        return None;
+    }
+    let mut value = None;
+    for _ in 0..number {
+        let length = fields.i32().ok()?;
+        value = match usize::try_from(length) {
+            Ok(length) => Some(fields.bytes(length).ok()?),
+            Err(_) => None,
+        };
+    }
+    value
+}
+
 /// What `D` and `C` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
@@ -198,6 +219,12 @@ mod tests {
         assert_eq!(execute(b"\0\0\0\0\0"), Ok(&b""[..]));
         assert_eq!(execute(b"\0\0\0"), Err(WireError::Truncated));
         assert_eq!(ready(b""), Err(WireError::Value));
+        let values = b"\0\x01\0\0\0\x02\xff\xff\xff\xff\0\0\0\x02ab";
+        assert_eq!(bound_value(values, 2), Some(&b"ab"[..]));
+        assert_eq!(
+            [0, 1, 3].map(|number| bound_value(values, number)),
+            [None; 3]
+        );
     }
 
     #[test]
@@ -215,7 +242,7 @@ mod tests {
         fn never_panics(body: Vec<u8>) {
             let _ = (query(&body), Parse::read(&body), Bind::read(&body), target(&body));
             let _ = (execute(&body), ready(&body), parameter_status(&body), key_data(&body));
-            let _ = (error_field(&body, b'C'), is_fatal(&body), data_row(&body));
+            let _ = (error_field(&body, b'C'), is_fatal(&body), data_row(&body), bound_value(&body, 2));
         }
     }
 }

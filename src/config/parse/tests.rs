@@ -289,10 +289,6 @@ fn what_a_later_version_will_know() {
             r#"t.toml:1:15: "auth.method" = "cert" is not supported yet"#,
         ),
         (
-            "pool.mode = 'session'",
-            r#"t.toml:1:13: "pool.mode" = "session" is not supported yet"#,
-        ),
-        (
             "routing.transaction_reads = 'replica'",
             r#"t.toml:1:29: "routing.transaction_reads" = "replica" is not supported yet"#,
         ),
@@ -390,7 +386,7 @@ fn wrong_values() {
     check(&[
         (
             "pool.mode = 'x'",
-            r#"t.toml:1:13: "pool.mode" must be "transaction", not "x""#,
+            r#"t.toml:1:13: "pool.mode" must be "transaction" or "session", not "x""#,
         ),
         (
             "auth.method = 'scram'",

@@ -166,7 +166,7 @@ mod tests {
             (
                 "select pg_advisory_unlock(1)",
                 false,
-                None,
+                Some(Pin::AdvisoryLock),
                 Some(Why::UnsafeFunction),
             ),
             (

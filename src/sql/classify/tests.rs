@@ -137,7 +137,7 @@ fn calls_count_wherever_they_stand() {
         (
             "do $$ begin perform set_config('a', 'b', false); end $$",
             None,
-            true,
+            false,
         ),
         (
             "grant execute on function pg_advisory_lock(bigint) to a",

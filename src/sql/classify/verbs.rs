@@ -13,8 +13,6 @@ pub(super) enum Command<'a> {
         need: Need,
         why: Why,
         effects: Effects,
-        /// It runs text that is not read here.
-        runs_text: bool,
         only_names: bool,
     },
     /// A query, which must be proven to be a read.
@@ -48,16 +46,6 @@ impl Command<'_> {
         }
     }
 
-    pub fn runs_text(&self) -> bool {
-        matches!(
-            self,
-            Command::Settled {
-                runs_text: true,
-                ..
-            }
-        )
-    }
-
     /// Whether the names in it are those of objects, and nothing of it is called. CREATE is not
     /// among these: it may run a query.
     pub fn only_names(&self) -> bool {
@@ -75,7 +63,6 @@ impl Command<'_> {
             need,
             why,
             effects: Effects { verb, pin: None },
-            runs_text: false,
             only_names: false,
         }
     }
@@ -161,16 +148,16 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"insert" | b"update" | b"delete" | b"merge" | b"truncate" | b"refresh" => {
             Command::write(Why::DataChange, Verb::Plain)
         }
+        b"create" if cursor.at("database") => Command::write(Why::Ddl, Verb::Database),
         b"create" => Command::write(Why::Ddl, Verb::Ddl).pinning(created(cursor, text, conforming)),
         b"alter" | b"drop" | b"grant" | b"revoke" | b"comment" | b"security" | b"reassign"
         | b"import" => Command::Settled {
             need: Need::Write,
             why: Why::Ddl,
             effects: Effects {
-                verb: Verb::Ddl,
+                verb: altered(&cursor, &word),
                 pin: None,
             },
-            runs_text: false,
             only_names: true,
         },
 
@@ -181,20 +168,21 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"listen" => Command::write(Why::Utility, Verb::Listen).pinning(Some(Pin::Listen)),
         b"unlisten" => Command::write(Why::Utility, Verb::Unlisten),
         b"load" => Command::write(Why::Utility, Verb::Plain).pinning(Some(Pin::Load)),
-        b"do" => Command::Settled {
-            need: Need::Write,
-            why: Why::Utility,
-            effects: Effects {
-                verb: Verb::Plain,
-                pin: None,
-            },
-            runs_text: true,
-            only_names: false,
-        },
-        b"commit" | b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"call" | b"vacuum"
+        b"do" | b"call" => Command::write(Why::Utility, Verb::Run),
+        b"commit" | b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"vacuum"
         | b"analyze" | b"analyse" | b"checkpoint" | b"cluster" | b"reindex" | b"wait"
         | b"repack" => Command::write(Why::Utility, Verb::Plain),
         _ => Command::write(Why::NotParsed, Verb::Plain),
+    }
+}
+
+/// What an ALTER, a DROP or the like is about.
+fn altered(cursor: &Cursor<'_>, word: &[u8]) -> Verb {
+    let at = |word| cursor.at(word);
+    match word {
+        b"alter" | b"drop" if at("database") => Verb::Database,
+        b"alter" | b"drop" if at("role") || at("user") || at("group") => Verb::Role,
+        _ => Verb::Ddl,
     }
 }
 

@@ -1,0 +1,122 @@
+//! Owns: what becomes of a server when the session is done with it, for now or for good. Never:
+//! gives back a server that something is still open on.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::refusal::Broken;
+use super::relay::{ClientSide, Relay};
+use super::{Client, Ended, Failed, lost};
+use crate::cluster::pool::Server;
+use crate::config::Level;
+use crate::net::buffers;
+
+/// The longest that resetting a server may take after its session has gone.
+const CLEANING: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Updates what the session has seen, and gives the server back if it may be.
+    pub(super) async fn settle(
+        &mut self,
+        mut server: Box<Server>,
+        replica: bool,
+    ) -> Result<(), Failed> {
+        if !server.state.is_idle() {
+            self.held = Some(server);
+            return Ok(());
+        }
+        self.raise_floors(&server, replica);
+        if !replica && self.session.must_inspect() {
+            self.inspect(&mut server).await?;
+        }
+        self.put_back(server, replica);
+        Ok(())
+    }
+
+    /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
+    pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool) {
+        let keeps = self.keeps_servers || !replica && self.session.is_pinned();
+        if !keeps {
+            server.give_back();
+        } else if self.proxy.draining.load(Ordering::Relaxed) {
+            self.clean(server, !replica);
+        } else if replica {
+            self.held_replica = Some(server);
+        } else {
+            self.held = Some(server);
+        }
+    }
+
+    fn raise_floors(&mut self, server: &Server, replica: bool) {
+        let did = self.session.take_did();
+        if did.altered {
+            // Who logs in from now on finds things as they are now.
+            self.cluster.renew();
+            self.proxy.welcomes.forget(&self.cluster.name);
+        }
+        let level = self.cluster.topology().config.consistency.level;
+        if level != Level::Session {
+            return;
+        }
+        let clock = &self.cluster.clock;
+        if replica {
+            self.session
+                .floors
+                .read_replica(clock, &**server.node(), server.incarnation);
+            self.unpin(true);
+        } else if did.wrote {
+            self.session.floors.wrote(clock);
+            self.cluster.want_sample(clock.now());
+        } else if did.read {
+            self.session.floors.read_primary(clock);
+            self.cluster.want_sample(clock.now());
+        }
+    }
+
+    /// Asks the server what the session has become on it, where its client's words do not tell.
+    async fn inspect(&mut self, server: &mut Box<Server>) -> Result<(), Failed> {
+        let mut relay = Relay::new(client_side!(self), server);
+        relay.consumed = true;
+        let state = &mut relay.server.state;
+        let session = &mut relay.client.session;
+        session.say_inspection(state, &mut relay.to_server);
+        let went = relay.run().await;
+        relay.end();
+        match went {
+            Ok(()) => {
+                self.session.inspected(&mut server.state);
+                Ok(())
+            }
+            Err(Broken::Client) => Err(Failed::Ended(Ended::Gone)),
+            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
+            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(
+                server.node().name.clone(),
+                broken,
+            )))),
+        }
+    }
+
+    /// What is left of the session is cleared away.
+    pub(super) async fn end(&mut self) {
+        self.unpin(false);
+        buffers::give_back(&mut self.inbox);
+        if let Some(server) = self.held_replica.take() {
+            self.clean(server, false);
+        }
+        let Some(server) = self.held.take() else {
+            return;
+        };
+        self.handle.leaves_server().await;
+        self.clean(server, true);
+    }
+
+    /// Makes a kept server as good as new and gives it back. In the middle of something it is
+    /// closed, which ends the transaction too.
+    pub(super) fn clean(&self, server: Box<Server>, primary: bool) {
+        let spoilt = primary && self.session.spoils_server();
+        if server.state.is_quiet() && !spoilt {
+            let discard = self.keeps_servers || self.session.is_pinned();
+            tokio::spawn(server.clean(CLEANING, discard));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Owns: what a server is asked about the session's state on it, where that can't be told from the
+//! client's words; and what the session makes of the answer. Never: decides when to ask.
+
+use bytes::BytesMut;
+
+use super::Session;
+use super::pins::PinSet;
+use super::server::{Expect, ServerState};
+use super::settings::{Settings, literal};
+use crate::sql::Pin;
+use crate::wire::encode;
+
+/// A row of the answer: what kind it is, a name, and a value.
+pub(super) type Fact = [Option<Box<[u8]>>; 3];
+
+const SETTING: &str = "setting";
+
+/// Each pin as the answer names it, and where the server shows what there is.
+const SHOWN: [(Pin, &str, &str); 5] = [
+    (
+        Pin::TemporaryTable,
+        "temporary",
+        "SELECT relname FROM pg_catalog.pg_class \
+            WHERE relnamespace = pg_catalog.pg_my_temp_schema() \
+         UNION SELECT typname FROM pg_catalog.pg_type \
+            WHERE typnamespace = pg_catalog.pg_my_temp_schema() \
+         UNION SELECT proname FROM pg_catalog.pg_proc \
+            WHERE pronamespace = pg_catalog.pg_my_temp_schema()",
+    ),
+    (
+        Pin::AdvisoryLock,
+        "advisory",
+        "SELECT '' FROM pg_catalog.pg_locks \
+            WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()",
+    ),
+    (
+        Pin::HeldCursor,
+        "cursor",
+        "SELECT name FROM pg_catalog.pg_cursors WHERE is_holdable",
+    ),
+    (
+        Pin::Listen,
+        "listen",
+        "SELECT * FROM pg_catalog.pg_listening_channels()",
+    ),
+    (
+        Pin::PreparedStatement,
+        "prepared",
+        "SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql",
+    ),
+];
+
+impl Session {
+    /// Whether the server must be asked before it is left: the client's words do not tell what the
+    /// session is now.
+    pub fn must_inspect(&self) -> bool {
+        self.uncertain || !self.pins.suspects().is_empty()
+    }
+
+    /// Asks `server`, on which the session has just been, for what is not known.
+    pub fn say_inspection(&self, server: &mut ServerState, out: &mut BytesMut) {
+        let names = self
+            .settings
+            .names()
+            .chain(self.config_names.iter().map(|name| &**name));
+        let names = self.uncertain.then_some(names).into_iter().flatten();
+        let question = question(self.uncertain, names, self.pins.suspects());
+        encode::query(out, question.as_bytes());
+        server.unnamed = None;
+        server.facts.clear();
+        server.expect_hidden(Expect::Inspection);
+    }
+
+    /// Takes what the server has answered.
+    pub fn inspected(&mut self, server: &mut ServerState) {
+        let facts = std::mem::take(&mut server.facts);
+        if std::mem::take(&mut self.uncertain) {
+            self.config_names.clear();
+            let login = self.greeted.get("session_authorization").unwrap_or(b"");
+            let settings = facts.iter().filter_map(|fact| match fact {
+                [Some(kind), Some(name), Some(value)] if **kind == *SETTING.as_bytes() => {
+                    Some((str::from_utf8(name).ok()?, &**value))
+                }
+                _ => None,
+            });
+            self.settings = Settings::listed(settings, login);
+            server.settings = self.settings.clone();
+        }
+        self.pins.begin_report();
+        for fact in &facts {
+            let [Some(kind), name, _] = fact else {
+                continue;
+            };
+            if let Some((pin, ..)) = SHOWN
+                .iter()
+                .find(|(_, shown, _)| shown.as_bytes() == &**kind)
+            {
+                self.pins.found(*pin, name.as_deref().unwrap_or(b""));
+            }
+        }
+    }
+}
+
+/// The question, as one Query: rows of three texts. A setting that the server does not list (its
+/// name has a dot and no library has claimed it) has to be asked for by name.
+fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinSet) -> String {
+    let mut rows = Vec::new();
+    if settings {
+        rows.push(format!(
+            "SELECT '{SETTING}', name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
+        ));
+        let mut unlisted: Vec<&str> = names.filter(|name| name.contains('.')).collect();
+        unlisted.extend(["role", "session_authorization"]);
+        unlisted.sort_unstable();
+        unlisted.dedup();
+        rows.extend(unlisted.into_iter().map(|name| {
+            let name = literal(name);
+            format!("SELECT '{SETTING}', {name}, pg_catalog.current_setting({name}, true)")
+        }));
+    }
+    for (pin, kind, shown) in SHOWN {
+        if pins.contains(pin) {
+            rows.push(format!(
+                "SELECT '{kind}', shown.name::pg_catalog.text, NULL FROM ({shown}) AS shown (name)"
+            ));
+        }
+    }
+    // The session's own time limits must not keep the proxy from knowing.
+    format!(
+        "SET LOCAL statement_timeout = 0; {}",
+        rows.join(" UNION ALL ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_known_is_asked_for() {
+        let all = question(
+            true,
+            ["a.b", "work_mem", "a.b"].into_iter(),
+            PinSet::VISIBLE,
+        );
+        for part in ["'a.b'", "pg_settings", "'role'", "pg_locks", "pg_cursors"] {
+            assert_eq!(
+                all.matches(part).count().min(2),
+                if part.starts_with('\'') { 2 } else { 1 },
+                "{part}"
+            );
+        }
+        assert!(!all.contains("work_mem"));
+        let pins = question(false, ["a.b"].into_iter(), PinSet::VISIBLE);
+        assert!(!pins.contains("a.b") && !pins.contains("pg_settings"));
+        assert!(!question(true, [].into_iter(), PinSet::default()).contains("pg_locks"));
+    }
+}

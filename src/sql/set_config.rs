@@ -1,0 +1,240 @@
+//! The settings that a text changes by calling `set_config`.
+//!
+//! Owns: which names its calls give. Never: decides a class; a text that calls it is a write, and
+//! this tells the session what to look at afterwards.
+
+use super::lexer::{Cursor, Kind, Token};
+
+/// What the calls of one text change beyond their transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub names: Vec<Name>,
+    /// Some call's name can't be told from the text.
+    pub unknown: bool,
+}
+
+/// The setting that a call names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// In lower case, as the server compares it.
+    Literal(Box<str>),
+    /// By the statement's parameter of this number, from 1.
+    Parameter(u16),
+}
+
+/// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
+const NESTING_MAX: usize = 4;
+
+/// What `sql` changes. Calls whose last argument is plainly `true` end with their transaction, and
+/// are left out.
+pub fn changes(sql: &[u8], conforming: bool) -> Changes {
+    let mut changes = Changes::default();
+    let runs_text = Cursor::new(sql, conforming).any(|token| token.is(sql, "do"));
+    let nesting = if runs_text { NESTING_MAX } else { 0 };
+    read(sql, conforming, nesting, &mut changes);
+    changes
+}
+
+fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
+    let mut cursor = Cursor::new(sql, conforming);
+    let mut first = true;
+    while let Some(token) = cursor.next() {
+        match token.kind {
+            Kind::Word | Kind::QuotedWord if cursor.at_kind(Kind::Open) => {
+                if token.name(sql).is_some_and(|name| *name == *b"set_config") {
+                    let arguments = cursor.clone().parenthesis();
+                    call(arguments.unwrap_or(&[]), conforming, changes);
+                }
+            }
+            // A name in escapes could be any.
+            Kind::UnicodeWord if cursor.at_kind(Kind::Open) => changes.unknown = true,
+            Kind::Word if nesting < NESTING_MAX && token.is(sql, "set") => {
+                set(cursor.clone(), first, changes);
+            }
+            Kind::String if nesting > 0 => {
+                read(content(token.text(sql)), conforming, nesting - 1, changes);
+            }
+            _ => {}
+        }
+        first = false;
+    }
+}
+
+/// One call, by what is between its parentheses.
+fn call(arguments: &[u8], conforming: bool, changes: &mut Changes) {
+    let mut parts = vec![Vec::new()];
+    let mut depth = 0usize;
+    for token in Cursor::new(arguments, conforming) {
+        match token.kind {
+            Kind::Open | Kind::OpenBracket => depth += 1,
+            Kind::Close | Kind::CloseBracket => depth = depth.saturating_sub(1),
+            Kind::Comma if depth == 0 => {
+                parts.push(Vec::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(token);
+        }
+    }
+    let is_local = |part: &Vec<Token>| matches!(part[..], [word] if word.is(arguments, "true"));
+    if parts.get(2).is_some_and(is_local) {
+        return;
+    }
+    match parts.first().and_then(|part| name(part, arguments)) {
+        Some(name) => changes.names.push(name),
+        None => changes.unknown = true,
+    }
+}
+
+/// A first argument that is a constant or a parameter, with or without a cast.
+fn name(argument: &[Token], sql: &[u8]) -> Option<Name> {
+    let (first, cast) = argument.split_first()?;
+    let cast_only = match cast {
+        [] => true,
+        [operator, types @ ..] => {
+            operator.text(sql) == b"::"
+                && types
+                    .iter()
+                    .all(|t| matches!(t.kind, Kind::Word | Kind::Dot))
+        }
+    };
+    let text = first.text(sql);
+    match first.kind {
+        Kind::String if cast_only => Some(Name::Literal(constant(text)?)),
+        Kind::Parameter if cast_only => {
+            let digits = str::from_utf8(text.get(1..)?).ok()?;
+            Some(Name::Parameter(digits.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+/// The value of a plain string constant, in lower case; `None` for any form with escapes.
+fn constant(text: &[u8]) -> Option<Box<str>> {
+    let inner = text.strip_prefix(b"'")?.strip_suffix(b"'")?;
+    let plain = |b: &u8| !matches!(b, b'\'' | b'\\');
+    let inner = inner.iter().all(plain).then_some(inner)?;
+    Some(str::from_utf8(inner).ok()?.to_ascii_lowercase().into())
+}
+
+/// A SET inside text that is run: only names with a dot matter, the others are listed by the server.
+fn set(mut cursor: Cursor<'_>, first: bool, changes: &mut Changes) {
+    if cursor.eat("local") {
+        return;
+    }
+    cursor.eat("session");
+    let mut parts = Vec::new();
+    while let Some(part) = cursor.eat_name() {
+        parts.push(String::from_utf8_lossy(&part).to_ascii_lowercase());
+        if !cursor.eat_kind(Kind::Dot) {
+            break;
+        }
+    }
+    let assigns = cursor.at("to") || cursor.at_kind(Kind::Operator);
+    match (parts.len(), assigns) {
+        // The text is put together as it runs: `SET app.%I = …`.
+        (_, true) if first && cursor.rest().starts_with(b"%") => changes.unknown = true,
+        (2.., true) => changes
+            .names
+            .push(Name::Literal(parts.join(".").into_boxed_str())),
+        _ => {}
+    }
+}
+
+/// What is inside a string's quotes, whatever their form; what else it holds does no harm.
+fn content(text: &[u8]) -> &[u8] {
+    let quote = |b: &u8| matches!(b, b'\'' | b'$');
+    let Some(start) = text.iter().position(quote) else {
+        return &[];
+    };
+    let opening = if text.get(start) == Some(&b'$') {
+        let rest = text.get(start + 1..).unwrap_or(&[]);
+        start + 2 + rest.iter().position(|b| *b == b'$').unwrap_or(0)
+    } else {
+        start + 1
+    };
+    let closing = opening - start;
+    text.get(opening..text.len().saturating_sub(closing))
+        .unwrap_or(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(sql: &str) -> (Vec<String>, bool) {
+        let Changes { names, unknown } = changes(sql.as_bytes(), true);
+        let text = |name| match name {
+            Name::Literal(name) => String::from(name),
+            Name::Parameter(number) => format!("${number}"),
+        };
+        (names.into_iter().map(text).collect(), unknown)
+    }
+
+    #[test]
+    fn names_are_found_in_calls() {
+        for (sql, names, unknown) in [
+            ("select 1", &[][..], false),
+            ("select set_config('App.X', '1', false)", &["app.x"], false),
+            (
+                "select pg_catalog.set_config('a.b'::text, f(1, 2), false), \"set_config\"('c', '', $2)",
+                &["a.b", "c"],
+                false,
+            ),
+            ("select set_config('a.b', '1', true)", &[], false),
+            ("select set_config('a.b', '1', not true)", &["a.b"], false),
+            ("select set_config($1, $2, false)", &["$1"], false),
+            ("select set_config($3::text, $2, $1)", &["$3"], false),
+            ("select set_config('a.' || 'b', '1', false)", &[], true),
+            ("select set_config(name, '1', false) from t", &[], true),
+            ("select set_config(E'a\\.b', '1', false)", &[], true),
+            (
+                "select set_config('a', set_config('b', '1', false), false)",
+                &["a", "b"],
+                false,
+            ),
+            ("select U&\"set_config\"('a', '1', false)", &[], true),
+            ("select 'set_config(''a'', 1)'", &[], false),
+        ] {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(found(sql), (names, unknown), "{sql}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_text_that_is_run() {
+        for (sql, names, unknown) in [
+            ("do $$ begin perform 1; end $$", &[][..], false),
+            (
+                "do $x$ begin perform set_config('a.b', '1', false); end $x$",
+                &["a.b"],
+                false,
+            ),
+            (
+                "do $$ begin set local a.c = 1; set a.b to 1; execute 'set session c.d = 2'; end $$",
+                &["a.b", "c.d"],
+                false,
+            ),
+            (
+                "do $$ begin update t set a = 1; execute format('update %I set x = 1', 't'); end $$",
+                &[],
+                false,
+            ),
+            (
+                "do $$ begin execute format('set a.%I = %L', 'b', 'c'); end $$",
+                &[],
+                true,
+            ),
+            (
+                "do 'begin perform set_config(x, ''1'', false); end'",
+                &[],
+                true,
+            ),
+        ] {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(found(sql), (names, unknown), "{sql}");
+        }
+    }
+}
