@@ -61,6 +61,8 @@ pub struct Session {
     config_names: Vec<Box<str>>,
     /// A part of DateStyle was set: its whole is what the server reports next.
     restyled: bool,
+    /// Settings went back to what was given at start-up, which is not what the server reports.
+    went_back: bool,
     /// The parameters that the client has been told, now and when it logged in.
     shown: Params,
     greeted: Params,
@@ -73,6 +75,8 @@ pub struct Session {
     pins: Pins,
     /// A replica has refused the batch for being one.
     misplaced: bool,
+    /// The error that preparing something ahead of the batch has met.
+    foretold: Option<Vec<u8>>,
 }
 
 /// What has been done, as far as others' freshness is concerned.
@@ -101,6 +105,7 @@ impl Session {
             uncertain: false,
             config_names: Vec::new(),
             restyled: false,
+            went_back: false,
             greeted: shown.clone(),
             shown,
             floors: Floors::default(),
@@ -109,6 +114,7 @@ impl Session {
             failed: false,
             pins: Pins::default(),
             misplaced: false,
+            foretold: None,
         }
     }
 
@@ -217,6 +223,17 @@ impl Session {
         }
     }
 
+    /// Tells the client what went back to a value of its start-up that the server does not have.
+    fn show_defaults(&mut self, server: &ServerState, out: &mut BytesMut) {
+        for (name, value) in self.greeted.clone().iter() {
+            let at_default = self.settings.agrees(&self.defaults, name)
+                && !self.settings.agrees(&server.settings, name);
+            if at_default && self.shown.set(name, value) {
+                encode::parameter_status(out, name, value);
+            }
+        }
+    }
+
     /// Statement number `index` of `tracked` has succeeded with `tag`.
     fn completed(&mut self, tracked: &Tracked, index: usize, tag: &[u8], server: &mut ServerState) {
         let Some(statement) = tracked.class.statements.get(index) else {
@@ -244,6 +261,7 @@ impl Session {
                 self.statements.clear_named();
                 self.pins.discard();
                 self.settings = self.defaults.clone();
+                self.went_back = true;
                 server.reset();
             }
             Verb::DiscardOther => {
@@ -314,10 +332,12 @@ impl Session {
                 self.restyled |= name == settings::DATE_STYLE;
             }
             Setting::Reset { name } => {
+                self.went_back = true;
                 self.settings.reset(&name, &self.defaults);
                 server.settings.reset(&name, &Settings::default());
             }
             Setting::ResetAll => {
+                self.went_back = true;
                 self.settings.reset_all(&self.defaults);
                 server.settings.reset_all(&Settings::default());
             }
@@ -361,6 +381,7 @@ impl Session {
             }
         }
         self.failed = false;
+        self.foretold = None;
         self.status = status;
         server.status = status;
         if std::mem::take(&mut self.restyled)

@@ -381,8 +381,9 @@ fn take_best(idle: &mut Idle, wanted: &Settings) -> Option<Box<Server>> {
 
 /// Asks in which life of the node's server the connection is.
 pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
-    const LIFE: &str = "SELECT pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
-        system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()";
+    // Numbers, as a date's text would depend on the settings that roles have of their own.
+    const LIFE: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) \
+        * 1000000)::pg_catalog.int8, system_identifier FROM pg_catalog.pg_control_system()";
     let rows = connection.query(LIFE).await?;
     // Fixed seeds: the same life has the same number whoever asks.
     let hash = foldhash::quality::FixedState::with_seed(0).hash_one(rows);

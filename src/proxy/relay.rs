@@ -89,6 +89,10 @@ impl<'a> Relay<'a> {
         } else if !session.say_settings(state, &mut self.to_server) {
             session.show_params(state, self.client.outbox);
         }
+        let (session, state) = (&*self.client.session, &mut self.server.state);
+        if session.say_missing(self.client.batch, state, &mut self.to_server) {
+            self.run().await?;
+        }
         self.open = end == End::Open;
         self.say();
         self.run().await?;

@@ -151,6 +151,7 @@ impl Session {
         let front = server.queue.front().map(|expected| &expected.what);
         match tag {
             b'D' => !matches!(front, Some(Expect::Inspection)),
+            b'T' if matches!(front, Some(Expect::Shape(_))) => false,
             b'd' | b't' | b'N' | b'A' | b'V' => true,
             b'T' => {
                 if matches!(front, Some(Expect::Describe)) {
@@ -204,6 +205,17 @@ impl Session {
             }
             b'2' => pop(server, tag, |what| matches!(what, Expect::Bind(_)))?,
             b'3' => pop(server, tag, |what| matches!(what, Expect::Close))?,
+            b'T' | b'n'
+                if matches!(
+                    server.queue.front().map(|e| &e.what),
+                    Some(Expect::Shape(_))
+                ) =>
+            {
+                if let Some(Expect::Shape(prepared)) = server.queue.pop_front().map(|e| e.what) {
+                    prepared.returns(message::row_shape(body)?);
+                }
+                return Ok(());
+            }
             b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
             b's' => pop(server, tag, |what| matches!(what, Expect::Execute(_)))?,
             b'I' => {
@@ -302,6 +314,9 @@ impl Session {
             // None: a Sync within a COPY that the server had in fact already ended.
             Some(_) | None => {
                 self.ready(status, server);
+                if std::mem::take(&mut self.went_back) {
+                    answer.say(|out| self.show_defaults(server, out));
+                }
                 answer.forward(at);
             }
         }
@@ -325,6 +340,14 @@ impl Session {
             hide_owed(server);
             return Ok(());
         }
+        if !is_hidden(server) || !is_sync_hidden(server) {
+            let is_of_it = |_: &mut _| message::error_field(body, b'C') == Some(b"25P02");
+            if let Some(foretold) = self.foretold.take_if(is_of_it) {
+                answer.say(|out| encode::body(out, b'E', &foretold));
+                self.skip_to_sync(server);
+                return Ok(());
+            }
+        }
         match server.queue.front().map(|expected| &expected.what) {
             Some(Expect::Settings | Expect::Inspection) => {
                 return Err(ServerFault::Settings(body.to_vec()));
@@ -344,6 +367,16 @@ impl Session {
                 self.outlived(tracked.as_ref());
                 answer.forward(at);
             }
+            // What was prepared ahead of the batch has failed. The batch will meet the same, and
+            // that is for the client; unless this has ended the transaction too.
+            Some(Expect::Prepare { .. } | Expect::Shape(_)) if is_sync_hidden(server) => {
+                self.foretold = Some(body.to_vec());
+                let failed = self.failed;
+                self.skip_to_sync(server);
+                self.failed = failed;
+                return Ok(());
+            }
+            Some(Expect::Stale) => answer.say(stale),
             Some(Expect::ParseAgain { existing, name }) => {
                 answer.say(|out| in_clients_words(body, existing, name, out));
             }
@@ -427,6 +460,21 @@ fn hide_owed(server: &mut ServerState) {
         .queue
         .iter_mut()
         .for_each(|expected| expected.hidden = true);
+}
+
+/// Whether what the server does up to its next Sync is for the proxy alone.
+fn is_sync_hidden(server: &ServerState) -> bool {
+    let mut queue = server.queue.iter();
+    queue
+        .find(|expected| matches!(expected.what, Expect::Sync))
+        .is_some_and(|sync| sync.hidden)
+}
+
+/// What PostgreSQL says of a statement that returns something else by now.
+fn stale(out: &mut BytesMut) {
+    const WORDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
+        Fplancache.c\0RRevalidateCachedQuery\0\0";
+    encode::body(out, b'E', WORDS);
 }
 
 fn is_hidden(server: &ServerState) -> bool {

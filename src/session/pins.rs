@@ -134,7 +134,6 @@ impl Pins {
         }
         false
     }
-
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
 use super::Session;
 use super::pipeline::{Batch, ClientFault, Of, Step};
 use super::server::{CopyIn, Expect, ServerState};
-use super::statements::{Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
+use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header};
 use crate::wire::message::{self, Status};
@@ -39,6 +40,34 @@ impl Session {
             }
         }
         speech.finish(batch.len)
+    }
+
+    /// Prepares what `batch` uses and `server` lacks, and asks what it returns there. `true` when
+    /// that was said: the answers must be heard before the batch is said, since a statement that
+    /// returns something else by now must not run.
+    pub fn say_missing(&self, batch: &Batch, server: &mut ServerState, out: &mut BytesMut) -> bool {
+        if server.status == Status::Failed || self.failed {
+            return false;
+        }
+        let mut said = false;
+        for step in &batch.steps {
+            let (Step::Bind { of, .. } | Step::Describe { of, .. }) = step else {
+                continue;
+            };
+            if let Of::Named(prepared) = of
+                && prepared.has_shape()
+                && !prepared.is_stale()
+                && ensure(server, prepared, out)
+            {
+                ask_shape(server, prepared, out);
+                said = true;
+            }
+        }
+        if said {
+            out.extend_from_slice(encode::SYNC);
+            server.expect_hidden(Expect::Sync);
+        }
+        said
     }
 
     /// The batch has not been run: what its planning did is undone.
@@ -103,6 +132,9 @@ impl Session {
                         prepared: prepared.clone(),
                         name: name.clone(),
                     });
+                    if !prepared.has_shape() {
+                        ask_shape(server, prepared, speech.own());
+                    }
                 }
             }
             Step::ParseAgain { name, existing } => {
@@ -138,6 +170,11 @@ impl Session {
             }
             Step::Describe { at, of } => {
                 match of {
+                    Of::Named(prepared) if prepared.is_stale() => {
+                        encode::statement_target(speech.own(), b'D', NO_STATEMENT);
+                        server.expect(Expect::Stale);
+                        return;
+                    }
                     Of::Named(prepared) => {
                         ensure(server, prepared, speech.own());
                         encode::statement_target(speech.own(), b'D', &prepared.server_name());
@@ -190,6 +227,13 @@ impl Session {
         speech: &mut Speech<'_>,
     ) {
         match of {
+            Of::Named(prepared) if prepared.is_stale() => {
+                // Names nothing, and has no values: whatever the client bound is not looked at.
+                encode::bind_head(speech.own(), b"", NO_STATEMENT, NO_VALUES.len());
+                speech.own().extend_from_slice(NO_VALUES);
+                server.expect(Expect::Stale);
+                return;
+            }
             Of::Named(prepared) => {
                 ensure(server, prepared, speech.own());
                 let values = at.start + HEADER + names..at.end;
@@ -306,6 +350,14 @@ impl Session {
     pub fn is_failed(&self) -> bool {
         self.failed
     }
+}
+
+/// The formats, values and result formats of a Bind that has none.
+const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";
+
+fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut BytesMut) {
+    encode::statement_target(out, b'D', &prepared.server_name());
+    server.expect_hidden(Expect::Shape(prepared.clone()));
 }
 
 /// Makes room for a statement and notes that the server has it.

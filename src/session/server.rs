@@ -125,6 +125,10 @@ pub(super) enum Expect {
     Prepare {
         id: u64,
     },
+    /// The proxy's Describe of a statement that the server has just prepared.
+    Shape(Arc<Prepared>),
+    /// A message that fails in place of one about a statement that returns something else by now.
+    Stale,
     /// Of the named statement that it binds, if it does.
     Bind(Option<Arc<Prepared>>),
     Close,

@@ -24,6 +24,11 @@ pub struct Prepared {
     /// The registry's epoch when it was made.
     epoch: u64,
     retired: AtomicBool,
+    /// A digest of what its first server said that it returns; 0 before.
+    shape: AtomicU64,
+    /// It returns something else by now. PostgreSQL refuses to run such a statement until it is
+    /// prepared again, as its client may read the rows by what it was told.
+    stale: AtomicBool,
 }
 
 impl Prepared {
@@ -45,6 +50,27 @@ impl Prepared {
         self.proven.load(Ordering::Relaxed)
     }
 
+    /// Whether it is known what it returns.
+    pub fn has_shape(&self) -> bool {
+        self.shape.load(Ordering::Relaxed) != 0
+    }
+
+    /// A server that has just prepared it returns rows of this shape.
+    pub fn returns(&self, shape: u64) {
+        let shape = shape.max(1);
+        let first = self
+            .shape
+            .compare_exchange(0, shape, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_err_and(|known| known != shape) {
+            self.stale.store(true, Ordering::Relaxed);
+            self.retire();
+        }
+    }
+
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
     /// The name it has on every server.
     pub fn server_name(&self) -> Vec<u8> {
         server_name(self.id)
@@ -53,6 +79,9 @@ impl Prepared {
 
 /// Every name on a server starts so. A client's statement can't be reached by such a name.
 pub const SERVER_NAME_PREFIX: &[u8] = b"_tidegate_";
+
+/// A name that no server has a statement of: not a number.
+pub const NO_STATEMENT: &[u8] = b"_tidegate_none";
 
 pub fn server_name(id: u64) -> Vec<u8> {
     [SERVER_NAME_PREFIX, format!("{id:x}").as_bytes()].concat()
@@ -134,6 +163,8 @@ impl Registry {
             proven: AtomicBool::new(false),
             epoch,
             retired: AtomicBool::new(false),
+            shape: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
         });
         shard.put(key, prepared.clone());
         prepared
@@ -271,6 +302,11 @@ mod tests {
         again.retire();
         let third = id(&here, b"\0\0", &read);
         assert_ne!(again.id, third);
+        again.returns(7);
+        again.returns(7);
+        assert!(!again.is_stale());
+        again.returns(8);
+        assert!(again.is_stale());
         registry.begin_epoch();
         assert_ne!(third, id(&here, b"\0\0", &read));
     }

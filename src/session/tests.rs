@@ -65,6 +65,7 @@ fn told(session: &mut Session, server: &mut ServerState, client: &[u8]) -> Vec<S
     ));
     let mut out = BytesMut::new();
     session.say_settings(server, &mut out);
+    session.say_missing(&batch, server, &mut out);
     if session.say(&batch, client, server, &mut out) {
         out.extend_from_slice(client);
     }
@@ -98,6 +99,25 @@ fn heard(session: &mut Session, server: &mut ServerState, said: &[Vec<u8>]) -> S
         tags.push(bytes.split_to(head.len)[0] as char);
     }
     tags
+}
+
+fn tags(said: &[String]) -> String {
+    said.iter().map(|message| &message[..1]).collect()
+}
+
+/// The answers to a Parse and a Describe of a statement that returns columns of these names; none
+/// returns nothing.
+fn prepared(columns: &[u8]) -> Vec<Vec<u8>> {
+    let mut row = (columns.len() as i16).to_be_bytes().to_vec();
+    for &name in columns {
+        row.extend([name, 0]);
+        row.extend([0; 18]);
+    }
+    let returned = match columns {
+        [] => frame(b'n', b""),
+        _ => frame(b'T', &row),
+    };
+    vec![frame(b'1', b""), frame(b't', b"\0\0"), returned]
 }
 
 fn done(tag: &str) -> Vec<u8> {
@@ -150,17 +170,18 @@ fn a_statement_follows_its_session_from_server_to_server() {
         &mut first,
         &[parse("s", "SELECT 1"), SYNC.to_vec()].concat(),
     );
-    assert_eq!(said.len(), 2);
+    assert_eq!(tags(&said), "PDS", "what it returns is asked for");
     assert!(said[0].starts_with("P _tidegate_"), "{said:?}");
-    let answers = [frame(b'1', b""), ready("I")];
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
     assert_eq!(heard(&mut session, &mut first, &answers), "1Z");
 
     let mut second = server();
     let run = [bind("s"), execute(), SYNC.to_vec()].concat();
     let said = told(&mut session, &mut second, &run);
-    assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), "PBES");
+    assert_eq!(tags(&said), "PDSBES");
     let answers = [
-        frame(b'1', b""),
+        prepared(&[]).concat(),
+        ready("I"),
         frame(b'2', b""),
         done("SELECT 1"),
         ready("I"),
@@ -171,17 +192,70 @@ fn a_statement_follows_its_session_from_server_to_server() {
         "its Parse is not seen"
     );
     let said = told(&mut session, &mut second, &run);
-    assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), "BES");
+    assert_eq!(tags(&said), "BES");
+}
+
+#[test]
+fn a_statement_that_returns_something_else_by_now_does_not_run() {
+    let (mut session, mut first) = (session(), server());
+    let client = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
+    told(&mut session, &mut first, &client);
+    let answers = [prepared(b"a"), vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut first, &answers), "1Z");
+
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let mut second = server();
+    let mut batch = Batch::new();
+    session.plan(&run, &mut batch).unwrap();
+    let mut out = BytesMut::new();
+    assert!(session.say_missing(&batch, &mut second, &mut out));
+    let answers = [prepared(b"ab"), vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut second, &answers), "");
+    let said = told(&mut session, &mut second, &run);
+    assert!(said[0].starts_with(r"B \x00_tidegate_none\x00"), "{said:?}");
+    let answers = [failed(), ready("I")];
+    assert_eq!(heard(&mut session, &mut second, &answers), "EZ");
+
+    let again = [parse("again", "SELECT * FROM t"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &again);
+    assert_eq!(tags(&said), "PDS", "it is another statement");
+}
+
+#[test]
+fn what_fails_ahead_of_the_batch_is_told_in_its_turn() {
+    let (mut session, mut first) = (session(), server());
+    let client = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
+    told(&mut session, &mut first, &client);
+    heard(
+        &mut session,
+        &mut first,
+        &[prepared(b"a"), vec![ready("I")]].concat(),
+    );
+    let mut second = server();
+    second.status = Status::InTransaction;
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &run);
+    assert_eq!(tags(&said), "PDSBES");
+    let aborted = frame(b'E', b"SERROR\0VERROR\0C25P02\0Maborted\0\0");
+    // It is not prepared, so the batch prepares it again; the server refuses everything by now.
+    let answers = [failed(), ready("E"), aborted, ready("E")];
+    let mut answer = Answer::default();
+    let said = answers.concat();
+    assert_eq!(
+        session.hear(&mut second, &said, &mut answer),
+        Ok(said.len())
+    );
+    assert!(answer.own.windows(5).any(|part| part == b"22012"));
 }
 
 #[test]
 fn the_least_recently_used_statement_makes_room() {
     let (mut session, mut server) = (session(), server());
-    for (name, expected) in [("a", "PS"), ("b", "PS"), ("c", "CPS")] {
+    for (name, expected) in [("a", "PDS"), ("b", "PDS"), ("c", "CPDS")] {
         let client = [parse(name, &format!("SELECT '{name}'")), SYNC.to_vec()].concat();
         let said = told(&mut session, &mut server, &client);
-        assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), expected);
-        let mut answers = vec![frame(b'1', b""), ready("I")];
+        assert_eq!(tags(&said), expected);
+        let mut answers = [prepared(&[]), vec![ready("I")]].concat();
         if expected.starts_with('C') {
             answers.insert(0, frame(b'3', b""));
         }

@@ -107,6 +107,11 @@ pub fn query(out: &mut BytesMut, sql: &[u8]) {
     frame(out, b'Q', |out| cstr(out, sql));
 }
 
+/// Appends a message with this body.
+pub fn body(out: &mut BytesMut, tag: u8, body: &[u8]) {
+    frame(out, tag, |out| out.put_slice(body));
+}
+
 /// Appends a Parse; `types` is the count of types and their OIDs, as a client sent them.
 pub fn parse(out: &mut BytesMut, name: &[u8], sql: &[u8], types: &[u8]) {
     frame(out, b'P', |out| {

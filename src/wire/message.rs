@@ -176,6 +176,30 @@ pub fn is_fatal(body: &[u8]) -> bool {
     matches!(severity, Some(b"FATAL" | b"PANIC"))
 }
 
+/// A digest of the columns that a RowDescription names: their names, types and type modifiers, which
+/// is what must not change under a prepared statement. An empty body is NoData's.
+pub fn row_shape(body: &[u8]) -> Result<u64, WireError> {
+    use std::hash::{BuildHasher, Hasher};
+    let mut digest = foldhash::quality::FixedState::with_seed(0).build_hasher();
+    let mut fields = Cursor::new(body);
+    if body.is_empty() {
+        return Ok(digest.finish());
+    }
+    let count = usize::try_from(fields.i16()?).map_err(|_| WireError::Value)?;
+    digest.write_usize(count);
+    for _ in 0..count {
+        digest.write(fields.cstr()?);
+        // Table and column number: the same columns may come from a table that was made anew.
+        fields.bytes(6)?;
+        digest.write(fields.bytes(4)?);
+        fields.bytes(2)?;
+        digest.write(fields.bytes(4)?);
+        fields.bytes(2)?;
+    }
+    fields.end()?;
+    Ok(digest.finish())
+}
+
 /// The values of a DataRow, `None` for NULL.
 pub fn data_row(body: &[u8]) -> Result<Vec<Option<&[u8]>>, WireError> {
     let mut fields = Cursor::new(body);
@@ -219,6 +243,17 @@ mod tests {
         assert_eq!(execute(b"\0\0\0\0\0"), Ok(&b""[..]));
         assert_eq!(execute(b"\0\0\0"), Err(WireError::Truncated));
         assert_eq!(ready(b""), Err(WireError::Value));
+        let row = |name: &str, oid: u8, table: u8| {
+            let mut body = b"\0\x01".to_vec();
+            body.extend_from_slice(name.as_bytes());
+            body.extend_from_slice(&[0, 0, 0, 0, table, 0, 1, 0, 0, 0, oid, 0, 4]);
+            body.extend_from_slice(b"\xff\xff\xff\xff\0\0");
+            row_shape(&body).unwrap()
+        };
+        assert_eq!(row("a", 23, 1), row("a", 23, 2));
+        assert_ne!(row("a", 23, 1), row("b", 23, 1));
+        assert_ne!(row("a", 23, 1), row("a", 25, 1));
+        assert_ne!(row("a", 23, 1), row_shape(b"").unwrap());
         let values = b"\0\x01\0\0\0\x02\xff\xff\xff\xff\0\0\0\x02ab";
         assert_eq!(bound_value(values, 2), Some(&b"ab"[..]));
         assert_eq!(
@@ -242,7 +277,7 @@ mod tests {
         fn never_panics(body: Vec<u8>) {
             let _ = (query(&body), Parse::read(&body), Bind::read(&body), target(&body));
             let _ = (execute(&body), ready(&body), parameter_status(&body), key_data(&body));
-            let _ = (error_field(&body, b'C'), is_fatal(&body), data_row(&body), bound_value(&body, 2));
+            let _ = (error_field(&body, b'C'), is_fatal(&body), data_row(&body), bound_value(&body, 2), row_shape(&body));
         }
     }
 }

@@ -155,7 +155,7 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
             need: Need::Write,
             why: Why::Ddl,
             effects: Effects {
-                verb: altered(&cursor, &word),
+                verb: altered(&cursor, word),
                 pin: None,
             },
             only_names: true,
