@@ -40,11 +40,12 @@ fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
     let mut first = true;
     while let Some(token) = cursor.next() {
         match token.kind {
-            Kind::Word | Kind::QuotedWord if cursor.at_kind(Kind::Open) => {
-                if token.name(sql).is_some_and(|name| *name == *b"set_config") {
-                    let arguments = cursor.clone().parenthesis();
-                    call(arguments.unwrap_or(&[]), conforming, changes);
-                }
+            Kind::Word | Kind::QuotedWord
+                if cursor.at_kind(Kind::Open)
+                    && token.name(sql).is_some_and(|name| *name == *b"set_config") =>
+            {
+                let arguments = cursor.clone().parenthesis();
+                call(arguments.unwrap_or(&[]), conforming, changes);
             }
             // A name in escapes could be any.
             Kind::UnicodeWord if cursor.at_kind(Kind::Open) => changes.unknown = true,
