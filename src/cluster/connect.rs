@@ -83,6 +83,12 @@ impl ConnectError {
             _ => false,
         }
     }
+
+    /// The primary may answer otherwise than this replica, which may not have replayed yet that the
+    /// database or the role was made, or changed.
+    pub fn is_for_primary_to_say(&self) -> bool {
+        matches!(self, ConnectError::Refused(_))
+    }
 }
 
 /// Connects and logs in, within `limit`.

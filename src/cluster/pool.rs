@@ -81,6 +81,13 @@ pub enum CheckoutError {
     Leaving { node: String },
 }
 
+impl CheckoutError {
+    /// See [`ConnectError::is_for_primary_to_say`].
+    pub fn is_for_primary_to_say(&self) -> bool {
+        matches!(self, CheckoutError::Connect { error, .. } if error.is_for_primary_to_say())
+    }
+}
+
 /// One connection to a server, lent to a session or idle in its pool.
 pub struct Server {
     pub stream: Stream,

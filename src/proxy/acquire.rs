@@ -218,8 +218,10 @@ impl Client {
                 node.wake.notify_one();
                 Ok(None)
             }
-            Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
-                tracing::debug!(node = %node.name, %error, "replica can't be reached");
+            Err(CheckoutError::Connect { error, .. })
+                if error.is_node_away() || error.is_for_primary_to_say() =>
+            {
+                tracing::debug!(node = %node.name, %error, "replica can't be used");
                 Ok(None)
             }
             Err(CheckoutError::Leaving { .. }) => Ok(None),

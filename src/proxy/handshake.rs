@@ -476,14 +476,21 @@ async fn any_server(
         };
         nodes.retain(|node| node.is_up() && usable.contains(&rank(node)));
         nodes.sort_by_key(|node| (rank(node), node.in_flight()));
+        let mut refused = None;
         for node in &nodes {
             let pool = cluster::pool(node, key, credential, &config.pool);
             match pool.checkout(settings).await {
                 Ok(server) => return Ok(server),
                 Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
                 Err(CheckoutError::Leaving { .. }) => {}
+                Err(error) if rank(node) == 0 && error.is_for_primary_to_say() => {
+                    refused = Some(error);
+                }
                 Err(error) => return Err(error.into()),
             }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
         }
         if started.elapsed() >= config.failover.hold {
             return Err(Refusal::protocol(

@@ -10,7 +10,7 @@ use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
 use super::{Session, tracked};
 use crate::sql::lexer::Lexer;
-use crate::sql::{Class, Need, Verb, Why, command};
+use crate::sql::{Class, Need, Pin, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
@@ -295,7 +295,10 @@ impl Session {
                 self.plan_bind(bind, values, at, 0, batch);
             }
             b'D' => match message::target(body)? {
-                Target::Portal(_) => batch.steps.push(Step::DescribePortal { at }),
+                Target::Portal(name) => {
+                    self.needs_portal(name, batch);
+                    batch.steps.push(Step::DescribePortal { at });
+                }
                 Target::Statement(name) => {
                     let of = self.statement(name, batch);
                     batch.steps.push(Step::Describe { at, of });
@@ -303,12 +306,16 @@ impl Session {
             },
             b'E' => {
                 let portal = message::execute(body)?;
+                self.needs_portal(portal, batch);
                 batch.executes = true;
                 let tracked = self.portals.get(portal).cloned();
                 batch.steps.push(Step::Execute { at, tracked });
             }
             b'C' => match message::target(body)? {
-                Target::Portal(_) => batch.steps.push(Step::ClosePortal { at }),
+                Target::Portal(name) => {
+                    self.needs_portal(name, batch);
+                    batch.steps.push(Step::ClosePortal { at });
+                }
                 Target::Statement(name) => {
                     let forgotten = if name.is_empty() {
                         self.statements.drop_unnamed();
@@ -340,6 +347,14 @@ impl Session {
             _ => return Err(ClientFault::Tag(tag)),
         }
         Ok(false)
+    }
+
+    /// Outside of a transaction a portal that the batch does not open itself can only be a cursor WITH
+    /// HOLD: on the server that the session keeps.
+    fn needs_portal(&self, name: &[u8], batch: &mut Batch) {
+        if !name.is_empty() && self.pins.contains(Pin::HeldCursor) {
+            batch.needs(Need::Session, Why::SessionState);
+        }
     }
 
     fn plan_query(&mut self, sql: &[u8], at: Range<usize>, batch: &mut Batch) {

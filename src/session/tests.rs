@@ -402,3 +402,36 @@ fn told_and_noted(session: &mut Session, server: &mut ServerState, text: &str) -
     session.say(&batch, &client, server, &mut BytesMut::new());
     session.take_did()
 }
+
+#[test]
+fn the_portal_of_a_held_cursor_is_on_the_server_that_is_kept() {
+    let (mut session, mut server) = (session(), server());
+    let target = |tag| [frame(tag, b"Pheld\0"), SYNC.to_vec()].concat();
+    let need = |session: &mut Session, client: &[u8]| {
+        let mut batch = Batch::new();
+        assert!(session.plan(client, &mut batch).is_ok());
+        batch.need
+    };
+    assert_eq!(need(&mut session, &target(b'D')), Need::Read);
+
+    let declare = frame(b'Q', b"DECLARE held CURSOR WITH HOLD FOR SELECT 1\0");
+    told(&mut session, &mut server, &declare);
+    heard(
+        &mut session,
+        &mut server,
+        &[done("DECLARE CURSOR"), ready("I")],
+    );
+    assert_eq!(session.pins(), [Pin::HeldCursor]);
+    assert_eq!(need(&mut session, &target(b'D')), Need::Session);
+    assert_eq!(need(&mut session, &target(b'C')), Need::Session);
+    let fetch = [frame(b'E', b"held\0\0\0\0\x05"), SYNC.to_vec()].concat();
+    assert_eq!(need(&mut session, &fetch), Need::Session);
+    let read = [
+        parse("", "SELECT 1"),
+        bind(""),
+        frame(b'D', b"P\0"),
+        execute(),
+        SYNC.to_vec(),
+    ];
+    assert_eq!(need(&mut session, &read.concat()), Need::Read);
+}
