@@ -59,6 +59,11 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "prepare/asyncpg: after",
         "a server that has not got the statement yet prepares it with its new columns, without the error",
     ),
+    (
+        "Django",
+        "test_database/destroyed",
+        "a database is in use as long as a pool has an idle server in it",
+    ),
 ];
 
 /// What every driver has to show, each a section of its own.
@@ -115,6 +120,25 @@ fn sqlalchemy() {
         "asynchronous",
     ];
     check("SQLAlchemy", How::Python("sqlalchemy_check.py"), &sections);
+}
+
+#[test]
+fn django() {
+    let sections = [
+        "connecting",
+        "migrations",
+        "orm",
+        "accounts",
+        "transactions",
+        "cursors",
+        "settings_of_connections",
+        "time_zones",
+        "persistence",
+        "own_writes",
+        "errors",
+        "test_database",
+    ];
+    check("Django", How::Python("django_check.py"), &sections);
 }
 
 #[test]
