@@ -64,16 +64,19 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
     let mut measure = Measure::default();
     while let Some(token) = lexer.solid() {
         let text = &sql[token.start..token.end];
+        let mut folded = false;
         match token.kind {
-            Kind::Number => form.literal(b"0"),
-            Kind::String => form.literal(b"''"),
-            Kind::Parameter => form.literal(b"$1"),
+            Kind::Number => folded = form.literal(b"0"),
+            Kind::String => folded = form.literal(b"''"),
+            Kind::Parameter => folded = form.literal(b"$1"),
             Kind::Word => {
                 form.push(Tail::Word, text);
                 measure.word(text);
             }
             Kind::Comma => {
-                form.constant_ends();
+                if form.constant_ends() {
+                    measure.rejoin();
+                }
                 form.push(Tail::Comma, b",");
                 measure.comma();
             }
@@ -82,8 +85,10 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
                 measure.open();
             }
             Kind::Close => {
-                form.constant_ends();
-                form.close();
+                if form.constant_ends() {
+                    measure.rejoin();
+                }
+                folded = form.close();
                 measure.close();
             }
             Kind::CloseBracket => {
@@ -101,7 +106,11 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
             Kind::Other | Kind::Broken => form.push_verbatim(Tail::Other, text),
             Kind::Space | Kind::Comment => {}
         }
-        measure.token();
+        if folded {
+            measure.rejoin();
+        } else {
+            measure.token();
+        }
         if form.out.len() > BYTES_MAX {
             return None;
         }
@@ -201,41 +210,49 @@ impl Form<'_> {
         self.last = last;
     }
 
+    /// `true` if it is gone, with the comma before it.
     #[inline]
-    fn literal(&mut self, placeholder: &[u8]) {
+    fn literal(&mut self, placeholder: &[u8]) -> bool {
         // A sign at the start of an element is part of the number.
         if self.tails.begin_with(Tail::Sign) {
             self.pop(Tail::Comma);
         }
-        if self.tails.end(Tail::Literal, Tail::Comma) {
+        let folds = self.tails.end(Tail::Literal, Tail::Comma);
+        if folds {
             self.pop(Tail::Literal);
         } else {
             self.push(Tail::Literal, placeholder);
         }
+        folds
     }
 
-    /// An element that is nothing but a constant keyword is a literal like any other.
+    /// An element that is nothing but a constant keyword is a literal like any other. `true` if it
+    /// is gone, with the comma before it.
     #[inline]
-    fn constant_ends(&mut self) {
-        if self.tails.begin_with(Tail::Word)
+    fn constant_ends(&mut self) -> bool {
+        let constant = self.tails.begin_with(Tail::Word)
             && CONSTANTS
                 .iter()
-                .any(|constant| self.out[self.starts[1]..].eq_ignore_ascii_case(constant))
-        {
-            self.pop(Tail::Comma);
-            self.literal(b"0");
+                .any(|constant| self.out[self.starts[1]..].eq_ignore_ascii_case(constant));
+        if !constant {
+            return false;
         }
+        self.pop(Tail::Comma);
+        self.literal(b"0")
     }
 
-    /// A closing parenthesis. A row of one folded literal is dropped after another one.
+    /// A closing parenthesis. A row of one folded literal is dropped after another one: `true` if
+    /// it is, with the comma before it.
     #[inline]
-    fn close(&mut self) {
+    fn close(&mut self) -> bool {
         let row = self.tails.end(Tail::Open, Tail::Literal);
         self.push(Tail::Close, b")");
         if row && let Some(first) = second_row(self.out) {
             self.out.truncate(first);
             self.tails.pop(4);
+            return true;
         }
+        false
     }
 }
 
@@ -285,6 +302,8 @@ struct Run {
     tokens: u32,
     /// What remains when a comma ends the run.
     kept: u32,
+    /// How many tokens there were at the last comma.
+    before: u32,
 }
 
 impl Measure {
@@ -309,7 +328,14 @@ impl Measure {
     #[inline]
     fn comma(&mut self) {
         self.ends();
+        self.run.before = self.run.tokens;
         self.run.tokens = self.run.kept;
+    }
+
+    /// The last comma is gone, and what followed it: the run goes on as it was before.
+    #[inline]
+    fn rejoin(&mut self) {
+        self.run.tokens = self.run.before;
     }
 
     fn semicolon(&mut self) {
@@ -428,8 +454,22 @@ mod tests {
     #[test]
     fn shapes_measure_what_a_stack_depends_on() {
         assert_eq!(shape(&format!("select {}", "1+".repeat(500))).chain, 1001);
-        assert_eq!(shape(&"1,".repeat(500)).chain, 2);
+        assert_eq!(shape(&"1,".repeat(500)).chain, 1);
         assert!(shape(&"select 1,2 union ".repeat(500)).chain > 499);
+        for folded in [
+            "1, 2 + ",
+            "1, null, 2 + ",
+            "(1), (2) + ",
+            "(1, null), (2) + ",
+        ] {
+            let chain = folded.repeat(500);
+            assert!(shape(&chain).chain >= 1000, "{folded}");
+            assert!(
+                shape(&chain).chain >= shape(&normal(&chain)).chain,
+                "{folded}"
+            );
+        }
+        assert!(shape(&"(1, -2), ".repeat(500)).chain <= 3);
         assert_eq!(shape(&"(".repeat(90)).depth, 90);
         assert_eq!(shape(&"case when a then ".repeat(30)).depth, 30);
         assert_eq!(shape("f(a) + f(a) + f(a)").depth, 1);

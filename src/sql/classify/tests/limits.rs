@@ -27,6 +27,8 @@ fn hostile(count: usize) -> Vec<String> {
     let n = |head, open, inner, close| nest(head, open, inner, close, count);
     vec![
         n("select ", "1+", "1", ""),
+        n("select ", "1, 2 + ", "1", ""),
+        n("select ", "(1), (2) + ", "1", ""),
         n("select ", "a and ", "true", ""),
         n("select ", "end + ", "1", ""),
         n("select ", "a or b = 1 and ", "true", ""),
@@ -104,6 +106,16 @@ fn what_may_reach_the_parser_fits_the_stack() {
                 Classifier::new(Rules::default(), 10).classify(sql.as_bytes(), true)
             });
         }
+    }
+}
+
+/// A comma that is folded away joins what it divided.
+#[test]
+fn a_chain_that_folding_makes_counts() {
+    for link in ["1, 2 + ", "1, null, 2 + ", "(1), (2) + "] {
+        let sql = nest("select ", link, "1", "", 2500);
+        let class = Classifier::new(Rules::default(), 10).classify(sql.as_bytes(), true);
+        assert_eq!(class.why, Why::TooComplex, "{link}");
     }
 }
 
