@@ -72,6 +72,11 @@ impl ServerState {
         self.queue.is_empty() && self.passing == 0 && self.copy_in.is_none() && !self.awaits_sync
     }
 
+    /// How many answers it owes.
+    pub fn owed(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Its pipeline goes on, whatever the client's last batch looked like.
     pub fn awaits_sync(&self) -> bool {
         self.awaits_sync

@@ -1,0 +1,103 @@
+//! SET, RESET and DEALLOCATE: what they are about, and that they can be replayed.
+
+use tidegate::session::settings::Settings;
+use tidegate::sql::Verb;
+use tidegate::sql::cache::Classifier;
+use tidegate::sql::command::{Setting, deallocate, setting};
+use tidegate::sql::functions::Rules;
+use tidegate::sql::lexer::{Kind, statements};
+
+use super::text::{respelled, solid};
+
+/// What a name may be long, as the server keeps it.
+const NAME_BYTES_MAX: usize = 63;
+
+pub fn check(sql: &[u8]) {
+    let classifier = Classifier::new(Rules::default(), 64);
+    let class = classifier.classify(sql, true);
+    // Each word may begin a command, not only the first.
+    let ranges: Vec<_> = statements(sql, true).collect();
+    assert_eq!(ranges.len(), class.statements.len());
+    for (range, statement) in ranges.into_iter().zip(&class.statements) {
+        let text = &sql[range];
+        settings(text, statement.verb);
+        deallocated(text, statement.verb);
+    }
+    // It is given whole statements, but must not rely on that.
+    let _ = (setting(sql), deallocate(sql));
+}
+
+fn settings(text: &[u8], verb: Verb) {
+    let found = setting(text);
+    let other = respelled(text, true, text);
+    assert_eq!(setting(&other), found, "{}", other.escape_ascii());
+    match (&found, verb) {
+        (None, _) => {}
+        (Some(Setting::Local), _) => assert!(is_setting(verb), "{verb:?}"),
+        (Some(_), verb) => assert_eq!(verb, Verb::Setting),
+    }
+    match found {
+        Some(Setting::Set { name }) => {
+            assert_eq!(name, name.to_ascii_lowercase());
+            replays(&name, text);
+        }
+        Some(Setting::Reset { name }) => {
+            assert_eq!(name, name.to_ascii_lowercase());
+            let (mut server, session) = (Settings::default(), Settings::default());
+            server.set(&name, b"SET a TO b");
+            server.reset(&name, &session);
+            assert_eq!(server.difference(&session), None);
+        }
+        Some(Setting::ResetAll | Setting::Local) | None => {}
+    }
+}
+
+fn is_setting(verb: Verb) -> bool {
+    matches!(verb, Verb::Setting | Verb::SettingLocal)
+}
+
+/// A statement that succeeded is replayed as one statement, and what undoes it is about the same
+/// setting.
+fn replays(name: &str, text: &[u8]) {
+    if solid(text, true)
+        .iter()
+        .any(|token| token.kind == Kind::Broken)
+    {
+        // No server has taken it.
+        return;
+    }
+    let none = Settings::default();
+    let mut set = none.clone();
+    set.set(name, text);
+    let Some(sql) = none.difference(&set) else {
+        // It ends with its transaction.
+        return assert!(name.starts_with("transaction_"));
+    };
+    let said: Vec<_> = statements(&sql, true).map(|at| &sql[at]).collect();
+    assert_eq!(said.last(), Some(&text), "{}", sql.escape_ascii());
+    let undo = set.difference(&none).expect("it differs");
+    let mut undone = set;
+    for at in statements(&undo, true) {
+        let undo = &undo[at];
+        match setting(undo) {
+            Some(Setting::Reset { name }) => undone.reset(&name, &none),
+            other => panic!("{}: {other:?}", undo.escape_ascii()),
+        }
+    }
+    if name != tidegate::sql::command::TRANSACTION_CHARACTERISTICS {
+        assert!(undone == none, "{name}");
+    }
+}
+
+fn deallocated(text: &[u8], verb: Verb) {
+    let Some((name, at)) = deallocate(text) else {
+        return;
+    };
+    assert_eq!(verb, Verb::Deallocate);
+    assert!(name.len() <= NAME_BYTES_MAX);
+    let token = &text[at.clone()];
+    assert_eq!(solid(token, true).len(), 1);
+    let renamed = [&text[..at.start], b"_tidegate_1f", &text[at.end..]].concat();
+    let (new, place) = deallocate(&renamed).expect("another name");
+    assert_eq!((&*new, place.start), (&b"_tidegate_1f"[..], at.start));
+}
