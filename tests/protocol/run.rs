@@ -1,0 +1,282 @@
+//! Runs a script against one server, direct or through the proxy.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tidegate::demo::LocalNode;
+
+use super::client::{Client, Instead};
+use super::script::{Action, Script, frame};
+use super::shown::{Names, sort_parameters};
+use crate::support::{self, Gateway};
+
+/// Whom a script talks to.
+pub struct Peer<'a> {
+    pub port: u16,
+    pub primary: &'a LocalNode,
+    /// Absent where the script talks to PostgreSQL itself.
+    pub gateway: Option<&'a Gateway>,
+}
+
+/// What was sent in each step, in readable form.
+pub type Stream = Vec<Vec<String>>;
+
+pub fn run(script: &Script, peer: &Peer<'_>) -> Stream {
+    let mut run = Run {
+        script,
+        peer,
+        clients: HashMap::new(),
+        current: String::new(),
+        pending: Vec::new(),
+        owed: 0,
+        names: Names::default(),
+    };
+    let mut stream = Vec::new();
+    for step in &script.steps {
+        let mut seen = Vec::new();
+        let end = run.step(&step.action, &mut seen);
+        let over = match end {
+            Some(Instead::Nothing) => {
+                seen.push("no answer".to_owned());
+                true
+            }
+            Some(Instead::Garbage) => {
+                seen.push("no message".to_owned());
+                true
+            }
+            // Another client may go on.
+            Some(Instead::End) => {
+                seen.push("end of stream".to_owned());
+                false
+            }
+            None => false,
+        };
+        stream.push(seen);
+        if over {
+            break;
+        }
+    }
+    stream
+}
+
+struct Run<'a> {
+    script: &'a Script,
+    peer: &'a Peer<'a>,
+    clients: HashMap<String, Client>,
+    current: String,
+    pending: Vec<u8>,
+    /// How many ReadyForQuery `pending` brings.
+    owed: usize,
+    names: Names,
+}
+
+impl Run<'_> {
+    fn step(&mut self, action: &Action, seen: &mut Vec<String>) -> Option<Instead> {
+        let starts = matches!(action, Action::As { .. } | Action::Open { .. });
+        if self.current.is_empty() && !starts {
+            let (client, greeting, instead) = Client::log_in(self.peer.port, &self.script.login);
+            self.greeted("a", client, &greeting, seen);
+            if instead.is_some() {
+                return instead;
+            }
+        }
+        match action {
+            Action::Say { bytes, owes } => {
+                self.pending.extend(bytes);
+                self.owed += owes;
+                None
+            }
+            Action::Ask {
+                bytes,
+                until_replica,
+            } => match self.peer.gateway {
+                Some(gateway) if *until_replica => self.ask_replica(bytes, gateway, seen),
+                _ => self.ask(bytes, seen),
+            },
+            Action::Go => {
+                self.pending.extend(frame(b'S', b""));
+                let owed = std::mem::take(&mut self.owed) + 1;
+                self.send();
+                (0..owed).find_map(|_| self.read_to(b'Z', seen))
+            }
+            Action::Send => {
+                self.send();
+                None
+            }
+            Action::Read(tags) => {
+                self.send();
+                tags.iter().find_map(|&tag| self.read_to(tag, seen))
+            }
+            Action::ReadEnd => {
+                self.send();
+                loop {
+                    if let Some(instead) = self.read(seen) {
+                        return Some(instead);
+                    }
+                }
+            }
+            Action::ReadByte => {
+                self.send();
+                match self.client().next_byte() {
+                    Ok(byte) => {
+                        seen.push((byte as char).escape_default().to_string());
+                        None
+                    }
+                    Err(instead) => Some(instead),
+                }
+            }
+            Action::As { name, login } => {
+                if self.clients.contains_key(name) {
+                    self.current.clone_from(name);
+                    return None;
+                }
+                let (client, greeting, instead) = Client::log_in(self.peer.port, login);
+                self.greeted(name, client, &greeting, seen);
+                instead
+            }
+            Action::Open { name } => {
+                let client = Client::connect(self.peer.port);
+                self.clients.insert(name.clone(), client);
+                self.current.clone_from(name);
+                None
+            }
+            Action::LogIn { password } => {
+                self.send();
+                let (greeting, instead) = self.client().authenticate(password);
+                self.show_greeting(&greeting, seen);
+                instead
+            }
+            Action::Cancel { name } => {
+                self.cancel(name);
+                None
+            }
+            Action::Leave => {
+                self.clients.remove(&self.current);
+                None
+            }
+            Action::Shut => {
+                self.send();
+                self.client().shut();
+                None
+            }
+            Action::Await { sql } => {
+                support::wait_for(sql, || {
+                    let answer = self.peer.primary.sql("app", sql);
+                    answer.expect("an answer") == "t"
+                });
+                None
+            }
+        }
+    }
+
+    fn client(&mut self) -> &mut Client {
+        self.clients
+            .get_mut(&self.current)
+            .unwrap_or_else(|| panic!("{}: the client has left", self.script.name))
+    }
+
+    fn greeted(
+        &mut self,
+        name: &str,
+        client: Client,
+        greeting: &[bytes::BytesMut],
+        seen: &mut Vec<String>,
+    ) {
+        self.clients.insert(name.to_owned(), client);
+        self.current = name.to_owned();
+        self.show_greeting(greeting, seen);
+    }
+
+    fn show_greeting(&mut self, greeting: &[bytes::BytesMut], seen: &mut Vec<String>) {
+        let by_code = self.script.errors_by_code;
+        let shown = greeting.iter().map(|m| self.names.show(m, by_code));
+        let mut shown: Vec<_> = shown.collect();
+        sort_parameters(&mut shown);
+        seen.extend(shown);
+    }
+
+    fn send(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        self.owed = 0;
+        if !pending.is_empty() {
+            self.client().send(&pending);
+        }
+    }
+
+    /// Reads one message.
+    fn read(&mut self, seen: &mut Vec<String>) -> Option<Instead> {
+        self.read_tag(seen).err()
+    }
+
+    fn read_tag(&mut self, seen: &mut Vec<String>) -> Result<u8, Instead> {
+        let message = self.client().next()?;
+        seen.push(self.names.show(&message, self.script.errors_by_code));
+        Ok(message[0])
+    }
+
+    fn read_to(&mut self, tag: u8, seen: &mut Vec<String>) -> Option<Instead> {
+        loop {
+            match self.read_tag(seen) {
+                Ok(read) if read == tag => return None,
+                Ok(_) => {}
+                Err(instead) => return Some(instead),
+            }
+        }
+    }
+
+    fn ask(&mut self, bytes: &[u8], seen: &mut Vec<String>) -> Option<Instead> {
+        self.send();
+        self.client().send(bytes);
+        self.read_to(b'Z', seen)
+    }
+
+    /// Asks until a replica answers. Only answers that differ from the one before are noted: all of
+    /// them are to be alike.
+    fn ask_replica(
+        &mut self,
+        bytes: &[u8],
+        gateway: &Gateway,
+        seen: &mut Vec<String>,
+    ) -> Option<Instead> {
+        let started = Instant::now();
+        let mut last = Vec::new();
+        loop {
+            let (all, replica) = (served(gateway, ""), served(gateway, REPLICA));
+            let mut answer = Vec::new();
+            let instead = self.ask(bytes, &mut answer);
+            if answer != last {
+                seen.extend(answer.iter().cloned());
+                last = answer;
+            }
+            if instead.is_some() {
+                return instead;
+            }
+            support::wait_for("the query to be counted", || served(gateway, "") > all);
+            if served(gateway, REPLICA) > replica {
+                return None;
+            }
+            if started.elapsed() > Duration::from_secs(10) {
+                seen.push("no replica serves it".to_owned());
+                return Some(Instead::Nothing);
+            }
+        }
+    }
+
+    fn cancel(&mut self, name: &str) {
+        let mut packet = 80_877_102_i32.to_be_bytes().to_vec();
+        packet.extend(&self.clients[name].key);
+        let mut whole = (packet.len() as i32 + 4).to_be_bytes().to_vec();
+        whole.extend(packet);
+        let mut canceller = Client::connect(self.peer.port);
+        canceller.send(&whole);
+        // Closed once it has been passed on.
+        let _ = canceller.next_byte();
+    }
+}
+
+pub const REPLICA: &str = "route=\"replica\"";
+
+/// How many batches the gateway has counted.
+pub fn served(gateway: &Gateway, labels: &str) -> f64 {
+    gateway.metric("tidegate_queries_total", labels)
+}
