@@ -32,6 +32,8 @@ pub struct Cluster {
     /// Held while the topology is replaced.
     update: Mutex<()>,
     history: Mutex<History>,
+    /// When a write through this proxy was last acknowledged, on the clock.
+    last_write: AtomicU64,
     /// The sample that somebody waits for, by its number.
     wanted: AtomicU64,
     /// The position that somebody waits for replicas to reach.
@@ -78,6 +80,7 @@ impl Cluster {
             topology: ArcSwap::from_pointee(topology),
             update: Mutex::new(()),
             history: Mutex::default(),
+            last_write: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             resting: AtomicBool::new(false),
@@ -115,6 +118,16 @@ impl Cluster {
             user.and_then(|user| user.password.clone()),
             "postgres".to_owned(),
         )
+    }
+
+    /// A write has been acknowledged to some session.
+    pub fn note_write(&self) {
+        self.last_write.fetch_max(self.clock.now().0, SeqCst);
+    }
+
+    /// When a write was last acknowledged to any session.
+    pub fn last_write(&self) -> Tick {
+        Tick(self.last_write.load(SeqCst))
     }
 
     /// Asks for a sample of the primary's position that is started after `moment`.

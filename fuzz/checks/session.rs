@@ -306,28 +306,28 @@ impl Play {
         let state = &mut self.servers[self.current];
         if self.captures {
             self.captures = false;
-            self.session.captured(state);
-            assert!(!self.session.is_uncertain());
+            self.session.inspected(state);
+            assert!(!self.session.must_inspect());
         }
         if self.session.take_misplaced() || !state.is_idle() {
             // It would be run again on the primary; or the session keeps the server.
             return true;
         }
         self.session.take_did();
-        if self.session.is_uncertain() {
+        if self.session.must_inspect() {
             let mut out = BytesMut::new();
-            self.session.say_capture(state, &mut out);
+            self.session.say_inspection(state, &mut out);
             self.told.takes(&out);
             self.captures = true;
             return true;
         }
-        self.held = !self.session.pins().is_empty();
+        self.held = self.session.is_pinned();
         true
     }
 
     /// `false` when that ends the client's connection too.
     fn lose_server(&mut self) -> bool {
-        let was_idle = self.session.status() == Status::Idle && self.session.pins().is_empty();
+        let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
         self.session.lost_server();
         assert_eq!(self.session.status(), Status::Idle);
         self.servers[self.current] = server();

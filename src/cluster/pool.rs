@@ -209,6 +209,12 @@ impl Pool {
         server?.lend()
     }
 
+    /// Whether who wants a server now has to wait for one.
+    pub fn is_saturated(&self) -> bool {
+        let inner = self.lock();
+        inner.idle.is_empty() && inner.open >= inner.limits.size
+    }
+
     /// Closes what has been idle or alive for too long. `true` when the pool has nothing left.
     pub fn reap(&self) -> bool {
         let now = Instant::now();

@@ -15,7 +15,7 @@ use super::cancel::Handle;
 use super::refusal::Refusal;
 use crate::auth::{AuthRequest, ClientAuth, Credential, Step};
 use crate::cluster::node::{Node, Role};
-use crate::cluster::pool::{CheckoutError, PoolKey, Server};
+use crate::cluster::pool::{CheckoutError, Pool, PoolKey, Server};
 use crate::cluster::{self, Cluster};
 use crate::net::buffers;
 use crate::net::stream::Stream;
@@ -465,25 +465,31 @@ async fn any_server(
             let topology = cluster.topology();
             (topology.nodes.clone(), topology.config.clone())
         };
-        let rank = |node: &Arc<Node>| match node.role() {
-            Role::Replica => 0,
-            Role::Primary => 1,
-            Role::Unknown => 2,
+        let usable = |node: &Arc<Node>| match node.role() {
+            Role::Primary => true,
+            Role::Replica => !settings.need_primary(),
+            Role::Unknown => false,
         };
-        let usable = match settings.need_primary() {
-            true => 1..=1,
-            false => 0..=1,
+        nodes.retain(|node| node.is_up() && usable(node));
+        let nodes = nodes.into_iter().map(|node| {
+            let pool = cluster::pool(&node, key, credential, &config.pool);
+            (node, pool)
+        });
+        // The primary knows best how things are, but a login should not wait for its clients.
+        let rank = |(node, pool): &(Arc<Node>, Arc<Pool>)| match node.role() {
+            Role::Primary if !pool.is_saturated() => (0, 0),
+            Role::Primary => (2, 0),
+            _ => (1, node.in_flight()),
         };
-        nodes.retain(|node| node.is_up() && usable.contains(&rank(node)));
-        nodes.sort_by_key(|node| (rank(node), node.in_flight()));
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.sort_by_key(rank);
         let mut refused = None;
-        for node in &nodes {
-            let pool = cluster::pool(node, key, credential, &config.pool);
+        for (node, pool) in &nodes {
             match pool.checkout(settings).await {
                 Ok(server) => return Ok(server),
                 Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
                 Err(CheckoutError::Leaving { .. }) => {}
-                Err(error) if rank(node) == 0 && error.is_for_primary_to_say() => {
+                Err(error) if node.role() == Role::Replica && error.is_for_primary_to_say() => {
                     refused = Some(error);
                 }
                 Err(error) => return Err(error.into()),

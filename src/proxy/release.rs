@@ -66,6 +66,7 @@ impl Client {
             self.unpin(true);
         } else if did.wrote {
             self.session.floors.wrote(clock);
+            self.cluster.note_write();
             self.cluster.want_sample(clock.now());
         } else if did.read {
             self.session.floors.read_primary(clock);

@@ -225,6 +225,11 @@ impl Floors {
         self.replica = None;
     }
 
+    /// A new session: it reads what had been acknowledged to anybody by `moment`.
+    pub fn begin(&mut self, moment: Tick) {
+        self.read = Some(moment);
+    }
+
     /// The primary has shown data.
     pub fn read_primary(&mut self, primary: &Clock) {
         if self.ignore_primary_reads {

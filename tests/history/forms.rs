@@ -126,10 +126,15 @@ pub fn check(cluster: &LocalCluster, gateway: &Gateway) -> Result<Vec<String>, D
     }
     let mut broken = Vec::new();
     let mut version = 0;
-    for (forms, writes) in [(SHOWS, false), (WRITES, true)] {
-        for form in forms {
-            let mut client = RawClient::connect(gateway.port);
-            assert_eq!(client.say(Query(READ)), ["0"], "it begins on a standby");
+    // All of them before the first write through the proxy: whoever connects later is to see it.
+    let begin = |_| {
+        let mut client = RawClient::connect(gateway.port);
+        assert_eq!(client.say(Query(READ)), ["0"], "it begins on a standby");
+        client
+    };
+    let clients: [Vec<_>; 2] = [SHOWS, WRITES].map(|forms| forms.iter().map(begin).collect());
+    for ((forms, writes), clients) in [(SHOWS, false), (WRITES, true)].into_iter().zip(clients) {
+        for (form, mut client) in forms.iter().zip(clients) {
             if !writes {
                 cluster.primary().sql("app", WRITE)?;
             }
@@ -147,6 +152,12 @@ pub fn check(cluster: &LocalCluster, gateway: &Gateway) -> Result<Vec<String>, D
                 ));
             }
         }
+    }
+    let read = RawClient::connect(gateway.port).say(Query(READ));
+    if read != [version.to_string()] {
+        broken.push(format!(
+            "connecting, then a read: {read:?}, and not {version}"
+        ));
     }
     for replica in cluster.replicas() {
         replica.resume_replay()?;
