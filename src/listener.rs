@@ -21,6 +21,8 @@ use crate::net::stream::Stream;
 use crate::proxy::cancel::Sessions;
 use crate::proxy::{self, Proxy, handshake};
 use crate::session::Shared;
+use crate::session::effects::Known;
+use crate::session::sequences::Readers;
 use crate::session::statements::Registry;
 use crate::sql::cache::Classifier;
 use crate::sql::functions::Rules;
@@ -103,6 +105,8 @@ fn shared(config: &Config) -> Shared {
     Shared {
         classifier: Classifier::new(rules, CLASSES_MAX),
         registry: Registry::new(),
+        effects: Known::default(),
+        sequence_readers: Readers::default(),
     }
 }
 
@@ -212,13 +216,20 @@ fn hand_over(socket: TcpStream, proxy: &Arc<Proxy>, workers: &Workers) -> io::Re
     Ok(())
 }
 
+/// For how many seconds what is known of functions' effects is believed. Changes that pass through
+/// the proxy are known at once.
+const EFFECTS_SECONDS: u64 = 60;
+
 /// What is done every second.
 async fn tend(proxy: Arc<Proxy>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for second in 0u64.. {
         every.tick().await;
         proxy.clusters.tend();
+        if second % EFFECTS_SECONDS == 0 {
+            proxy.shared.load().effects.forget_all();
+        }
         telemetry::upkeep();
     }
 }

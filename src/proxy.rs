@@ -131,6 +131,8 @@ struct Client {
     held_replica: Option<Box<Server>>,
     /// Session mode: servers are kept until the session ends.
     keeps_servers: bool,
+    /// The server on the primary that it used last: it may remember what the session has done.
+    last_primary: u64,
     handle: Arc<Handle>,
     pools: SmallVec<[(NodeId, Arc<Pool>); 4]>,
     /// Bytes of a message that is not wanted, still to come.
@@ -190,6 +192,7 @@ impl Client {
             answer: Answer::default(),
             held: None,
             held_replica: None,
+            last_primary: 0,
             keeps_servers: config.pool.mode == PoolMode::Session,
             handle,
             pools: SmallVec::new(),

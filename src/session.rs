@@ -5,12 +5,14 @@
 
 pub mod answers;
 pub mod consistency;
+pub mod effects;
 mod inspection;
 pub mod intern;
 mod pins;
 pub mod pipeline;
 pub mod route;
 pub mod say;
+pub mod sequences;
 pub mod server;
 pub mod settings;
 pub mod statements;
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::BytesMut;
 
 use self::consistency::Floors;
+use self::effects::{Effects, Suspicion};
 use self::pins::Pins;
 use self::server::{Params, ServerState, Tracked};
 use self::settings::Settings;
@@ -40,6 +43,8 @@ use crate::wire::message::{self, Status};
 pub struct Shared {
     pub classifier: Classifier,
     pub registry: Registry,
+    pub effects: effects::Known,
+    pub sequence_readers: sequences::Readers,
 }
 
 /// One client's session.
@@ -47,6 +52,8 @@ pub struct Session {
     id: u64,
     /// Whose prepared statements it may share.
     scope: Arc<str>,
+    /// The part of it that names the cluster and the database.
+    database: Arc<str>,
     shared: Arc<Shared>,
     statements: Statements,
     /// What portals with effects would do to the session; others are not worth remembering.
@@ -59,6 +66,12 @@ pub struct Session {
     /// Settings were changed in a way that only the server knows; those that it does not list.
     uncertain: bool,
     config_names: Vec<Box<str>>,
+    /// What has run while it was not known which names have effects on sessions, and the version of
+    /// that knowledge when it was asked for.
+    unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
+    asked: u64,
+    /// Functions, triggers or views were changed.
+    redefined: bool,
     /// A part of DateStyle was set: its whole is what the server reports next.
     restyled: bool,
     /// Settings went back to what was given at start-up, which is not what the server reports.
@@ -96,6 +109,10 @@ impl Session {
         Session {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             scope: scope.into(),
+            database: scope
+                .rsplit_once('\0')
+                .map_or(scope, |(database, _)| database)
+                .into(),
             shared,
             statements: Statements::default(),
             portals: HashMap::default(),
@@ -104,6 +121,9 @@ impl Session {
             before: None,
             uncertain: false,
             config_names: Vec::new(),
+            unjudged: Vec::new(),
+            asked: 0,
+            redefined: false,
             restyled: false,
             went_back: false,
             greeted: shown.clone(),
@@ -165,6 +185,7 @@ impl Session {
         self.failed = false;
         self.uncertain = false;
         self.config_names.clear();
+        self.unjudged.clear();
         self.portals.clear();
     }
 
@@ -264,6 +285,7 @@ impl Session {
                 self.went_back = true;
                 server.reset();
             }
+            Verb::DiscardSequences => self.pins.lift(Pin::Sequence),
             Verb::DiscardOther => {
                 server.statements.clear();
                 self.pins.look_again(Pin::TemporaryTable);
@@ -283,12 +305,18 @@ impl Session {
                 if statement.pin.is_none() {
                     self.shared.registry.begin_epoch();
                 }
-                self.pins.look_again(Pin::TemporaryTable);
+                match self.settings.make_temporary() {
+                    true => self.pins.touched(Pin::TemporaryTable),
+                    false => self.pins.look_again(Pin::TemporaryTable),
+                }
             }
             Verb::Role | Verb::Database => self.did.altered = true,
             Verb::Close => self.pins.look_again(Pin::HeldCursor),
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
-            Verb::Run => self.pins.look_at_all(),
+            Verb::Routine => {
+                self.shared.registry.begin_epoch();
+                self.redefined = true;
+            }
             Verb::DeallocateAll => {
                 self.statements.clear_named();
                 server.statements.clear();
@@ -312,6 +340,19 @@ impl Session {
         self.config_names.extend(literals);
         let unknown = *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_)));
         if unknown {
+            self.pins.touched(Pin::Settings);
+        }
+    }
+
+    /// Something has run that may have changed the session.
+    fn suspect(&mut self, suspicion: Option<Suspicion>, effects: &Effects) {
+        let Some(suspicion) = suspicion else {
+            return;
+        };
+        self.uncertain = true;
+        self.config_names.extend_from_slice(effects.settings());
+        self.pins.look_at_all();
+        if suspicion == Suspicion::UnknownSettings {
             self.pins.touched(Pin::Settings);
         }
     }
@@ -376,6 +417,12 @@ impl Session {
                 self.roll_back_settings(server);
             }
             self.before = None;
+            if self.did.wrote {
+                self.has_drawn();
+            }
+            if std::mem::take(&mut self.redefined) {
+                self.shared.effects.forget(&self.database);
+            }
             if !self.portals.is_empty() {
                 self.portals.clear();
             }

@@ -59,6 +59,11 @@ impl Class {
         matches!(self.need, Need::Read | Need::Write) || !self.statements.iter().all(silent)
     }
 
+    /// Whether it asks for what the session has last drawn from a sequence.
+    pub fn reads_sequences(&self) -> bool {
+        self.statements.iter().any(|s| s.reads_sequence)
+    }
+
     /// Whether it creates, alters or drops a database.
     pub fn touches_databases(&self) -> bool {
         self.need == Need::Write && self.statements.iter().any(|s| s.verb == Verb::Database)
@@ -75,6 +80,8 @@ pub struct Statement {
     /// It calls `set_config`: which settings, by [`set_config::changes`], and afterwards they must
     /// be read from the server.
     pub sets_config: bool,
+    /// It asks for what the session has last drawn from a sequence.
+    pub reads_sequence: bool,
 }
 
 /// The statements that a session has to know.
@@ -103,8 +110,9 @@ pub enum Verb {
     SettingLocal,
     Show,
     DiscardAll,
-    /// DISCARD PLANS, SEQUENCES or TEMP.
+    /// DISCARD PLANS or TEMP.
     DiscardOther,
+    DiscardSequences,
     /// PREPARE name AS ….
     Prepare,
     Execute,
@@ -119,6 +127,9 @@ pub enum Verb {
     Copy,
     /// CREATE, ALTER, DROP, SELECT INTO and the like: other sessions' plans and classes may change.
     Ddl,
+    /// The like, of a function, procedure, trigger, rule, view or extension: what using its name does
+    /// to a session may change.
+    Routine,
     /// ALTER or DROP of a role: connections that are open may be unlike new ones.
     Role,
     /// CREATE, ALTER or DROP of a database, which must have no connections, or makes those that are
@@ -143,6 +154,8 @@ pub enum Pin {
     Load,
     /// Settings whose names are not known.
     Settings,
+    /// What was last drawn from sequences, of a session that may ask for it.
+    Sequence,
 }
 
 /// Why a text has the class it has. The names are those of logs, metrics and docs.

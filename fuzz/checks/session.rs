@@ -90,6 +90,8 @@ impl Play {
         let shared = Shared {
             classifier: Classifier::new(Rules::default(), 64),
             registry: Registry::new(),
+            effects: Default::default(),
+            sequence_readers: Default::default(),
         };
         let settings = Settings::from_startup([("application_name", "play")]);
         let session = Session::new(Arc::new(shared), "main/app/app", settings, params());
@@ -307,7 +309,6 @@ impl Play {
         if self.captures {
             self.captures = false;
             self.session.inspected(state);
-            assert!(!self.session.must_inspect());
         }
         if self.session.take_misplaced() || !state.is_idle() {
             // It would be run again on the primary; or the session keeps the server.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ impl CheckoutError {
 
 /// One connection to a server, lent to a session or idle in its pool.
 pub struct Server {
+    /// Tells it from every other server there was.
+    pub id: u64,
     pub stream: Stream,
     pub state: ServerState,
     /// The life of the node's server that it is connected to.
@@ -158,7 +161,7 @@ impl Pool {
         self.lock().limits = limits.clone();
     }
 
-    /// Lends a server, preferably one whose settings are `wanted`. Waits its turn where all are
+    /// Lends a server, preferably the `favourite`, by its id, or one whose settings are `wanted`. Waits its turn where all are
     /// lent.
     ///
     /// # Errors
@@ -166,9 +169,10 @@ impl Pool {
     pub async fn checkout(
         self: &Arc<Self>,
         wanted: &Settings,
+        favourite: u64,
     ) -> Result<Box<Server>, CheckoutError> {
         loop {
-            let (waiter, timeout) = match self.try_checkout(wanted)? {
+            let (waiter, timeout) = match self.try_checkout(wanted, favourite)? {
                 Ready::Server(server) => match server.lend() {
                     Some(server) => return Ok(server),
                     None => continue,
@@ -202,9 +206,9 @@ impl Pool {
 
     /// Lends a server if one is free: what [`checkout`](Self::checkout) does where nobody has to
     /// wait.
-    pub fn lend_now(&self, wanted: &Settings) -> Option<Box<Server>> {
+    pub fn lend_now(&self, wanted: &Settings, favourite: u64) -> Option<Box<Server>> {
         let mut inner = self.lock();
-        let server = take_best(&mut inner.idle, wanted);
+        let server = take_best(&mut inner.idle, wanted, favourite);
         drop(inner);
         server?.lend()
     }
@@ -286,13 +290,17 @@ impl Pool {
         self.metrics.waiting.set(waiting as f64);
     }
 
-    fn try_checkout(self: &Arc<Self>, wanted: &Settings) -> Result<Ready, CheckoutError> {
+    fn try_checkout(
+        self: &Arc<Self>,
+        wanted: &Settings,
+        favourite: u64,
+    ) -> Result<Ready, CheckoutError> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(self.leaving());
         }
         // Who waits goes first; but a free server means that nobody waits.
-        if let Some(server) = take_best(&mut inner.idle, wanted) {
+        if let Some(server) = take_best(&mut inner.idle, wanted, favourite) {
             return Ok(Ready::Server(server));
         }
         if inner.open < inner.limits.size {
@@ -377,14 +385,16 @@ enum Ready {
     Wait(oneshot::Receiver<Grant>, Duration),
 }
 
-/// Of the idle servers, one of this thread's with the wanted settings if there is one; else the
-/// last given back.
-fn take_best(idle: &mut Idle, wanted: &Settings) -> Option<Box<Server>> {
+/// Of the idle servers, the favourite; else one of this thread's with the wanted settings if there is
+/// one; else the last given back.
+fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<Server>> {
     /// How many are looked at: the choice must not cost more than it saves.
     const LOOKED_AT_MAX: usize = 32;
     let worker = net::worker();
     let score = |server: &Server| {
-        i32::from(server.worker == worker) + 2 * i32::from(server.state.settings == *wanted)
+        i32::from(server.worker == worker)
+            + 2 * i32::from(server.state.settings == *wanted)
+            + 4 * i32::from(server.id == favourite)
     };
     let recent = idle.iter().enumerate().rev().take(LOOKED_AT_MAX);
     // Of equals the one that was given back last.
@@ -405,8 +415,10 @@ pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, Con
 
 impl Server {
     fn new(connection: Connection, incarnation: Incarnation, place: Place) -> Server {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let now = Instant::now();
         Server {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             stream: connection.stream,
             state: ServerState::new(connection.params, STATEMENTS_MAX),
             incarnation,

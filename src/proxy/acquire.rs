@@ -102,7 +102,7 @@ impl Client {
     /// A free server of a node that this session has used before.
     fn lend_known(&self, node: NodeId) -> Option<Box<Server>> {
         let (_, pool) = self.pools.iter().find(|(id, _)| *id == node)?;
-        pool.lend_now(self.session.settings())
+        pool.lend_now(self.session.settings(), self.last_primary)
     }
 
     async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
@@ -211,7 +211,10 @@ impl Client {
         config: &Config,
     ) -> Result<Option<Box<Server>>, Refusal> {
         let pool = self.pool(node, config);
-        match pool.checkout(self.session.settings()).await {
+        match pool
+            .checkout(self.session.settings(), self.last_primary)
+            .await
+        {
             Ok(server) if server.incarnation == life => Ok(Some(server)),
             Ok(_) => {
                 // The node's server was restarted: what is known of its position is of no use.
@@ -268,7 +271,10 @@ impl Client {
             };
             if let Some(node) = primary {
                 let pool = self.pool(&node, &config);
-                match pool.checkout(self.session.settings()).await {
+                match pool
+                    .checkout(self.session.settings(), self.last_primary)
+                    .await
+                {
                     Ok(server) if is_in_life(&server, &node) => {
                         return Ok(Placed {
                             server,

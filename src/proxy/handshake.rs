@@ -485,7 +485,7 @@ async fn any_server(
         nodes.sort_by_key(rank);
         let mut refused = None;
         for (node, pool) in &nodes {
-            match pool.checkout(settings).await {
+            match pool.checkout(settings, 0).await {
                 Ok(server) => return Ok(server),
                 Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
                 Err(CheckoutError::Leaving { .. }) => {}

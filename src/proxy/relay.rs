@@ -90,6 +90,7 @@ impl<'a> Relay<'a> {
             session.show_params(state, self.client.outbox);
         }
         let (session, state) = (&*self.client.session, &mut self.server.state);
+        session.say_sequences(self.client.batch, state, &mut self.to_server);
         if session.say_missing(self.client.batch, state, &mut self.to_server) {
             self.run().await?;
         }

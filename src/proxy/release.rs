@@ -26,7 +26,8 @@ impl Client {
             return Ok(());
         }
         self.raise_floors(&server, replica);
-        if !replica && self.session.must_inspect() {
+        // The first answer may call for a second question.
+        while !replica && self.session.must_inspect() {
             self.inspect(&mut server).await?;
         }
         self.put_back(server, replica);
@@ -35,6 +36,9 @@ impl Client {
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
     pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool) {
+        if !replica {
+            self.last_primary = server.id;
+        }
         let keeps = self.keeps_servers || !replica && self.session.is_pinned();
         if !keeps {
             server.give_back();

@@ -1,9 +1,12 @@
 //! Owns: what a server is asked about the session's state on it, where that can't be told from the
 //! client's words; and what the session makes of the answer. Never: decides when to ask.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 
 use super::Session;
+use super::effects::{self, Effects};
 use super::pins::PinSet;
 use super::server::{Expect, ServerState};
 use super::settings::{Settings, literal};
@@ -54,11 +57,19 @@ impl Session {
     /// Whether the server must be asked before it is left: the client's words do not tell what the
     /// session is now.
     pub fn must_inspect(&self) -> bool {
-        self.uncertain || !self.pins.suspects().is_empty()
+        self.uncertain || !self.pins.suspects().is_empty() || !self.unjudged.is_empty()
     }
 
     /// Asks `server`, on which the session has just been, for what is not known.
-    pub fn say_inspection(&self, server: &mut ServerState, out: &mut BytesMut) {
+    pub fn say_inspection(&mut self, server: &mut ServerState, out: &mut BytesMut) {
+        server.unnamed = None;
+        server.facts.clear();
+        server.expect_hidden(Expect::Inspection);
+        if !self.unjudged.is_empty() {
+            // What is to be asked depends on the answer.
+            self.asked = self.shared.effects.version();
+            return encode::query(out, unlimited(effects::QUESTION).as_bytes());
+        }
         let names = self
             .settings
             .names()
@@ -66,14 +77,21 @@ impl Session {
         let names = self.uncertain.then_some(names).into_iter().flatten();
         let question = question(self.uncertain, names, self.pins.suspects());
         encode::query(out, question.as_bytes());
-        server.unnamed = None;
-        server.facts.clear();
-        server.expect_hidden(Expect::Inspection);
     }
 
     /// Takes what the server has answered.
     pub fn inspected(&mut self, server: &mut ServerState) {
         let facts = std::mem::take(&mut server.facts);
+        if !self.unjudged.is_empty() {
+            let effects = Arc::new(Effects::read(&facts));
+            let shared = self.shared.clone();
+            shared.effects.learn(&self.database, &effects, self.asked);
+            for (class, sql) in std::mem::take(&mut self.unjudged) {
+                let suspicion = effects.judge(&class, &sql, self.has_conforming_strings());
+                self.suspect(suspicion, &effects);
+            }
+            return;
+        }
         if std::mem::take(&mut self.uncertain) {
             self.config_names.clear();
             let login = self.greeted.get("session_authorization").unwrap_or(b"");
@@ -125,11 +143,12 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
             ));
         }
     }
-    // The session's own time limits must not keep the proxy from knowing.
-    format!(
-        "SET LOCAL statement_timeout = 0; {}",
-        rows.join(" UNION ALL ")
-    )
+    unlimited(&rows.join(" UNION ALL "))
+}
+
+/// The session's own time limits must not keep the proxy from knowing.
+fn unlimited(question: &str) -> String {
+    format!("SET LOCAL statement_timeout = 0; {question}")
 }
 
 #[cfg(test)]

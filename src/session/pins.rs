@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::sql::Pin;
-use crate::sql::lexer::{Kind, Lexer};
+use crate::sql::lexer::mentions;
 
 /// What ties a session to its server.
 #[derive(Debug, Default)]
@@ -102,6 +102,11 @@ impl Pins {
         }
     }
 
+    /// `pin` is known to be gone.
+    pub fn lift(&mut self, pin: Pin) {
+        self.held.0 &= !(1 << pin as u8);
+    }
+
     /// DISCARD ALL has run. It unloads no library.
     pub fn discard(&mut self) {
         let loaded = self.held.contains(Pin::Load);
@@ -120,19 +125,9 @@ impl Pins {
         if self.temporary.is_empty() {
             return false;
         }
-        let mut lexer = Lexer::new(sql, conforming);
-        while let Some(token) = lexer.solid() {
-            let may_be = match token.kind {
-                Kind::UnicodeWord | Kind::Broken => true,
-                _ => token.name(sql).is_some_and(|name| {
-                    self.temporary.contains(crate::sql::command::clipped(&name))
-                }),
-            };
-            if may_be {
-                return true;
-            }
-        }
-        false
+        mentions(sql, conforming, false, &mut |name| {
+            self.temporary.contains(name)
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use super::effects::Suspicion;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
 use super::{Session, tracked};
@@ -34,6 +35,12 @@ pub struct Batch {
     pub shows_data: bool,
     /// A read that may need what only the session's own server has.
     pub needs_server: bool,
+    /// It asks for what the session has last drawn from a sequence.
+    pub reads_sequences: bool,
+    /// What it may do to the session by the names that it uses; and its texts, where that is not
+    /// known.
+    pub(super) suspicion: Option<Suspicion>,
+    pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
     /// It creates, alters or drops a database: every name that its text has.
     pub databases: Vec<Box<[u8]>>,
     end: Option<End>,
@@ -162,6 +169,9 @@ impl Batch {
             executes: false,
             shows_data: false,
             needs_server: false,
+            reads_sequences: false,
+            suspicion: None,
+            unjudged: Vec::new(),
             databases: Vec::new(),
             end: None,
             flushed: false,
@@ -366,6 +376,7 @@ impl Session {
         if class.touches_databases() {
             batch.databases = names(sql, self.has_conforming_strings());
         }
+        self.judge(&class, sql, batch);
         let tracked = tracked(&class, sql, self.has_conforming_strings(), b"");
         let step = match (tracked, self.deallocated(&class, sql)) {
             (tracked, Some((prepared, name))) => {
@@ -447,6 +458,11 @@ impl Session {
         let of = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
+        match &of {
+            Of::Named(prepared) => self.judge(&prepared.class, &prepared.sql, batch),
+            Of::Unnamed(unnamed) => self.judge(&unnamed.class, &unnamed.sql, batch),
+            Of::Unknown => {}
+        }
         let conforming = self.has_conforming_strings();
         let effects = match &of {
             Of::Named(prepared) => tracked(&prepared.class, &prepared.sql, conforming, values),
@@ -492,6 +508,21 @@ impl Session {
         of
     }
 
+    /// Notes what running this text may do to the session.
+    fn judge(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
+        if class.need != Need::Write {
+            return;
+        }
+        batch.reads_sequences |= class.reads_sequences();
+        match self.shared.effects.get(&self.database) {
+            Some(effects) => {
+                let suspicion = effects.judge(class, sql, self.has_conforming_strings());
+                batch.suspicion = batch.suspicion.max(suspicion);
+            }
+            None => batch.unjudged.push((class.clone(), sql.into())),
+        }
+    }
+
     /// Whether a read of this text may need what only the session's own server has.
     fn concerns_server(&self, class: &Class, sql: &[u8]) -> bool {
         !self.pins.is_empty()
@@ -527,6 +558,7 @@ impl Session {
                 self.statements.drop_unnamed();
                 // What it does to the settings can't be read from it.
                 self.uncertain = true;
+                self.pins.look_at_all();
                 batch.steps.push(Step::Query { at, tracked: None });
                 batch.end = Some(End::Ready);
                 return Ok(Planned::Batch(End::Ready));

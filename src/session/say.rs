@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Session;
+use super::effects::{Effects, Suspicion};
 use super::pipeline::{Batch, ClientFault, Of, Step};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
@@ -15,6 +16,11 @@ use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
+
+/// How many texts, and how long in bytes, are kept to be judged when it is known what they do to the
+/// session. Of the others the most is assumed that the server can be asked about.
+const UNJUDGED_MAX: usize = 64;
+const UNJUDGED_BYTES_MAX: usize = 64 << 10;
 
 impl Session {
     /// Says `batch` to `server`: appends to `out` what must be sent, and to the server's queue
@@ -27,6 +33,8 @@ impl Session {
         server: &mut ServerState,
         out: &mut BytesMut,
     ) -> bool {
+        self.note_suspicion(batch, server);
+        self.note_drawing(batch, server);
         let mut speech = Speech {
             client,
             out,
@@ -40,6 +48,27 @@ impl Session {
             }
         }
         speech.finish(batch.len)
+    }
+
+    /// What the batch may do to the session is looked at when it has run.
+    fn note_suspicion(&mut self, batch: &Batch, server: &ServerState) {
+        if batch.suspicion.is_none() && batch.unjudged.is_empty() {
+            return;
+        }
+        self.remember_settings(server);
+        for (class, sql) in &batch.unjudged {
+            if self.unjudged.len() < UNJUDGED_MAX && sql.len() <= UNJUDGED_BYTES_MAX {
+                self.unjudged.push((class.clone(), sql.clone()));
+            } else {
+                self.uncertain = true;
+                self.pins.look_at_all();
+            }
+        }
+        if let Some(effects) = self.shared.effects.get(&self.database) {
+            self.suspect(batch.suspicion, &effects);
+        } else if batch.suspicion.is_some() {
+            self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());
+        }
     }
 
     /// Prepares what `batch` uses and `server` lacks, and asks what it returns there. `true` when

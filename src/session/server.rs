@@ -35,6 +35,8 @@ pub struct ServerState {
     /// It is a replica, and nothing of its answer has been sent: a batch that turns out not to
     /// belong there can still be run elsewhere.
     pub repairable: bool,
+    /// The session, by its id, whose last sequence values it remembers, if any.
+    pub(super) drawn_by: Option<u64>,
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
     /// Rows of the answer to a question of the proxy's own.
@@ -57,6 +59,7 @@ impl ServerState {
             passing_hidden: false,
             awaits_sync: false,
             repairable: false,
+            drawn_by: None,
             copy_in: None,
             facts: Vec::new(),
         }
@@ -91,6 +94,7 @@ impl ServerState {
         self.settings = Settings::default();
         self.statements.clear();
         self.unnamed = None;
+        self.drawn_by = None;
     }
 
     pub(super) fn expect(&mut self, what: Expect) {

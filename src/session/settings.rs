@@ -101,6 +101,15 @@ impl Settings {
         set.into_iter().any(|statement| serializable(statement))
     }
 
+    /// Whether what is created without a schema may be temporary.
+    pub fn make_temporary(&self) -> bool {
+        let names_it = |statement: &[u8]| {
+            let mut words = statement.windows(7);
+            words.any(|word| word.eq_ignore_ascii_case(b"pg_temp"))
+        };
+        self.0.get("search_path").is_some_and(|path| names_it(path))
+    }
+
     /// Whether names in a text may mean something else than without these settings.
     pub fn change_names(&self) -> bool {
         [ROLE, SESSION_AUTHORIZATION, "search_path"]

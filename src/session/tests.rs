@@ -22,6 +22,8 @@ fn session() -> Session {
     let shared = Shared {
         classifier: Classifier::new(Rules::default(), 100),
         registry: Registry::new(),
+        effects: Default::default(),
+        sequence_readers: Default::default(),
     };
     Session::new(
         Arc::new(shared),
@@ -65,6 +67,7 @@ fn told(session: &mut Session, server: &mut ServerState, client: &[u8]) -> Vec<S
     ));
     let mut out = BytesMut::new();
     session.say_settings(server, &mut out);
+    session.say_sequences(&batch, server, &mut out);
     session.say_missing(&batch, server, &mut out);
     if session.say(&batch, client, server, &mut out) {
         out.extend_from_slice(client);
@@ -434,4 +437,76 @@ fn the_portal_of_a_held_cursor_is_on_the_server_that_is_kept() {
         SYNC.to_vec(),
     ];
     assert_eq!(need(&mut session, &read.concat()), Need::Read);
+}
+
+#[test]
+fn a_session_reads_what_it_drew_itself_or_nothing() {
+    let (mut session, mut server) = (session(), server());
+    let ask = frame(b'Q', b"SELECT lastval()\0");
+    let said = told(&mut session, &mut server, &ask);
+    assert!(said[0].starts_with("Q DISCARD SEQUENCES"), "{said:?}");
+    let answers = [done("DISCARD SEQUENCES"), ready("I"), failed(), ready("I")];
+    assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+    assert_eq!(told(&mut session, &mut server, &ask).len(), 1);
+    heard(&mut session, &mut server, &[failed(), ready("I")]);
+
+    let write = frame(b'Q', b"INSERT INTO t DEFAULT VALUES\0");
+    let mut batch = Batch::new();
+    session.plan(&write, &mut batch).unwrap();
+    session.note(&batch);
+    told(&mut session, &mut server, &write);
+    heard(&mut session, &mut server, &[done("INSERT 0 1"), ready("I")]);
+    assert!(session.is_pinned(), "it has asked before");
+}
+
+#[test]
+fn what_a_statement_may_have_changed_is_looked_at_twice() {
+    let (mut session, mut server) = (session(), server());
+    told(
+        &mut session,
+        &mut server,
+        &frame(b'Q', b"SELECT enter(1)\0"),
+    );
+    assert_eq!(
+        heard(&mut session, &mut server, &[done("SELECT 1"), ready("I")]),
+        "CZ"
+    );
+    let row = |values: [&[u8]; 3]| {
+        let mut body = b"\0\x03".to_vec();
+        for value in values {
+            body.extend((value.len() as i32).to_be_bytes());
+            body.extend(value);
+        }
+        frame(b'D', &body)
+    };
+    let answer = |rows: Vec<Vec<u8>>| [vec![done("SET")], rows, vec![ready("I")]].concat();
+
+    assert!(session.must_inspect(), "what `enter` does is not known");
+    let mut out = BytesMut::new();
+    session.say_inspection(&mut server, &mut out);
+    let body: &[u8] = b"begin perform set_config('app.tenant', $1, false); end";
+    let effects = answer(vec![row([b"effect", b"enter", body])]);
+    assert_eq!(heard(&mut session, &mut server, &effects), "");
+    session.inspected(&mut server);
+
+    assert!(session.must_inspect(), "it sets something");
+    out.clear();
+    session.say_inspection(&mut server, &mut out);
+    assert!(out.windows(10).any(|part| part == b"app.tenant"));
+    let facts = answer(vec![row([b"setting", b"app.tenant", b"7"])]);
+    assert_eq!(heard(&mut session, &mut server, &facts), "");
+    session.inspected(&mut server);
+    assert!(!session.must_inspect() && !session.is_pinned());
+    assert_eq!(
+        session.settings().names().collect::<Vec<_>>(),
+        ["app.tenant"]
+    );
+
+    told(
+        &mut session,
+        &mut server,
+        &frame(b'Q', b"SELECT leave(1)\0"),
+    );
+    heard(&mut session, &mut server, &[done("SELECT 1"), ready("I")]);
+    assert!(!session.must_inspect(), "what `leave` does is known");
 }

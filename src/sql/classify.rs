@@ -129,6 +129,7 @@ impl Reader<'_> {
                 },
                 pin: pin.or(tells.pin),
                 sets_config: tells.sets_config,
+                reads_sequence: tells.reads_sequence,
             },
         }
     }

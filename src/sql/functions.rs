@@ -67,6 +67,8 @@ fn builtin(schema: Option<&str>, name: &str) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     SetsConfig,
+    /// `currval` or `lastval`.
+    ReadsSequence,
     /// A session-level advisory lock is taken or released.
     AdvisoryLock,
 }
@@ -75,6 +77,9 @@ pub enum Effect {
 pub fn effect(name: &[u8]) -> Option<Effect> {
     if name == b"set_config" {
         return Some(Effect::SetsConfig);
+    }
+    if matches!(name, b"currval" | b"lastval") {
+        return Some(Effect::ReadsSequence);
     }
     let lock = name
         .strip_prefix(b"pg_try_advisory_lock")
@@ -277,6 +282,8 @@ mod tests {
             ("pg_advisory_unlock", Some(Effect::AdvisoryLock)),
             ("pg_advisory_unlock_all", Some(Effect::AdvisoryLock)),
             ("set_config", Some(Effect::SetsConfig)),
+            ("lastval", Some(Effect::ReadsSequence)),
+            ("nextval", None),
             ("lower", None),
         ] {
             assert_eq!(effect(name.as_bytes()), expected, "{name}");

@@ -413,6 +413,53 @@ impl Token {
     }
 }
 
+/// Whether one of the names in `sql` is `wanted`, as the server folds and clips them, or is written
+/// in a form that this does not read. `nested`: names within strings count too.
+pub fn mentions(
+    sql: &[u8],
+    conforming: bool,
+    nested: bool,
+    wanted: &mut dyn FnMut(&[u8]) -> bool,
+) -> bool {
+    let mut lexer = Lexer::new(sql, conforming);
+    while let Some(token) = lexer.solid() {
+        let found = match token.kind {
+            Kind::UnicodeWord | Kind::Broken => true,
+            // Whatever its quotes are, they are no part of a name. What is nested deeper is found
+            // too, as quotes within are taken for those of another string.
+            Kind::String if nested => {
+                let inner = string_content(token.text(sql));
+                inner.len() < token.end - token.start && mentions(inner, conforming, true, wanted)
+            }
+            _ => token
+                .name(sql)
+                .is_some_and(|name| wanted(super::command::clipped(&name))),
+        };
+        if found {
+            return true;
+        }
+    }
+    false
+}
+
+/// What is inside a string's quotes, whatever their form; doubled quotes within are left as they
+/// are.
+pub fn string_content(text: &[u8]) -> &[u8] {
+    let quote = |b: &u8| matches!(b, b'\'' | b'$');
+    let Some(start) = text.iter().position(quote) else {
+        return &[];
+    };
+    let opening = if text.get(start) == Some(&b'$') {
+        let rest = text.get(start + 1..).unwrap_or(&[]);
+        start + 2 + rest.iter().position(|b| *b == b'$').unwrap_or(0)
+    } else {
+        start + 1
+    };
+    let closing = opening - start;
+    text.get(opening..text.len().saturating_sub(closing))
+        .unwrap_or(&[])
+}
+
 /// Where a string goes on after its closing quote: past the next opening quote, if only space with
 /// at least one line end lies between.
 fn continuation(sql: &[u8], mut at: usize) -> Option<usize> {

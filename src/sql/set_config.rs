@@ -3,7 +3,7 @@
 //! Owns: which names its calls give. Never: decides a class; a text that calls it is a write, and
 //! this tells the session what to look at afterwards.
 
-use super::lexer::{Cursor, Kind, Token};
+use super::lexer::{Cursor, Kind, Token, string_content};
 
 /// What the calls of one text change beyond their transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,13 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     changes
 }
 
+/// What a function with this body changes.
+pub fn changes_of_body(body: &[u8]) -> Changes {
+    let mut changes = Changes::default();
+    read(body, true, NESTING_MAX - 1, &mut changes);
+    changes
+}
+
 fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
     let mut cursor = Cursor::new(sql, conforming);
     let mut first = true;
@@ -53,7 +60,12 @@ fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
                 set(cursor.clone(), first, changes);
             }
             Kind::String if nesting > 0 => {
-                read(content(token.text(sql)), conforming, nesting - 1, changes);
+                read(
+                    string_content(token.text(sql)),
+                    conforming,
+                    nesting - 1,
+                    changes,
+                );
             }
             _ => {}
         }
@@ -142,23 +154,6 @@ fn set(mut cursor: Cursor<'_>, first: bool, changes: &mut Changes) {
             .push(Name::Literal(parts.join(".").into_boxed_str())),
         _ => {}
     }
-}
-
-/// What is inside a string's quotes, whatever their form; what else it holds does no harm.
-fn content(text: &[u8]) -> &[u8] {
-    let quote = |b: &u8| matches!(b, b'\'' | b'$');
-    let Some(start) = text.iter().position(quote) else {
-        return &[];
-    };
-    let opening = if text.get(start) == Some(&b'$') {
-        let rest = text.get(start + 1..).unwrap_or(&[]);
-        start + 2 + rest.iter().position(|b| *b == b'$').unwrap_or(0)
-    } else {
-        start + 1
-    };
-    let closing = opening - start;
-    text.get(opening..text.len().saturating_sub(closing))
-        .unwrap_or(&[])
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{Pin, Why, misread};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tells {
     pub sets_config: bool,
+    pub reads_sequence: bool,
     pub pin: Option<Pin>,
     /// Why a query with these words is no read.
     pub objection: Option<Why>,
@@ -91,6 +92,7 @@ impl Tells {
         };
         match effect(&name) {
             Some(Effect::SetsConfig) => self.sets_config = true,
+            Some(Effect::ReadsSequence) => self.reads_sequence = true,
             Some(Effect::AdvisoryLock) => {
                 self.pin.get_or_insert(Pin::AdvisoryLock);
             }
@@ -175,10 +177,17 @@ mod tests {
                 Some(Pin::AdvisoryLock),
                 Some(Why::NotParsed),
             ),
+            (
+                "select pg_catalog.currval ('s')",
+                false,
+                None,
+                Some(Why::UnsafeFunction),
+            ),
             ("select 'open", false, None, Some(Why::NotParsed)),
         ] {
             let expected = Tells {
                 sets_config,
+                reads_sequence: sql.contains("currval"),
                 pin,
                 objection,
             };

@@ -87,6 +87,7 @@ fn each_statement_says_what_it_does_to_the_session() {
         verb,
         pin,
         sets_config,
+        reads_sequence: false,
     };
     assert_eq!(
         &*class.statements,

@@ -138,24 +138,29 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"set" => Command::session(set(&mut cursor, text)),
         b"reset" => Command::session(Verb::Setting),
         b"show" => Command::session(Verb::Show),
-        b"discard" => Command::session(if cursor.at("all") {
-            Verb::DiscardAll
-        } else {
-            Verb::DiscardOther
-        }),
+        b"discard" if cursor.at("all") => Command::session(Verb::DiscardAll),
+        b"discard" if cursor.at("sequences") => Command::session(Verb::DiscardSequences),
+        b"discard" => Command::session(Verb::DiscardOther),
         b"deallocate" => Command::session(deallocate(&mut cursor)),
 
         b"insert" | b"update" | b"delete" | b"merge" | b"truncate" | b"refresh" => {
             Command::write(Why::DataChange, Verb::Plain)
         }
         b"create" if cursor.at("database") => Command::write(Why::Ddl, Verb::Database),
-        b"create" => Command::write(Why::Ddl, Verb::Ddl).pinning(created(cursor, text, conforming)),
+        b"create" => {
+            let verb = if is_routine(cursor.clone(), text) {
+                Verb::Routine
+            } else {
+                Verb::Ddl
+            };
+            Command::write(Why::Ddl, verb).pinning(created(cursor, text, conforming))
+        }
         b"alter" | b"drop" | b"grant" | b"revoke" | b"comment" | b"security" | b"reassign"
         | b"import" => Command::Settled {
             need: Need::Write,
             why: Why::Ddl,
             effects: Effects {
-                verb: altered(&cursor, word),
+                verb: altered(&cursor, word, text),
                 pin: None,
             },
             only_names: true,
@@ -177,13 +182,34 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
 }
 
 /// What an ALTER, a DROP or the like is about.
-fn altered(cursor: &Cursor<'_>, word: &[u8]) -> Verb {
+fn altered(cursor: &Cursor<'_>, word: &[u8], text: &[u8]) -> Verb {
     let at = |word| cursor.at(word);
     match word {
         b"alter" | b"drop" if at("database") => Verb::Database,
         b"alter" | b"drop" if at("role") || at("user") || at("group") => Verb::Role,
+        b"alter" | b"drop" if is_routine(cursor.clone(), text) => Verb::Routine,
         _ => Verb::Ddl,
     }
+}
+
+/// Whether what comes next is the kind of object whose use runs code, perhaps after words that only
+/// describe it.
+fn is_routine(cursor: Cursor<'_>, text: &[u8]) -> bool {
+    const KINDS: [&str; 9] = [
+        "function",
+        "procedure",
+        "routine",
+        "aggregate",
+        "trigger",
+        "rule",
+        "view",
+        "extension",
+        "schema",
+    ];
+    /// CREATE OR REPLACE TEMPORARY RECURSIVE VIEW.
+    const WORDS_BEFORE: usize = 4;
+    let mut words = cursor.take(WORDS_BEFORE + 1);
+    words.any(|token| KINDS.iter().any(|kind| token.is(text, kind)))
 }
 
 /// The transaction modes of BEGIN and START TRANSACTION.

@@ -344,7 +344,7 @@ fn reads_that_the_parser_does_not_know_are_writes() {
             "select 1 fetch first (1) rows only",
             "with x as (select 1) table x",
             "select 1 union table t",
-            "table t union select lastval()",
+            "table t union select nextval('s')",
             "(table t)",
             "select * from xmltable('/a' passing '<a/>' columns b text)",
         ],

@@ -1,0 +1,227 @@
+//! Owns: which names of a database change the session of whoever uses them: functions that set,
+//! lock, listen or make something temporary, and tables and views that call such functions. Never:
+//! runs a query; sessions ask their servers, and share what they learn here.
+//!
+//! It is read from the functions' texts, and errs towards an effect: that costs a question after the
+//! statement, where a missed one would leave the session's state on a server for the next one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+
+use super::inspection::Fact;
+use crate::sql::lexer::mentions;
+use crate::sql::set_config::{self, Changes, Name};
+use crate::sql::{Class, Verb};
+
+/// What sessions have learnt, by database.
+#[derive(Debug, Default)]
+pub struct Known {
+    databases: DashMap<Arc<str>, Arc<Effects>>,
+    /// Counts what was forgotten: an answer that was asked for before is of no use.
+    version: AtomicU64,
+}
+
+impl Known {
+    pub fn get(&self, database: &str) -> Option<Arc<Effects>> {
+        self.databases.get(database).map(|known| known.clone())
+    }
+
+    /// To be kept with a question, whose answer counts only while it is the same.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+
+    pub fn learn(&self, database: &Arc<str>, effects: &Arc<Effects>, version: u64) {
+        self.databases.insert(database.clone(), effects.clone());
+        if self.version() != version {
+            self.databases.remove(database);
+        }
+    }
+
+    /// Functions, triggers or views of this database have changed.
+    pub fn forget(&self, database: &str) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.databases.remove(database);
+    }
+
+    /// What others have changed behind the proxy's back is noticed this way.
+    pub fn forget_all(&self) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.databases.clear();
+    }
+}
+
+/// The names of one database whose use may change a session.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// `true` for one that changes settings whose names can't be told.
+    names: HashMap<Box<[u8]>, bool, foldhash::fast::RandomState>,
+    /// The settings that they change and that servers do not list.
+    settings: Vec<Box<str>>,
+}
+
+/// What a statement may do to its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Suspicion {
+    /// It has used a name with an effect.
+    Some,
+    /// The effect may be on settings whose names are not known.
+    UnknownSettings,
+}
+
+/// Asks for all of it. A function is suspicious by its text, or by naming one that is.
+pub(super) const QUESTION: &str = r"
+WITH RECURSIVE bodies AS (
+    SELECT p.oid, p.proname,
+        coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc) AS body
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+    WHERE l.lanname NOT IN ('internal', 'c') AND p.pronamespace NOT IN (
+        'pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace)
+), suspicious AS (
+    SELECT oid, proname, body FROM bodies WHERE body ~*
+        '(^|[;''$]|\y(begin|then|else|loop)\y)(\s|--[^\n]*\n)*(set|reset)\s' OR body ~*
+        'set_config|advisory_(un)?lock|\yexecute\s+[a-z_$]' OR body ~*
+        '\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\y'
+    UNION
+    SELECT b.oid, b.proname, b.body FROM bodies b JOIN suspicious s
+        ON pg_catalog.strpos(pg_catalog.lower(b.body), pg_catalog.lower(s.proname)) > 0
+), users AS (
+    SELECT t.tgrelid AS relation FROM suspicious s JOIN pg_catalog.pg_trigger t ON t.tgfoid = s.oid
+    UNION SELECT r.ev_class FROM suspicious s
+        JOIN pg_catalog.pg_depend d ON d.refobjid = s.oid
+            AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+        JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+    UNION SELECT a.adrelid FROM suspicious s
+        JOIN pg_catalog.pg_depend d ON d.refobjid = s.oid
+            AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+        JOIN pg_catalog.pg_attrdef a ON a.oid = d.objid
+)
+SELECT 'effect', proname::pg_catalog.text, pg_catalog.left(body, 100000) FROM suspicious
+UNION ALL SELECT 'effect', c.relname::pg_catalog.text, NULL
+    FROM users JOIN pg_catalog.pg_class c ON c.oid = users.relation";
+
+impl Effects {
+    /// From the answer to the [`QUESTION`].
+    pub(super) fn read(facts: &[Fact]) -> Effects {
+        let mut effects = Effects::default();
+        for fact in facts {
+            let [Some(_), Some(name), body] = fact else {
+                continue;
+            };
+            let Changes { names, unknown } = match body {
+                Some(body) => set_config::changes_of_body(body),
+                None => Changes::default(),
+            };
+            let parameter = |name: &Name| matches!(name, Name::Parameter(_));
+            let unknown = unknown || names.iter().any(parameter);
+            let known = effects.names.entry(name.clone()).or_default();
+            *known |= unknown;
+            effects
+                .settings
+                .extend(names.into_iter().filter_map(|name| match name {
+                    Name::Literal(name) => Some(name),
+                    Name::Parameter(_) => None,
+                }));
+        }
+        effects.settings.sort_unstable();
+        effects.settings.dedup();
+        effects
+    }
+
+    /// The settings to ask for by name after anything suspicious.
+    pub fn settings(&self) -> &[Box<str>] {
+        &self.settings
+    }
+
+    /// What a text of this class, which is a write's, may do to its session.
+    pub fn judge(&self, class: &Class, sql: &[u8], conforming: bool) -> Option<Suspicion> {
+        let runs = class.statements.iter().any(|s| s.verb == Verb::Run);
+        let mut suspicion = runs.then_some(Suspicion::Some);
+        if self.names.is_empty() {
+            return suspicion;
+        }
+        let hidden = mentions(sql, conforming, runs, &mut |name| {
+            let found = self.names.get(name).map(|unknown| match unknown {
+                true => Suspicion::UnknownSettings,
+                false => Suspicion::Some,
+            });
+            suspicion = suspicion.max(found);
+            false
+        });
+        // A name that is written in escapes could be any.
+        if hidden {
+            suspicion = Some(Suspicion::UnknownSettings);
+        }
+        suspicion
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::cache::Classifier;
+    use crate::sql::functions::Rules;
+
+    fn fact(name: &str, body: Option<&str>) -> Fact {
+        let text = |text: &str| Some(Box::from(text.as_bytes()));
+        [text("effect"), text(name), body.and_then(text)]
+    }
+
+    #[test]
+    fn a_name_with_an_effect_is_found_wherever_it_stands() {
+        let effects = Effects::read(&[
+            fact(
+                "enter",
+                Some("begin perform set_config('app.tenant', $1, false); end"),
+            ),
+            fact(
+                "dynamic",
+                Some("begin perform set_config(name, '1', false); end"),
+            ),
+            fact("audited", None),
+        ]);
+        assert_eq!(effects.settings(), [Box::from("app.tenant")]);
+        let classifier = Classifier::new(Rules::default(), 100);
+        let judge = |sql: &str| {
+            let class = classifier.classify(sql.as_bytes(), true);
+            effects.judge(&class, sql.as_bytes(), true)
+        };
+        for (sql, expected) in [
+            ("insert into t values ('enter')", None),
+            ("select public.Enter(5)", Some(Suspicion::Some)),
+            ("insert into audited values (1)", Some(Suspicion::Some)),
+            (
+                "select dynamic(), enter(1)",
+                Some(Suspicion::UnknownSettings),
+            ),
+            (
+                "select U&\"\\0065nter\"(1)",
+                Some(Suspicion::UnknownSettings),
+            ),
+            ("do 'begin end'", Some(Suspicion::Some)),
+            (
+                "do $$ begin perform dynamic(); end $$",
+                Some(Suspicion::UnknownSettings),
+            ),
+        ] {
+            assert_eq!(judge(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn an_answer_from_before_a_change_is_not_kept() {
+        let known = Known::default();
+        let (database, effects) = (Arc::from("main/app"), Arc::new(Effects::default()));
+        let version = known.version();
+        known.learn(&database, &effects, version);
+        assert!(known.get("main/app").is_some());
+        known.forget("main/app");
+        known.learn(&database, &effects, version);
+        assert!(known.get("main/app").is_none());
+    }
+}
