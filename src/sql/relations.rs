@@ -5,14 +5,25 @@
 
 /// Whether reading a relation may give another answer on a standby.
 ///
+/// Sequences run ahead there, because they are logged 32 values in advance. Which relation is one
+/// only the catalog knows, but most have the name that `serial` and `GENERATED` columns give them.
+///
 /// The server keeps the prefix `pg_` for itself and its extensions, so a name with it that is not
 /// known to be replicated counts as local, in whatever schema it was written.
 pub fn server_local(schema: Option<&str>, name: &str) -> bool {
     match schema {
         Some(s) if s.starts_with("pg_temp") => true,
         Some("pg_toast") => false,
+        _ if name.ends_with("_seq") => true,
         _ => name.starts_with("pg_") && REPLICATED.binary_search(&name).is_err(),
     }
+}
+
+/// Whether a column is likely one of a sequence, whatever that is called.
+pub fn of_sequences(column: &str) -> bool {
+    ["last_value", "log_cnt", "is_called"]
+        .iter()
+        .any(|name| column.eq_ignore_ascii_case(name))
 }
 
 /// System catalogs and the views over them, sorted. Not here: views over shared memory, over the
@@ -122,6 +133,10 @@ mod tests {
             (None, "pg_statio_user_tables", true),
             (None, "pg_settings", true),
             (None, "pg_sequences", true),
+            (None, "pg_sequence", false),
+            (None, "accounts_id_seq", true),
+            (Some("public"), "accounts_id_seq", true),
+            (None, "seq_accounts", false),
             (Some("monitoring"), "pg_stat_statements", true),
             (Some("pg_temp"), "t", true),
             (Some("pg_temp_4"), "t", true),

@@ -11,7 +11,7 @@ mod table;
 use sqlparser::ast::*;
 
 use super::super::functions::{Rules, Verdict};
-use super::super::relations::server_local;
+use super::super::relations::{of_sequences, server_local};
 use super::{Why, weight};
 
 /// What has been seen so far. Its names are those of all queries walked; its objection is the last
@@ -353,6 +353,13 @@ impl<'r> Walk<'r> {
             self.object(Why::ServerLocalRelation);
         }
         self.relations.push(written(parts));
+    }
+
+    /// A column that is read.
+    fn column(&mut self, column: &Ident) {
+        if of_sequences(&column.value) {
+            self.object(Why::ServerLocalRelation);
+        }
     }
 
     /// A function that is called.

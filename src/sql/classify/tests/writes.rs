@@ -250,6 +250,11 @@ fn relations_of_the_server_are_writes() {
             "table pg_locks",
             "copy pg_stat_activity to stdout",
             "select * from pg_sequences",
+            "select * from accounts_id_seq",
+            "select * from public.accounts_id_seq s",
+            "select last_value from numbering",
+            "select s.LAST_VALUE, log_cnt from numbering s",
+            "select 1 from numbering where not is_called",
         ],
     );
 }

@@ -145,7 +145,13 @@ impl Walk<'_> {
 
     fn branch(&mut self, expr: &Expr) {
         match expr {
-            Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Value(_) => {}
+            Expr::Identifier(column) => self.column(column),
+            Expr::CompoundIdentifier(parts) => {
+                if let Some(column) = parts.last() {
+                    self.column(column);
+                }
+            }
+            Expr::Value(_) => {}
             Expr::Function(function) => self.function(function),
             Expr::Subquery(query) => self.query(query),
             Expr::Exists {
