@@ -4,7 +4,10 @@
 use std::collections::HashSet;
 
 use crate::sql::Pin;
-use crate::sql::lexer::mentions;
+use crate::sql::lexer::{Kind, Lexer};
+
+/// The longest string that is searched for names, in bytes: three names with their quotes, and more.
+const SEARCHED_BYTES_MAX: usize = 512;
 
 /// What ties a session to its server.
 #[derive(Debug, Default)]
@@ -117,7 +120,9 @@ impl Pins {
     }
 
     /// Whether a read of this text may need what only the session's server has. Any word that is
-    /// the name of something temporary counts, whatever it means there.
+    /// the name of something temporary counts, whatever it means there, and so does one in a
+    /// string, which may be cast to `regclass`. What looks names up counts whatever it looks up:
+    /// the name may be a parameter or come out of a catalog, whose rows all nodes have.
     pub fn concern(&self, sql: &[u8], conforming: bool) -> bool {
         if self.held.contains(Pin::Settings) || self.suspects.contains(Pin::TemporaryTable) {
             return true;
@@ -125,10 +130,71 @@ impl Pins {
         if self.temporary.is_empty() {
             return false;
         }
-        mentions(sql, conforming, false, &mut |name| {
-            self.temporary.contains(name)
-        })
+        let mut lexer = Lexer::new(sql, conforming);
+        while let Some(token) = lexer.solid() {
+            let may_be = match token.kind {
+                Kind::UnicodeWord | Kind::Broken => true,
+                Kind::String => self.is_named_in(&sql[token.start..token.end]),
+                _ => token.name(sql).is_some_and(|name| {
+                    self.temporary.contains(crate::sql::command::clipped(&name))
+                        || looks_names_up(&name)
+                }),
+            };
+            if may_be {
+                return true;
+            }
+        }
+        false
     }
+
+    /// Whether a string, with whatever is around it, has the name of something temporary in it.
+    fn is_named_in(&self, string: &[u8]) -> bool {
+        // Not worth a search, nor is one that has to undo escapes.
+        string.len() > SEARCHED_BYTES_MAX
+            || string.contains(&b'\\')
+            || self
+                .temporary
+                .iter()
+                .any(|name| contains_folded(string, name))
+    }
+}
+
+/// Whether `text` has `name` in it, in whatever case.
+fn contains_folded(text: &[u8], name: &[u8]) -> bool {
+    text.windows(name.len().max(1))
+        .any(|part| part.eq_ignore_ascii_case(name))
+}
+
+/// Whether a name in a text is of what depends on the session's temporary schema: the types that
+/// names are cast to, the catalog and its functions.
+fn looks_names_up(name: &[u8]) -> bool {
+    const PREFIXES: [&[u8]; 3] = [b"pg_", b"to_reg", b"has_"];
+    const TYPES: [&[u8]; 11] = [
+        b"class",
+        b"collation",
+        b"config",
+        b"dictionary",
+        b"namespace",
+        b"oper",
+        b"operator",
+        b"proc",
+        b"procedure",
+        b"role",
+        b"type",
+    ];
+    const OTHERS: [&[u8]; 6] = [
+        b"col_description",
+        b"current_schema",
+        b"current_schemas",
+        b"format_type",
+        b"information_schema",
+        b"obj_description",
+    ];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || name
+            .strip_prefix(b"reg")
+            .is_some_and(|rest| TYPES.contains(&rest))
+        || OTHERS.contains(&name)
 }
 
 #[cfg(test)]
@@ -164,7 +230,19 @@ mod tests {
         pins.found(Pin::TemporaryTable, b"Odd");
         for (sql, expected) in [
             ("SELECT 1", false),
-            ("SELECT 'basket', 1 AS odd -- basket", false),
+            ("SELECT 'apples', 1 AS odd, region -- basket", false),
+            ("SELECT 'pg_temp.Basket'::text", true),
+            ("SELECT f('\"Odd\"')", true),
+            (r"SELECT f(E'b\x61sket')", true),
+            (
+                &format!("SELECT '{}'", "x".repeat(SEARCHED_BYTES_MAX)),
+                true,
+            ),
+            ("SELECT 'apples'::regclass", true),
+            ("SELECT $1::pg_catalog.RegType", true),
+            ("SELECT relname FROM pg_class", true),
+            ("SELECT * FROM information_schema.tables", true),
+            ("SELECT has_table_privilege($1, 'SELECT')", true),
             ("SELECT * FROM pg_temp.Basket", true),
             ("SELECT NULL::basket", true),
             ("SELECT \"Odd\" FROM t", true),
