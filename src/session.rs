@@ -286,16 +286,14 @@ impl Session {
                 server.reset();
             }
             Verb::DiscardSequences => self.pins.lift(Pin::Sequence),
-            Verb::DiscardOther => {
-                server.statements.clear();
-                self.pins.look_again(Pin::TemporaryTable);
-            }
+            // It drops no prepared statement.
+            Verb::DiscardOther => self.pins.look_again(Pin::TemporaryTable),
             Verb::Deallocate => {
                 if let Some((name, _)) = text().and_then(command::deallocate) {
-                    match self.statements.remove(&name) {
-                        Some(prepared) => drop(server.statements.pop(&prepared.id)),
-                        // Its text named a server's statement.
-                        None => server.statements.clear(),
+                    let known = self.statements.remove(&name).map(|prepared| prepared.id);
+                    // Else it is one that PREPARE has made, or a server's own by the server's name.
+                    if let Some(id) = known.or_else(|| statements::server_id(&name)) {
+                        server.statements.pop(&id);
                     }
                     self.pins.look_again(Pin::PreparedStatement);
                 }

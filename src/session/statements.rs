@@ -87,6 +87,13 @@ pub fn server_name(id: u64) -> Vec<u8> {
     [SERVER_NAME_PREFIX, format!("{id:x}").as_bytes()].concat()
 }
 
+/// Which statement a server has by this name.
+pub fn server_id(name: &[u8]) -> Option<u64> {
+    let digits = name.strip_prefix(SERVER_NAME_PREFIX)?;
+    let id = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    (server_name(id) == name).then_some(id)
+}
+
 /// All statements of a process. Two sessions that prepare the same text get the same statement, so
 /// a server has it once.
 #[derive(Debug)]

@@ -510,3 +510,27 @@ fn what_a_statement_may_have_changed_is_looked_at_twice() {
     heard(&mut session, &mut server, &[done("SELECT 1"), ready("I")]);
     assert!(!session.must_inspect(), "what `leave` does is known");
 }
+
+#[test]
+fn a_server_keeps_its_statements_when_others_are_discarded() {
+    let (mut session, mut server) = (session(), server());
+    let prepare = [parse("p", "SELECT 1"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut server, &prepare);
+    let name = said[0].split("\\x00").next().unwrap()[2..].to_owned();
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
+    heard(&mut session, &mut server, &answers);
+    let bound = |session: &mut Session, server: &mut ServerState| {
+        told(session, server, &[bind("p"), SYNC.to_vec()].concat()).len()
+    };
+    for discard in ["DISCARD PLANS", "DISCARD TEMP", "DEALLOCATE other"] {
+        let client = frame(b'Q', format!("{discard}\0").as_bytes());
+        told(&mut session, &mut server, &client);
+        heard(&mut session, &mut server, &[done(discard), ready("I")]);
+        assert_eq!(bound(&mut session, &mut server), 2, "Bind, Sync: {discard}");
+        heard(&mut session, &mut server, &[frame(b'2', b""), ready("I")]);
+    }
+    let client = frame(b'Q', format!("DEALLOCATE {name}\0").as_bytes());
+    told(&mut session, &mut server, &client);
+    heard(&mut session, &mut server, &[done("DEALLOCATE"), ready("I")]);
+    assert_eq!(bound(&mut session, &mut server), 5, "it is prepared first");
+}
