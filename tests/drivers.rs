@@ -60,6 +60,26 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "a server that has not got the statement yet prepares it with its new columns, without the error",
     ),
     (
+        "pgjdbc",
+        "prepare/result changes, autosave never",
+        "a server that has not got the statement yet prepares it with its new columns, without the error",
+    ),
+    (
+        "pgjdbc",
+        "prepare/result changes, autosave conservative",
+        "a server that has not got the statement yet prepares it with its new columns, without the error",
+    ),
+    (
+        "pgjdbc",
+        "prepare/result changes, autosave always",
+        "a server that has not got the statement yet prepares it with its new columns, without the error",
+    ),
+    (
+        "pgjdbc",
+        "metadata/schemas",
+        "a server that has had temporary tables keeps the schema for them, empty",
+    ),
+    (
         "Django",
         "test_database/destroyed",
         "a database is in use as long as a pool has an idle server in it",
@@ -148,6 +168,28 @@ fn node_postgres() {
         How::Node("node_postgres_check.js"),
         &SECTIONS,
     );
+}
+
+#[test]
+fn pgjdbc() {
+    let sections = [
+        "connecting",
+        "types",
+        "prepare",
+        "batches",
+        "transactions",
+        "cursors",
+        "copy",
+        "large_objects",
+        "cancel",
+        "notifications",
+        "metadata",
+        "distributed",
+        "settings",
+        "own_writes",
+        "errors",
+    ];
+    check("pgjdbc", How::Java("PgjdbcCheck.java"), &sections);
 }
 
 /// Runs a driver on both ways, in a cluster of its own, and fails if it sees a difference.
@@ -267,6 +309,8 @@ enum How {
     Python(&'static str),
     /// A script for node with .tools/node/node_modules.
     Node(&'static str),
+    /// A program of one file for java with .tools/pgjdbc.
+    Java(&'static str),
 }
 
 impl Driver {
@@ -275,6 +319,7 @@ impl Driver {
             How::Here(_) => true,
             How::Python(_) => python().exists(),
             How::Node(_) => has_program("node") && node_modules().join("pg").exists(),
+            How::Java(_) => has_java_compiler() && jdbc_driver().exists(),
         }
     }
 
@@ -282,6 +327,7 @@ impl Driver {
     fn is_due(&self) -> bool {
         let installable = match self.how {
             How::Node(_) => has_program("node") && has_program("npm"),
+            How::Java(_) => has_java_compiler() && has_program("dpkg-deb"),
             _ => true,
         };
         env::var("CI").is_ok_and(|ci| ci == "true") && installable
@@ -289,13 +335,14 @@ impl Driver {
 
     /// The transcript of a run against the server at `port`.
     fn run(&self, port: u16, directory: &Path) -> Vec<String> {
-        let (program, script) = match self.how {
+        let (mut command, script) = match self.how {
             How::Here(run) => return run(port),
-            How::Python(script) => (python(), script),
-            How::Node(script) => (PathBuf::from("node"), script),
+            How::Python(script) => (Command::new(python()), script),
+            How::Node(script) => (Command::new("node"), script),
+            How::Java(script) => (java(), script),
         };
         let (out, err) = (directory.join("driver.out"), directory.join("driver.err"));
-        let mut child = Command::new(program)
+        let mut child = command
             .arg(root().join("tests/drivers").join(script))
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", port.to_string())
@@ -341,6 +388,25 @@ fn python() -> PathBuf {
 
 fn node_modules() -> PathBuf {
     root().join(".tools/node/node_modules")
+}
+
+fn jdbc_driver() -> PathBuf {
+    root().join(".tools/pgjdbc/usr/share/java/postgresql.jar")
+}
+
+/// A run is short: the optimising compiler would cost it more than it gains.
+fn java() -> Command {
+    let mut java = Command::new("java");
+    java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
+    java.args(["-Duser.timezone=UTC", "-Duser.language=en", "-cp"]);
+    java.arg(jdbc_driver());
+    java
+}
+
+/// A runtime alone can't run a program from its source.
+fn has_java_compiler() -> bool {
+    let modules = Command::new("java").arg("--list-modules").output();
+    modules.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("jdk.compiler@"))
 }
 
 fn has_program(name: &str) -> bool {
