@@ -11,16 +11,24 @@ pub fn side_by_side(script: &Script, direct: &Stream, proxied: &Stream) -> Strin
     let mut out = format!("{} ({})\n", script.name, script.place);
     let empty = Vec::new();
     let mut whole = Vec::new();
-    for (index, step) in script.steps.iter().enumerate() {
-        let reached = index < direct.len() || index < proxied.len();
-        let (left, right) = (
-            direct.get(index).unwrap_or(&empty),
-            proxied.get(index).unwrap_or(&empty),
-        );
+    // The last one is what is left behind, also where a script ends early.
+    let (direct, left_direct) = split(direct);
+    let (proxied, left_proxied) = split(proxied);
+    let texts = script.steps.iter().map(|step| step.text.as_str());
+    for (index, step) in texts.chain(["(another client looks)"]).enumerate() {
+        let last = index == script.steps.len();
+        let reached = last || index < direct.len() || index < proxied.len();
         if !reached {
-            break;
+            continue;
         }
-        out += &format!("  > {}\n", cut(&step.text.replace('\n', " "), 2 * WIDTH));
+        let (left, right) = match last {
+            true => (left_direct, left_proxied),
+            false => (
+                direct.get(index).unwrap_or(&empty),
+                proxied.get(index).unwrap_or(&empty),
+            ),
+        };
+        out += &format!("  > {}\n", cut(&step.replace('\n', " "), 2 * WIDTH));
         if left == right {
             match &left[..] {
                 [] => {}
@@ -43,6 +51,11 @@ pub fn side_by_side(script: &Script, direct: &Stream, proxied: &Stream) -> Strin
     out
 }
 
+fn split(stream: &Stream) -> (&[Vec<String>], &Vec<String>) {
+    let (last, steps) = stream.split_last().expect("what is left behind");
+    (steps, last)
+}
+
 fn text(lines: &[String], at: usize) -> &str {
     lines.get(at).map_or("(nothing)", String::as_str)
 }
@@ -57,8 +70,11 @@ fn cut(text: &str, width: usize) -> String {
 /// One stream in full, as far as it can be read.
 pub fn alone(script: &Script, stream: &Stream) -> String {
     let mut out = format!("== {}\n", script.name);
-    for (step, messages) in script.steps.iter().zip(stream) {
-        out += &format!("> {}\n", cut(&step.text, 2 * WIDTH));
+    let (steps, left) = split(stream);
+    let texts = script.steps.iter().map(|step| step.text.as_str());
+    let steps = texts.zip(steps).chain([("(another client looks)", left)]);
+    for (step, messages) in steps {
+        out += &format!("> {}\n", cut(step, 2 * WIDTH));
         for message in messages {
             out += &format!("    {}\n", cut(message, 2 * WIDTH));
         }

@@ -1,14 +1,18 @@
 //! Runs a script against one server, direct or through the proxy.
 
 use std::collections::HashMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tidegate::demo::LocalNode;
 
 use super::client::{Client, Instead};
-use super::script::{Action, Script, frame};
+use super::script::{Action, Script, frame, query};
 use super::shown::{Names, sort_parameters};
 use crate::support::{self, Gateway};
+
+/// In place of a message.
+pub const NO_ANSWER: &str = "no answer";
 
 /// Whom a script talks to.
 pub struct Peer<'a> {
@@ -21,7 +25,8 @@ pub struct Peer<'a> {
 /// What was sent in each step, in readable form.
 pub type Stream = Vec<Vec<String>>;
 
-pub fn run(script: &Script, peer: &Peer<'_>) -> Stream {
+/// Runs a script to its end, or to the first step that differs from a stream that is given.
+pub fn run(script: &Script, peer: &Peer<'_>, until_not: Option<&Stream>) -> Stream {
     let mut run = Run {
         script,
         peer,
@@ -37,7 +42,7 @@ pub fn run(script: &Script, peer: &Peer<'_>) -> Stream {
         let end = run.step(&step.action, &mut seen);
         let over = match end {
             Some(Instead::Nothing) => {
-                seen.push("no answer".to_owned());
+                seen.push(NO_ANSWER.to_owned());
                 true
             }
             Some(Instead::Garbage) => {
@@ -51,12 +56,54 @@ pub fn run(script: &Script, peer: &Peer<'_>) -> Stream {
             }
             None => false,
         };
+        let differs = until_not.is_some_and(|other| other.get(stream.len()) != Some(&seen));
         stream.push(seen);
+        if differs {
+            return stream;
+        }
         if over {
             break;
         }
     }
+    run.clients.clear();
+    stream.push(left_behind(script, peer));
     stream
+}
+
+/// What the next client finds of this one's session: nothing.
+fn left_behind(script: &Script, peer: &Peer<'_>) -> Vec<String> {
+    const LOOKS: [&str; 6] = [
+        "SELECT name, setting FROM pg_settings WHERE source = 'session' \
+         AND name NOT LIKE 'transaction%' ORDER BY name",
+        "SELECT current_user",
+        "SELECT classid, objid, mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        "SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()",
+        "SELECT name FROM pg_prepared_statements WHERE from_sql \
+         UNION ALL SELECT name FROM pg_cursors WHERE is_holdable",
+        "SELECT pg_listening_channels()",
+    ];
+    let login = script.login.plain();
+    let (mut client, _, instead) = Client::log_in(peer.port, &login);
+    let mut seen = Vec::new();
+    if instead.is_some() {
+        seen.push("no login".to_owned());
+        return seen;
+    }
+    for look in LOOKS {
+        client.send(&query(look).expect("SQL"));
+        loop {
+            match client.next() {
+                Ok(message) if message[0] == b'Z' => break,
+                Ok(message) if message[0] == b'T' => {}
+                Ok(message) => seen.push(Names::default().show(&message, false)),
+                Err(instead) => {
+                    seen.push(format!("{instead:?}"));
+                    return seen;
+                }
+            }
+        }
+    }
+    seen
 }
 
 struct Run<'a> {
@@ -146,6 +193,7 @@ impl Run<'_> {
                 self.show_greeting(&greeting, seen);
                 instead
             }
+            Action::Settle => self.peer.gateway.and_then(|g| self.settle(g, seen)),
             Action::Cancel { name } => {
                 self.cancel(name);
                 None
@@ -244,22 +292,49 @@ impl Run<'_> {
             let (all, replica) = (served(gateway, ""), served(gateway, REPLICA));
             let mut answer = Vec::new();
             let instead = self.ask(bytes, &mut answer);
+            let failed = answer.iter().any(|message| message.starts_with('E'));
             if answer != last {
                 seen.extend(answer.iter().cloned());
                 last = answer;
             }
-            if instead.is_some() {
+            if instead.is_some() || failed {
                 return instead;
             }
-            support::wait_for("the query to be counted", || served(gateway, "") > all);
+            wait_counted(gateway, all);
             if served(gateway, REPLICA) > replica {
                 return None;
             }
-            if started.elapsed() > Duration::from_secs(10) {
+            if started.elapsed() > REPLICA_PATIENCE {
+                let metrics = gateway.get("/metrics").unwrap_or_default();
+                let reasons = metrics
+                    .lines()
+                    .filter(|l| l.starts_with("tidegate_queries_total") && !l.ends_with(" 0"));
+                println!("no replica serves {}", self.script.name);
+                reasons.for_each(|line| println!("    {line}"));
                 seen.push("no replica serves it".to_owned());
                 return Some(Instead::Nothing);
             }
         }
+    }
+
+    /// Reads until a replica serves it, and shows nothing but what nobody has asked for.
+    fn settle(&mut self, gateway: &Gateway, seen: &mut Vec<String>) -> Option<Instead> {
+        const TIMES: u32 = 50;
+        for _ in 0..TIMES {
+            let (all, replica) = (served(gateway, ""), served(gateway, REPLICA));
+            let mut answer = Vec::new();
+            let instead = self.ask(&query("SELECT 1").expect("SQL"), &mut answer);
+            answer.retain(|message| !message.starts_with(['T', 'D', 'C', 'Z']));
+            seen.extend(answer);
+            if instead.is_some() {
+                return instead;
+            }
+            wait_counted(gateway, all);
+            if served(gateway, REPLICA) > replica {
+                break;
+            }
+        }
+        None
     }
 
     fn cancel(&mut self, name: &str) {
@@ -271,6 +346,18 @@ impl Run<'_> {
         canceller.send(&whole);
         // Closed once it has been passed on.
         let _ = canceller.next_byte();
+    }
+}
+
+/// How long a replica may take to have what a script's reads need.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(5);
+const COUNTED: Duration = Duration::from_secs(1);
+
+/// Waits for a batch to be counted, which it is just after it has been answered.
+fn wait_counted(gateway: &Gateway, before: f64) {
+    let answered = Instant::now();
+    while served(gateway, "") == before && answered.elapsed() < COUNTED {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -34,6 +34,16 @@ pub struct Login {
     pub parameters: Vec<(String, String)>,
 }
 
+impl Login {
+    /// The same user and database, and nothing else.
+    pub fn plain(&self) -> Login {
+        let mut login = self.clone();
+        let essential = |name: &str| matches!(name, "user" | "database");
+        login.parameters.retain(|(name, _)| essential(name));
+        login
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Step {
     /// As it is written.
@@ -77,6 +87,8 @@ pub enum Action {
     Leave,
     /// Sends what is lined up, and then only listens.
     Shut,
+    /// Waits until replicas serve this client's reads again, or it is plain that none will.
+    Settle,
     /// Waits until the superuser is answered `t` by the primary.
     Await { sql: String },
 }
@@ -241,6 +253,7 @@ fn step(line: &str) -> Result<Step, String> {
         "cancel" => Action::Cancel {
             name: rest.to_owned(),
         },
+        "settle" => Action::Settle,
         "leave" => Action::Leave,
         "shut" => Action::Shut,
         "await" => Action::Await {

@@ -1,4 +1,4 @@
--- What all scripts find in the database "app". They read these tables and change none of them;
+-- What all scripts find in the database "app". They read these tables and cannot drop them;
 -- what a script changes is its own, made by its @setup or by itself.
 CREATE ROLE other LOGIN PASSWORD 'other';
 CREATE ROLE defaults LOGIN PASSWORD 'defaults';
@@ -14,7 +14,7 @@ ALTER ROLE defaults IN DATABASE defaults SET work_mem = '7MB';
 GRANT CREATE ON SCHEMA public TO app;
 CREATE TABLE items (id int PRIMARY KEY, v text);
 INSERT INTO items VALUES (1, 'one'), (2, 'two'), (3, 'three');
-ALTER TABLE items OWNER TO app;
+GRANT ALL ON items TO app;
 GRANT SELECT ON items TO other;
 GRANT SELECT ON items TO defaults;
 CREATE TABLE of_app (a int);
@@ -23,7 +23,7 @@ ALTER TABLE of_app OWNER TO app;
 CREATE SCHEMA elsewhere AUTHORIZATION app;
 CREATE TABLE elsewhere.items (id int PRIMARY KEY, v text);
 INSERT INTO elsewhere.items VALUES (1, 'eins');
-ALTER TABLE elsewhere.items OWNER TO app;
+GRANT ALL ON elsewhere.items TO app;
 CREATE TABLE typed (b bool, i2 int2, i4 int4, i8 int8, f4 float4, f8 float8, n numeric, t text, c char(4),
     y bytea, d date, ts timestamp, tz timestamptz, iv interval, j json, jb jsonb, u uuid, a int4[], p point,
     r int4range, m money, ip inet, bits varbit);
@@ -32,6 +32,6 @@ INSERT INTO typed VALUES (true, 1, 2, 3, 1.5, 2.5, 123.4500, 'text', 'ab', '\x00
     '{"a": [1, 2]}', '{"a": [1, 2]}', '00112233-4455-6677-8899-aabbccddeeff', '{1,NULL,3}', '(1,2)',
     '[1,5)', '12.34', '10.1.2.3/8', B'10101');
 INSERT INTO typed DEFAULT VALUES;
-ALTER TABLE typed OWNER TO app;
+GRANT ALL ON typed TO app;
 CREATE SEQUENCE counter;
 ALTER SEQUENCE counter OWNER TO app;
