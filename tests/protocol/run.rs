@@ -70,38 +70,46 @@ pub fn run(script: &Script, peer: &Peer<'_>, until_not: Option<&Stream>) -> Stre
     stream
 }
 
-/// What the next client finds of this one's session: nothing.
+/// What the next clients find of this one's session: nothing. Each keeps its server while the next
+/// one looks, so that no server is looked at twice.
 fn left_behind(script: &Script, peer: &Peer<'_>) -> Vec<String> {
-    const LOOKS: [&str; 6] = [
+    const LOOKS: [&str; 7] = [
+        "BEGIN",
         "SELECT name, setting FROM pg_settings WHERE source = 'session' \
          AND name NOT LIKE 'transaction%' ORDER BY name",
         "SELECT current_user",
-        "SELECT classid, objid, mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        "SELECT classid, objid, mode FROM pg_locks \
+         WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         "SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()",
         "SELECT name FROM pg_prepared_statements WHERE from_sql \
          UNION ALL SELECT name FROM pg_cursors WHERE is_holdable",
         "SELECT pg_listening_channels()",
     ];
+    const CLIENTS: usize = 3;
     let login = script.login.plain();
-    let (mut client, _, instead) = Client::log_in(peer.port, &login);
     let mut seen = Vec::new();
-    if instead.is_some() {
-        seen.push("no login".to_owned());
-        return seen;
-    }
-    for look in LOOKS {
-        client.send(&query(look).expect("SQL"));
-        loop {
-            match client.next() {
-                Ok(message) if message[0] == b'Z' => break,
-                Ok(message) if message[0] == b'T' => {}
-                Ok(message) => seen.push(Names::default().show(&message, false)),
-                Err(instead) => {
-                    seen.push(format!("{instead:?}"));
-                    return seen;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let (mut client, _, instead) = Client::log_in(peer.port, &login);
+        if instead.is_some() {
+            seen.push("no login".to_owned());
+            return seen;
+        }
+        for look in LOOKS {
+            client.send(&query(look).expect("SQL"));
+            loop {
+                match client.next() {
+                    Ok(message) if message[0] == b'Z' => break,
+                    Ok(message) if message[0] == b'T' => {}
+                    Ok(message) => seen.push(Names::default().show(&message, false)),
+                    Err(instead) => {
+                        seen.push(format!("{instead:?}"));
+                        return seen;
+                    }
                 }
             }
         }
+        clients.push(client);
     }
     seen
 }
