@@ -2,12 +2,14 @@
 //! Never reads or writes a socket: message bodies go in, and what to answer comes out.
 
 mod client;
+pub mod lookup;
 pub mod md5;
 pub mod scram;
 mod server;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Auth, AuthMethod, Secret, User};
 use scram::{Verifier, VerifierError};
@@ -92,6 +94,28 @@ impl Users {
             secret,
             by_name,
         })
+    }
+}
+
+/// What logs in to servers for a client that has proved who it is; and the order of such proofs,
+/// since a later one counts where the password has been changed.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// `None` fits only a server that asks for nothing.
+    pub credential: Option<Credential>,
+    order: u64,
+}
+
+impl Proven {
+    /// Proved now, after all that were before.
+    pub fn now(credential: Option<Credential>) -> Proven {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let order = NEXT.fetch_add(1, Ordering::Relaxed);
+        Proven { credential, order }
+    }
+
+    pub fn is_newer_than(&self, other: &Proven) -> bool {
+        self.order > other.order
     }
 }
 

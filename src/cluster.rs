@@ -7,6 +7,7 @@ pub mod lag;
 pub mod node;
 pub mod pool;
 pub mod probe;
+pub mod roles;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,8 @@ use tokio::sync::Notify;
 use self::lag::History;
 use self::node::{Node, Role};
 use self::pool::{Pool, PoolKey};
-use crate::auth::Credential;
+use self::roles::Roles;
+use crate::auth::Proven;
 use crate::config::{self, Config, Secret};
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica, Tick};
 use crate::telemetry;
@@ -45,6 +47,7 @@ pub struct Cluster {
     /// There is another primary, or none, or one again.
     pub changed: Notify,
     system: Mutex<Option<String>>,
+    roles: Roles,
 }
 
 /// What everybody sees of a cluster at one time.
@@ -87,6 +90,7 @@ impl Cluster {
             moved: Notify::new(),
             changed: Notify::new(),
             system: Mutex::new(None),
+            roles: Roles::start(),
         });
         for node in &cluster.topology().nodes {
             tokio::spawn(probe::watch(cluster.clone(), node.clone()));
@@ -109,6 +113,15 @@ impl Cluster {
                 monitor.user.clone(),
                 monitor.password.clone(),
                 monitor.database.clone(),
+            );
+        }
+        if config.auth.users.is_empty()
+            && let Some(lookup) = &config.auth.lookup
+        {
+            return (
+                lookup.user.clone(),
+                lookup.password.clone(),
+                lookup.database.clone(),
             );
         }
         let user = config.auth.users.first();
@@ -399,7 +412,7 @@ fn retire(node: &Arc<Node>) {
 pub fn pool(
     node: &Arc<Node>,
     key: &PoolKey,
-    credential: &Option<Credential>,
+    credential: &Proven,
     limits: &config::Pool,
 ) -> Arc<Pool> {
     if let Some(pool) = node.pools.get(key) {

@@ -50,8 +50,10 @@ impl Config {
     /// What is allowed, and most likely not meant: one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.auth.users.is_empty() {
-            warnings.push("no [[auth.user]] is configured, so nobody can log in".to_owned());
+        if self.auth.users.is_empty() && self.auth.lookup.is_none() {
+            let message =
+                "neither an [[auth.user]] nor auth.query_user is configured, so nobody can log in";
+            warnings.push(message.to_owned());
         }
         let open = self
             .listen
@@ -111,6 +113,32 @@ pub struct Auth {
     pub method: AuthMethod,
     /// With distinct names.
     pub users: Vec<User>,
+    /// Where users that are not listed are looked up; `None` refuses them.
+    pub lookup: Option<Lookup>,
+}
+
+/// How users are looked up in the database: the `query` keys of `[auth]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lookup {
+    /// Who asks.
+    pub user: String,
+    pub password: Option<Secret>,
+    /// Where it is asked, on the primary or a replica of the cluster that the client wants.
+    pub database: String,
+    /// Has the user's name as `$1`, and gives its name, its `rolpassword` and, if it likes, whether
+    /// it may log in.
+    pub query: String,
+    /// How old an answer may be for a user who logs in often.
+    pub cache: Duration,
+}
+
+impl Lookup {
+    /// What a superuser, or who may read `pg_authid`, asks. As PostgreSQL does it, a password that has
+    /// expired is none.
+    pub const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL \
+        ELSE rolpassword END, rolcanlogin FROM pg_catalog.pg_authid WHERE rolname = $1";
+    pub const DATABASE: &str = "postgres";
+    pub const CACHE: Duration = Duration::from_secs(1);
 }
 
 /// How a client proves who it is.
@@ -178,6 +206,16 @@ pub struct Routing {
     /// for any end of the name.
     pub safe_functions: Vec<String>,
     pub unsafe_functions: Vec<String>,
+    pub replication: Replication,
+}
+
+/// What becomes of replication connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replication {
+    #[default]
+    Refuse,
+    /// They are passed through to the primary.
+    Primary,
 }
 
 /// Whether the primary takes reads that a replica could.
@@ -401,6 +439,11 @@ mod tests {
             assert_eq!(sample.auth.users[0].name, "app");
             let clusters = std::mem::take(&mut sample.clusters);
             sample.auth.users.clear();
+            if let Some(lookup) = sample.auth.lookup.take() {
+                let (query, database) = (lookup.query.as_str(), lookup.database.as_str());
+                assert_eq!((query, database), (Lookup::QUERY, Lookup::DATABASE));
+                assert_eq!(lookup.cache, Lookup::CACHE);
+            }
             sample.routing.zone = None;
             sample.routing.safe_functions.clear();
             sample.routing.unsafe_functions.clear();
@@ -461,7 +504,7 @@ mod tests {
         let mut config = Config::default();
         assert_eq!(
             config.warnings(),
-            ["no [[auth.user]] is configured, so nobody can log in"]
+            ["neither an [[auth.user]] nor auth.query_user is configured, so nobody can log in"]
         );
         let (name, password, verifier) = ("a".to_owned(), None, None);
         config.auth.users.push(User {

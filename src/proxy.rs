@@ -42,7 +42,7 @@ use self::cancel::{Handle, Sessions};
 use self::handshake::Welcome;
 use self::refusal::{Broken, Refusal};
 use self::relay::{ClientSide, Relay};
-use crate::auth::{Credential, Users};
+use crate::auth::{Proven, Users};
 use crate::cluster::pool::{Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters};
 use crate::config::{Config, PoolMode};
@@ -117,7 +117,7 @@ struct Client {
     proxy: Arc<Proxy>,
     cluster: Arc<Cluster>,
     key: PoolKey,
-    credential: Option<Credential>,
+    credential: Proven,
     stream: Stream,
     inbox: BytesMut,
     outbox: BytesMut,

@@ -71,12 +71,18 @@ pub struct Metrics {
     pub server_connect_failures: Counter,
     pub checkout_wait_seconds: Histogram,
     pub checkout_timeouts: Counter,
+    pub role_lookups_found: Counter,
+    pub role_lookups_unknown: Counter,
+    pub role_lookups_failed: Counter,
+    pub role_lookups_spared: Counter,
+    pub role_lookup_seconds: Histogram,
 }
 
 impl Metrics {
     fn new() -> Metrics {
         let gate = |result| counter!("tidegate_gate_waits_total", "result" => result);
         let reloads = |result| counter!("tidegate_config_reloads_total", "result" => result);
+        let lookups = |result| counter!("tidegate_role_lookups_total", "result" => result);
         Metrics {
             clients: gauge!("tidegate_clients"),
             client_connects: counter!("tidegate_client_connects_total"),
@@ -99,6 +105,11 @@ impl Metrics {
             server_connect_failures: counter!("tidegate_server_connects_total", "result" => "failed"),
             checkout_wait_seconds: histogram!("tidegate_checkout_wait_seconds"),
             checkout_timeouts: counter!("tidegate_checkout_timeouts_total"),
+            role_lookups_found: lookups("found"),
+            role_lookups_unknown: lookups("unknown"),
+            role_lookups_failed: lookups("failed"),
+            role_lookups_spared: counter!("tidegate_role_lookups_spared_total"),
+            role_lookup_seconds: histogram!("tidegate_role_lookup_seconds"),
         }
     }
 }
@@ -315,6 +326,19 @@ fn describe() {
     counter!(
         "tidegate_checkout_timeouts_total",
         "Clients that waited for a server in vain."
+    );
+    counter!(
+        "tidegate_role_lookups_total",
+        "Roles looked up in the database for a login, by outcome."
+    );
+    counter!(
+        "tidegate_role_lookups_spared_total",
+        "Logins that shared another's look-up, or were answered from memory."
+    );
+    histo!(
+        "tidegate_role_lookup_seconds",
+        Unit::Seconds,
+        "How long look-ups of roles took, each of all that waited together."
     );
     counter!(
         "tidegate_errors_total",

@@ -2,6 +2,7 @@
 //! Never lets a client find out under SCRAM whether a user exists. Under trust it does, and under md5 it
 //! sees SCRAM for a user with a verifier, as with PostgreSQL.
 
+use super::lookup::{Role, Stored};
 use super::md5;
 use super::scram::{
     self, Credential, MECHANISM, NONCE_BYTES, ScramError, ServerExchange, Verifier,
@@ -13,6 +14,8 @@ pub struct ClientAuth {
     user: String,
     /// What logs in to servers for this client, if its configured password does.
     password: Option<Secret>,
+    /// It was looked up, and its role may not log in.
+    no_login: bool,
     /// Why the login will be refused, whatever the client answers.
     doomed: Option<Cause>,
     state: State,
@@ -21,6 +24,12 @@ pub struct ClientAuth {
 enum State {
     Md5 {
         salt: [u8; 4],
+        known: Option<Md5>,
+    },
+    /// An md5 answer did not fit what was known.
+    Md5Failed {
+        salt: [u8; 4],
+        answer: Vec<u8>,
     },
     /// Waits for SASLInitialResponse.
     SaslInitial(ServerExchange),
@@ -28,6 +37,12 @@ enum State {
     SaslFirst(ServerExchange),
     SaslFinal(ServerExchange),
     Over,
+}
+
+/// What an md5 answer is checked against.
+enum Md5 {
+    Password(Secret),
+    Hash(Secret),
 }
 
 /// What the proxy does next.
@@ -70,6 +85,9 @@ pub enum Rejection {
     Malformed(&'static str),
     #[error("password message came out of turn")]
     OutOfTurn,
+    /// Said to nobody but who knows the password.
+    #[error(r#"role "{0}" is not permitted to log in"#)]
+    NoLogin(String),
     #[error(transparent)]
     Scram(ScramError),
 }
@@ -79,8 +97,14 @@ pub enum Rejection {
 pub enum Cause {
     #[error("the user is not configured")]
     UnknownUser,
-    #[error("the user has no password")]
+    #[error("the user is neither configured nor a role of the database")]
+    NoRole,
+    #[error("the user has no password, or it has expired")]
     NoPassword,
+    #[error("the user has an md5 password, and the method is scram-sha-256")]
+    Md5Password,
+    #[error("the user's password is neither a SCRAM verifier nor an md5 hash")]
+    Unusable,
     #[error("the password does not match")]
     Mismatch,
 }
@@ -88,6 +112,58 @@ pub enum Cause {
 const MECHANISMS: &[&str] = &[MECHANISM];
 
 impl ClientAuth {
+    /// Begins the login of a user who is looked up, `role` being the outcome. As PostgreSQL does, this
+    /// asks for md5 only if the method allows it and the role has such a password. The nonce and the
+    /// salt must be random and new.
+    pub fn of_role(
+        users: &Users,
+        user: &str,
+        role: Option<&Role>,
+        nonce: [u8; NONCE_BYTES],
+        md5_salt: [u8; 4],
+    ) -> (ClientAuth, Step) {
+        let (doomed, state, step) = match role.map(|role| &role.stored) {
+            Some(Stored::Md5(hash)) if users.method == AuthMethod::Md5 => {
+                let (salt, known) = (md5_salt, Some(Md5::Hash(hash.clone())));
+                let request = AuthRequest::Md5Password { salt };
+                (None, State::Md5 { salt, known }, Step::Send(request))
+            }
+            stored => {
+                let (verifier, doomed) = match stored {
+                    Some(Stored::Scram(verifier)) => (Some(verifier.clone()), None),
+                    Some(Stored::Nothing) => (None, Some(Cause::NoPassword)),
+                    Some(Stored::Md5(_)) => (None, Some(Cause::Md5Password)),
+                    Some(Stored::Unusable) => (None, Some(Cause::Unusable)),
+                    None => (None, Some(Cause::NoRole)),
+                };
+                let (state, step) = scram_login(users, user, verifier, doomed, nonce);
+                (doomed, state, step)
+            }
+        };
+        let auth = ClientAuth {
+            user: user.to_owned(),
+            password: None,
+            no_login: role.is_some_and(|role| !role.can_login),
+            doomed,
+            state,
+        };
+        (auth, step)
+    }
+
+    /// The password was wrong by what was known of the role, and this is what is known of it now: an
+    /// md5 answer is checked once more. A SCRAM proof was made with the old salt, and fits no other.
+    pub fn recheck(&mut self, role: Option<&Role>) -> Option<Step> {
+        let (State::Md5Failed { salt, answer }, Some(role)) = (&self.state, role) else {
+            return None;
+        };
+        let Stored::Md5(hash) = &role.stored else {
+            return None;
+        };
+        let (salt, answer) = (*salt, answer.clone());
+        self.no_login = !role.can_login;
+        Some(self.check_md5(Some(Md5::Hash(hash.clone())), salt, &answer))
+    }
+
     /// Begins a login. The nonce and the salt must be random and new.
     pub fn new(
         users: &Users,
@@ -110,7 +186,9 @@ impl ClientAuth {
             }
             // A verifier can only be asked for by SCRAM, so PostgreSQL's md5 method asks for that.
             AuthMethod::Md5 if entry.is_none_or(|entry| entry.verifier.is_none()) => {
-                let state = State::Md5 { salt: md5_salt };
+                let known = password.clone().map(Md5::Password);
+                let salt = md5_salt;
+                let state = State::Md5 { salt, known };
                 let request = AuthRequest::Md5Password { salt: md5_salt };
                 (
                     missing(entry, password.is_some()),
@@ -121,19 +199,15 @@ impl ClientAuth {
             AuthMethod::Md5 | AuthMethod::ScramSha256 => {
                 let verifier = entry.and_then(|entry| entry.verifier.clone());
                 let doomed = missing(entry, verifier.is_some());
-                let verifier = verifier.unwrap_or_else(|| Verifier::mock(&users.secret, user));
-                let exchange =
-                    ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce));
-                let request = AuthRequest::Sasl {
-                    mechanisms: MECHANISMS,
-                };
-                (doomed, State::SaslInitial(exchange), Step::Send(request))
+                let (state, step) = scram_login(users, user, verifier, doomed, nonce);
+                (doomed, state, step)
             }
         };
         (
             ClientAuth {
                 user: user.to_owned(),
                 password,
+                no_login: false,
                 doomed,
                 state,
             },
@@ -144,7 +218,10 @@ impl ClientAuth {
     /// Takes the body of a `p` message. After anything but [`Step::Send`] the login is over.
     pub fn on_password_message(&mut self, body: &[u8]) -> Step {
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Md5 { salt } => self.on_md5(body, salt),
+            State::Md5 { salt, known } => match body.split_last() {
+                Some((0, answer)) => self.check_md5(known, salt, answer),
+                _ => Step::Reject(Rejection::Malformed("it does not end in a zero byte")),
+            },
             State::SaslInitial(exchange) => match parse_initial_response(body) {
                 Ok(Some(data)) => self.on_client_first(exchange, data),
                 Ok(None) => {
@@ -155,25 +232,25 @@ impl ClientAuth {
             },
             State::SaslFirst(exchange) => self.on_client_first(exchange, body),
             State::SaslFinal(exchange) => self.on_client_final(exchange, body),
-            State::Over => Step::Reject(Rejection::OutOfTurn),
+            State::Md5Failed { .. } | State::Over => Step::Reject(Rejection::OutOfTurn),
         }
     }
 
-    fn on_md5(&mut self, body: &[u8], salt: [u8; 4]) -> Step {
-        let Some((0, answer)) = body.split_last() else {
-            return Step::Reject(Rejection::Malformed("it does not end in a zero byte"));
-        };
-        let password = self.password.take();
-        match password {
-            Some(password) if md5::verify(&self.user, password.expose(), salt, answer) => {
-                let credential = Some(Credential::Password(password));
-                Step::Accept(Accepted {
-                    sasl_final: None,
-                    credential,
-                })
+    fn check_md5(&mut self, known: Option<Md5>, salt: [u8; 4], answer: &[u8]) -> Step {
+        let (hash, credential) = match known {
+            Some(Md5::Password(password)) => {
+                let hash = Secret::new(md5::stored(&self.user, password.expose()));
+                (hash, Credential::Password(password))
             }
-            _ => self.wrong_password(),
+            Some(Md5::Hash(hash)) => (hash.clone(), Credential::Md5(hash)),
+            None => return self.wrong_password(),
+        };
+        if md5::verify(hash.expose(), salt, answer) {
+            return self.accept(None, Some(credential));
         }
+        let answer = answer.to_vec();
+        self.state = State::Md5Failed { salt, answer };
+        self.wrong_password()
     }
 
     fn on_client_first(&mut self, mut exchange: ServerExchange, data: &[u8]) -> Step {
@@ -195,14 +272,21 @@ impl ClientAuth {
                     Some(password) => Some(Credential::Password(password)),
                     None => exchange.keys().cloned().map(Credential::Keys),
                 };
-                Step::Accept(Accepted {
-                    sasl_final: Some(server_final),
-                    credential,
-                })
+                self.accept(Some(server_final), credential)
             }
             Err(ScramError::WrongProof) => self.wrong_password(),
             Err(error) => Step::Reject(Rejection::Scram(error)),
         }
+    }
+
+    fn accept(&self, sasl_final: Option<Vec<u8>>, credential: Option<Credential>) -> Step {
+        if self.no_login {
+            return Step::Reject(Rejection::NoLogin(self.user.clone()));
+        }
+        Step::Accept(Accepted {
+            sasl_final,
+            credential,
+        })
     }
 
     fn wrong_password(&self) -> Step {
@@ -217,7 +301,7 @@ impl ClientAuth {
 impl Rejection {
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Rejection::UnknownRole(_) => "28000",
+            Rejection::UnknownRole(_) | Rejection::NoLogin(_) => "28000",
             Rejection::WrongPassword { .. } => "28P01",
             Rejection::Mechanism
             | Rejection::Malformed(_)
@@ -233,6 +317,22 @@ fn missing(entry: Option<&Entry>, has_secret: bool) -> Option<Cause> {
         Some(_) if !has_secret => Some(Cause::NoPassword),
         Some(_) => None,
     }
+}
+
+/// A SCRAM login: against a mock verifier where there is none.
+fn scram_login(
+    users: &Users,
+    user: &str,
+    verifier: Option<Verifier>,
+    doomed: Option<Cause>,
+    nonce: [u8; NONCE_BYTES],
+) -> (State, Step) {
+    let verifier = verifier.unwrap_or_else(|| Verifier::mock(&users.secret, user));
+    let exchange = ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce));
+    let request = AuthRequest::Sasl {
+        mechanisms: MECHANISMS,
+    };
+    (State::SaslInitial(exchange), Step::Send(request))
 }
 
 /// SASLInitialResponse: the mechanism, then the length of its data (−1 for none) and the data.

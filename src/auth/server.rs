@@ -45,6 +45,12 @@ pub enum AuthError {
         r#"server asks for a {method} password, and only SCRAM keys are known for user "{user}""#
     )]
     OnlyKeys { user: String, method: &'static str },
+    #[error(r#"server asks for a {method} password, and only the md5 hash of that of user "{user}" is known"#)]
+    OnlyHash { user: String, method: &'static str },
+    #[error(
+        r#"server keeps another verifier for user "{0}" than the one that SCRAM keys are known for"#
+    )]
+    StaleKeys(String),
     #[error("server asks for {0} authentication, which is not supported")]
     Unsupported(&'static str),
     #[error("server asks for authentication of the unknown kind {0}")]
@@ -87,24 +93,27 @@ impl ServerAuth {
             (5, State::Start) => {
                 let salt = (body.try_into())
                     .map_err(|_| AuthError::Malformed("the md5 salt is not of 4 bytes"))?;
-                let password = self.password("md5")?;
-                let reply = password_message(&md5::response(&self.user, password.expose(), salt));
+                let reply = password_message(&md5::response(&self.md5_hash()?, salt));
                 self.state = State::PasswordSent;
                 Ok(reply)
             }
             (10, State::Start) => {
                 require_scram(body)?;
-                let credential = self
-                    .credential
-                    .clone()
-                    .ok_or_else(|| self.missing_password())?;
+                let credential = match &self.credential {
+                    Some(Credential::Md5(_)) => return Err(self.only_hash("SCRAM")),
+                    Some(credential) => credential.clone(),
+                    None => return Err(self.missing_password()),
+                };
                 let exchange = ClientExchange::new(credential, scram::nonce_text(self.nonce));
                 let reply = initial_response(&exchange.client_first());
                 self.state = State::ScramFirst(exchange);
                 Ok(reply)
             }
             (11, State::ScramFirst(mut exchange)) => {
-                let client_final = exchange.server_first(body)?;
+                let client_final = exchange.server_first(body).map_err(|error| match error {
+                    ScramError::OtherVerifier => AuthError::StaleKeys(self.user.clone()),
+                    error => AuthError::Scram(error),
+                })?;
                 self.state = State::ScramFinal(exchange);
                 Ok(Reply::Send(client_final))
             }
@@ -129,7 +138,22 @@ impl ServerAuth {
                 user: self.user.clone(),
                 method,
             }),
+            Some(Credential::Md5(_)) => Err(self.only_hash(method)),
             None => Err(self.missing_password()),
+        }
+    }
+
+    fn md5_hash(&self) -> Result<String, AuthError> {
+        match &self.credential {
+            Some(Credential::Md5(hash)) => Ok(hash.expose().to_owned()),
+            _ => Ok(md5::stored(&self.user, self.password("md5")?.expose())),
+        }
+    }
+
+    fn only_hash(&self, method: &'static str) -> AuthError {
+        AuthError::OnlyHash {
+            user: self.user.clone(),
+            method,
         }
     }
 

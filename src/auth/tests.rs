@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::lookup::Role;
 use super::scram::{ClientExchange, Keys, ServerExchange};
 use super::*;
 
@@ -27,7 +28,11 @@ fn auth(method: AuthMethod) -> Auth {
         user("stored", None, Some(&cheap_verifier())),
         user("bare", None, None),
     ];
-    Auth { method, users }
+    Auth {
+        method,
+        users,
+        lookup: None,
+    }
 }
 
 fn users(method: AuthMethod) -> Users {
@@ -48,7 +53,14 @@ fn sasl_initial(mechanism: &str, length: i32, data: &[u8]) -> Vec<u8> {
 
 /// A client that answers as a server's login would, until the proxy decides.
 fn log_in(users: &Users, user: &str, credential: Option<Credential>) -> Step {
-    let (mut proxy, mut step) = begin(users, user);
+    finish(begin(users, user), user, credential)
+}
+
+fn finish(
+    (mut proxy, mut step): (ClientAuth, Step),
+    user: &str,
+    credential: Option<Credential>,
+) -> Step {
     let mut client = ServerAuth::new(user, credential, [8; scram::NONCE_BYTES]);
     loop {
         let (code, body) = match step {
@@ -193,6 +205,119 @@ fn cost(users: &Users, user: &str) -> String {
     }
 }
 
+/// A login of a role that is looked up, whose stored password is `stored`.
+fn log_in_as_role(method: AuthMethod, stored: &str, credential: Option<Credential>) -> Step {
+    let role = Role::read(Some(stored), None);
+    let begun = ClientAuth::of_role(&users(method), "role", Some(&role), NONCE, SALT);
+    finish(begun, "role", credential)
+}
+
+#[test]
+fn a_role_logs_in_by_what_is_stored_of_it() {
+    let scram = cheap_verifier().to_string();
+    let hash = md5::stored("role", "secret");
+    let refused = |cause| wrong_password("role", cause);
+    for method in [AuthMethod::Md5, AuthMethod::ScramSha256] {
+        let log_in = |stored, text| log_in_as_role(method, stored, password(text));
+        let keys = accepted(log_in(&scram, "secret"));
+        assert!(matches!(keys, Some(Credential::Keys(_))), "{keys:?}");
+        // They log in to the server that stores the same.
+        assert_eq!(accepted(log_in_as_role(method, &scram, keys.clone())), keys);
+        assert_eq!(log_in(&scram, "Secret"), refused(Cause::Mismatch));
+        assert_eq!(log_in("secret", "secret"), refused(Cause::Unusable));
+    }
+    let log_in = |method, text| log_in_as_role(method, &hash, password(text));
+    let known = Some(Credential::Md5(Secret::new(hash.clone())));
+    assert_eq!(accepted(log_in(AuthMethod::Md5, "secret")), known);
+    assert_eq!(log_in(AuthMethod::Md5, "Secret"), refused(Cause::Mismatch));
+    assert_eq!(
+        log_in(AuthMethod::ScramSha256, "secret"),
+        refused(Cause::Md5Password)
+    );
+    // Who has the hash gets in by md5: that is md5.
+    assert_eq!(
+        accepted(log_in_as_role(AuthMethod::Md5, &hash, known.clone())),
+        known
+    );
+}
+
+#[test]
+fn roles_without_a_password_and_no_roles_fail_alike() {
+    let users = users(AuthMethod::Md5);
+    let expired = Role::read(None, None);
+    for (role, cause) in [(None, Cause::NoRole), (Some(&expired), Cause::NoPassword)] {
+        // SCRAM is what a role most likely has.
+        let begun = ClientAuth::of_role(&users, "role", role, NONCE, SALT);
+        assert!(matches!(begun.1, Step::Send(AuthRequest::Sasl { .. })));
+        let refused = finish(begun, "role", password("secret"));
+        assert_eq!(refused, wrong_password("role", cause));
+    }
+}
+
+#[test]
+fn only_who_knows_the_password_is_told_that_a_role_may_not_log_in() {
+    let users = users(AuthMethod::Md5);
+    for stored in [cheap_verifier().to_string(), md5::stored("role", "secret")] {
+        let role = Role::read(Some(&stored), Some("f"));
+        let begin = || ClientAuth::of_role(&users, "role", Some(&role), NONCE, SALT);
+        assert_eq!(
+            finish(begin(), "role", password("Secret")),
+            wrong_password("role", Cause::Mismatch)
+        );
+        let Step::Reject(rejection) = finish(begin(), "role", password("secret")) else {
+            panic!("{stored}")
+        };
+        assert_eq!(
+            (rejection.to_string().as_str(), rejection.sqlstate()),
+            (r#"role "role" is not permitted to log in"#, "28000")
+        );
+    }
+}
+
+#[test]
+fn an_md5_answer_can_be_checked_against_a_newer_hash() {
+    let users = users(AuthMethod::Md5);
+    let role = |text| Role::read(Some(&md5::stored("role", text)), None);
+    let answer = |text| {
+        [
+            md5::response(&md5::stored("role", text), SALT).as_bytes(),
+            b"\0",
+        ]
+        .concat()
+    };
+    let (mut auth, _) = ClientAuth::of_role(&users, "role", Some(&role("old")), NONCE, SALT);
+    let refused = wrong_password("role", Cause::Mismatch);
+    assert_eq!(auth.on_password_message(&answer("new")), refused);
+    assert_eq!(auth.recheck(None), None);
+    assert_eq!(auth.recheck(Some(&role("other"))), Some(refused));
+    let accepted = accepted(auth.recheck(Some(&role("new"))).unwrap());
+    let hash = Secret::new(md5::stored("role", "new"));
+    assert_eq!(accepted, Some(Credential::Md5(hash)));
+    // A SCRAM proof was made with a salt.
+    let scram = Role::read(Some(&cheap_verifier().to_string()), None);
+    let (mut auth, _) = ClientAuth::of_role(&users, "role", Some(&scram), NONCE, SALT);
+    assert_eq!(auth.recheck(Some(&scram)), None);
+}
+
+#[test]
+fn an_md5_hash_logs_in_where_md5_is_asked_for_and_nowhere_else() {
+    let hash = md5::stored("role", "secret");
+    let server = || {
+        let credential = Credential::Md5(Secret::new(hash.clone()));
+        ServerAuth::new("role", Some(credential), NONCE)
+    };
+    let answer = [md5::response(&hash, SALT).as_bytes(), b"\0"].concat();
+    assert_eq!(server().on_request(5, &SALT), Ok(Reply::Send(answer)));
+    for (code, body, method) in [
+        (3, &b""[..], "cleartext"),
+        (10, b"SCRAM-SHA-256\0\0", "SCRAM"),
+    ] {
+        let user = "role".to_owned();
+        let error = AuthError::OnlyHash { user, method };
+        assert_eq!(server().on_request(code, body), Err(error));
+    }
+}
+
 #[test]
 fn users_that_exist_and_that_do_not_look_alike_over_time() {
     let first = users(AuthMethod::ScramSha256);
@@ -244,6 +369,7 @@ fn a_verifier_that_is_not_one_names_its_user() {
     let error = Users::new(&Auth {
         method: AuthMethod::ScramSha256,
         users,
+        lookup: None,
     })
     .unwrap_err();
     assert_eq!(
@@ -360,7 +486,11 @@ fn a_server_that_takes_a_password() {
         (
             5,
             &SALT[..],
-            [md5::response("app", "secret", SALT).as_bytes(), b"\0"].concat(),
+            [
+                md5::response(&md5::stored("app", "secret"), SALT).as_bytes(),
+                b"\0",
+            ]
+            .concat(),
         ),
     ] {
         let mut login = server_auth(password("secret"));

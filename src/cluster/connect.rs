@@ -87,7 +87,7 @@ impl ConnectError {
     /// The primary may answer otherwise than this replica, which may not have replayed yet that the
     /// database or the role was made, or changed.
     pub fn is_for_primary_to_say(&self) -> bool {
-        matches!(self, ConnectError::Refused(_))
+        matches!(self, ConnectError::Refused(_) | ConnectError::Auth(_))
     }
 }
 
@@ -183,6 +183,66 @@ impl Connection {
                 && message::is_fatal(body)
             {
                 return Err(ConnectError::Refused(body.clone()));
+            }
+        }
+    }
+}
+
+/// Rows as text, `None` for NULL.
+pub type Rows = Vec<Vec<Option<String>>>;
+
+impl Connection {
+    /// Runs `sql` once for each of `values`, which is its `$1`, all in one go and each in a
+    /// transaction of its own. Gives up to `rows_max` rows for each, or the server's error.
+    ///
+    /// # Errors
+    /// A lost connection, or one that keeps silent for longer than `limit`; it is of no more use.
+    pub async fn query_each<'a>(
+        &mut self,
+        sql: &str,
+        values: impl Iterator<Item = &'a str> + Clone,
+        rows_max: i32,
+        limit: Duration,
+    ) -> Result<Vec<Result<Rows, ConnectError>>, ConnectError> {
+        let mut out = BytesMut::new();
+        for value in values.clone() {
+            encode::parse(&mut out, b"", sql.as_bytes(), &[0, 0]);
+            encode::bind_and_execute(&mut out, value.as_bytes(), rows_max);
+            out.extend_from_slice(encode::SYNC);
+        }
+        self.stream.write_all(&out).await?;
+        let mut answers = Vec::new();
+        for _ in values {
+            match tokio::time::timeout(limit, self.answer()).await {
+                Ok(answer) => answers.push(answer?),
+                Err(_) => return Err(ConnectError::Timeout(limit)),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// One answer, up to ReadyForQuery: its rows, or its error.
+    async fn answer(&mut self) -> Result<Result<Rows, ConnectError>, ConnectError> {
+        let mut answer = Ok(Rows::new());
+        loop {
+            let frame = next(&mut self.stream, &mut self.buf).await?;
+            let body = body(&frame);
+            match (frame[0], &mut answer) {
+                (b'D', Ok(rows)) => {
+                    let text =
+                        |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+                    rows.push(message::data_row(body)?.into_iter().map(text).collect());
+                }
+                (b'E', _) => {
+                    let error = ConnectError::Refused(body.to_vec());
+                    if message::is_fatal(body) {
+                        return Err(error);
+                    }
+                    answer = Err(error);
+                }
+                (b'Z', _) => return Ok(answer),
+                (b'1' | b'2' | b'C' | b's' | b'I' | b'N' | b'A' | b'S', _) => {}
+                (tag, _) => return Err(ConnectError::Unexpected(tag.into())),
             }
         }
     }

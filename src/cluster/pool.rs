@@ -14,7 +14,7 @@ use tokio::time::Instant as Deadline;
 
 use super::connect::{self, ConnectError, Connection, Target};
 use super::node::Node;
-use crate::auth::Credential;
+use crate::auth::Proven;
 use crate::config;
 use crate::net;
 use crate::net::stream::Stream;
@@ -57,7 +57,7 @@ struct Inner {
     /// Servers that exist or are being opened.
     open: usize,
     waiters: VecDeque<oneshot::Sender<Grant>>,
-    credential: Option<Credential>,
+    credential: Proven,
     limits: config::Pool,
     closed: bool,
     /// Servers of an older generation are closed and not lent again.
@@ -120,12 +120,7 @@ pub struct CancelKey {
 struct Place(Arc<Pool>);
 
 impl Pool {
-    pub fn new(
-        node: Arc<Node>,
-        key: PoolKey,
-        credential: Option<Credential>,
-        limits: config::Pool,
-    ) -> Pool {
+    pub fn new(node: Arc<Node>, key: PoolKey, credential: Proven, limits: config::Pool) -> Pool {
         let metrics = PoolMetrics::new(&node.cluster, &node.name, &key.database, &key.user);
         let inner = Inner {
             idle: Vec::new(),
@@ -148,10 +143,11 @@ impl Pool {
         &self.node
     }
 
-    /// What servers are opened with from now on.
-    pub fn set_credential(&self, credential: &Option<Credential>) {
+    /// What servers are opened with from now on, unless something newer is known: a session that is
+    /// older than a change of the password must not bring the old one back.
+    pub fn set_credential(&self, credential: &Proven) {
         let mut inner = self.lock();
-        if inner.credential != *credential {
+        if credential.is_newer_than(&inner.credential) {
             inner.credential.clone_from(credential);
         }
     }
@@ -325,7 +321,7 @@ impl Pool {
         let (credential, limit, generation) = {
             let inner = self.lock();
             let limit = inner.limits.connect_timeout;
-            (inner.credential.clone(), limit, inner.generation)
+            (inner.credential.credential.clone(), limit, inner.generation)
         };
         let target = Target {
             host: &self.node.host,

@@ -41,6 +41,8 @@ pub struct Tunables {
     /// `listen` but for its address and workers.
     pub listen: bool,
     pub auth_method: bool,
+    /// How users are looked up.
+    pub auth_query: bool,
     pub pool: bool,
     pub routing: bool,
     pub consistency: bool,
@@ -138,6 +140,7 @@ impl Tunables {
         let sections = [
             ("listen", self.listen),
             ("auth.method", self.auth_method),
+            ("auth.query", self.auth_query),
             ("pool", self.pool),
             ("routing", self.routing),
             ("consistency", self.consistency),
@@ -191,6 +194,7 @@ fn tunables(old: &Config, new: &Config) -> Tunables {
     Tunables {
         listen: listen(old) != listen(new),
         auth_method: old.auth.method != new.auth.method,
+        auth_query: old.auth.lookup != new.auth.lookup,
         pool: old.pool != new.pool,
         routing: old.routing != new.routing,
         consistency: old.consistency != new.consistency,
@@ -376,6 +380,10 @@ mod tests {
         check(
             &[("[auth]", "[auth]\nmethod = 'md5'")],
             "changed: auth.method",
+        );
+        check(
+            &[("[auth]", "[auth]\nquery_user = 'q'")],
+            "changed: auth.query",
         );
         check(
             &[(

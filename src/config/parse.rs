@@ -9,7 +9,8 @@ use super::error::{ConfigError, Source};
 use super::section::{Keys, Section, Value};
 use super::{
     Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
-    Log, LogFormat, Monitor, Node, OnNoReplica, Pool, PoolMode, ReadPrimary, Routing, User,
+    Log, LogFormat, Lookup, Monitor, Node, OnNoReplica, Pool, PoolMode, ReadPrimary, Replication,
+    Routing, User,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -52,8 +53,16 @@ const HTTP: Keys = Keys {
     later: &[],
 };
 const AUTH: Keys = Keys {
-    known: &["method", "user"],
-    later: &["query_user", "query_password"],
+    known: &[
+        "method",
+        "user",
+        "query_user",
+        "query_password",
+        "query_database",
+        "query",
+        "query_cache",
+    ],
+    later: &[],
 };
 const USER: Keys = Keys {
     known: &["name", "password", "verifier"],
@@ -77,6 +86,7 @@ const ROUTING: Keys = Keys {
         "transaction_reads",
         "safe_functions",
         "unsafe_functions",
+        "replication",
     ],
     later: &[],
 };
@@ -204,7 +214,41 @@ fn auth(section: &Section<'_>) -> Result<Auth> {
         }
         users.push(user);
     }
-    Ok(Auth { method, users })
+    let lookup = lookup(section, method)?;
+    Ok(Auth {
+        method,
+        users,
+        lookup,
+    })
+}
+
+fn lookup(section: &Section<'_>, method: AuthMethod) -> Result<Option<Lookup>> {
+    let Some(user) = section.optional("query_user", Value::string)? else {
+        let others = ["query_password", "query_database", "query", "query_cache"];
+        return match others.iter().find(|key| section.has(key)) {
+            None => Ok(None),
+            Some(key) => Err(section.fault_at(
+                key,
+                format!(r#""auth.{key}" is of no use without "auth.query_user""#),
+            )),
+        };
+    };
+    if !matches!(method, AuthMethod::Md5 | AuthMethod::ScramSha256) {
+        let message = r#""auth.query_user" needs auth.method "scram-sha-256" or "md5": it is by a client's login that its servers are logged in to"#;
+        return Err(section.fault_at("query_user", message));
+    }
+    let lookup = Lookup {
+        user,
+        password: section.optional("query_password", Value::secret)?,
+        database: section.get("query_database", Lookup::DATABASE.to_owned(), Value::string)?,
+        query: section.get("query", Lookup::QUERY.to_owned(), Value::string)?,
+        cache: section.get("query_cache", Lookup::CACHE, Value::duration_or_zero)?,
+    };
+    if !lookup.query.contains("$1") {
+        let message = r#""auth.query" must have the user's name as $1, such as "SELECT usename, passwd FROM my_lookup($1)""#;
+        return Err(section.fault_at("query", message));
+    }
+    Ok(Some(lookup))
 }
 
 fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
@@ -264,6 +308,10 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
         ("when-needed", ReadPrimary::WhenNeeded),
         ("share", ReadPrimary::Share),
     ];
+    const REPLICATION: &[(&str, Replication)] = &[
+        ("refuse", Replication::Refuse),
+        ("primary", Replication::Primary),
+    ];
     section.get("transaction_reads", (), |value| {
         value.choice(&[("primary", ())], &["replica"])
     })?;
@@ -279,6 +327,9 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
             default.unsafe_functions,
             Value::strings,
         )?,
+        replication: section.get("replication", default.replication, |value| {
+            value.choice(REPLICATION, &[])
+        })?,
     };
     match routing
         .safe_functions

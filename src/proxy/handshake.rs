@@ -2,6 +2,8 @@
 //! start-up message, the login, the greeting. Never: lets anything a client sends before it is
 //! logged in cost more than a little memory.
 
+mod lookup;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,10 +12,11 @@ use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
 use tokio::time::{sleep, timeout};
 
+use self::lookup::LookedUp;
 use super::Proxy;
 use super::cancel::Handle;
 use super::refusal::Refusal;
-use crate::auth::{AuthRequest, ClientAuth, Credential, Step};
+use crate::auth::{AuthRequest, ClientAuth, Proven, Rejection, Step};
 use crate::cluster::node::{Node, Role};
 use crate::cluster::pool::{CheckoutError, Pool, PoolKey, Server};
 use crate::cluster::{self, Cluster};
@@ -40,7 +43,7 @@ pub struct Welcome {
     pub inbox: BytesMut,
     pub cluster: Arc<Cluster>,
     pub key: PoolKey,
-    pub credential: Option<Credential>,
+    pub credential: Proven,
     /// What the client has set at start-up.
     pub settings: Settings,
     /// What the client has been told.
@@ -85,7 +88,7 @@ struct Guest {
 struct Login {
     cluster: Arc<Cluster>,
     key: PoolKey,
-    credential: Option<Credential>,
+    credential: Proven,
     settings: Settings,
     params: Params,
 }
@@ -120,7 +123,8 @@ impl Guest {
             let message = "replication connections are not supported; connect to a node directly";
             return Err(Refusal::protocol("0A000", message));
         }
-        let Some(credential) = self.authenticate(proxy, user, &mut out).await? else {
+        let who = (user, database);
+        let Some(credential) = self.authenticate(proxy, who, &mut out).await? else {
             return Ok(None);
         };
         let Some(cluster) = proxy.clusters.serving(database) else {
@@ -199,20 +203,31 @@ impl Guest {
     async fn authenticate(
         &mut self,
         proxy: &Proxy,
-        user: &str,
+        (user, database): (&str, &str),
         out: &mut BytesMut,
-    ) -> Result<Option<Option<Credential>>, Refusal> {
+    ) -> Result<Option<Proven>, Refusal> {
         let users = proxy.users.load_full();
-        let (mut auth, mut step) = ClientAuth::new(&users, user, rand::random(), rand::random());
+        let mut looked_up = LookedUp::find(proxy, &users, user, database).await?;
+        let (mut auth, mut step) = match &looked_up {
+            Some(looked_up) => looked_up.begin(&users, user),
+            None => ClientAuth::new(&users, user, rand::random(), rand::random()),
+        };
         loop {
             match step {
                 Step::Accept(accepted) => {
                     if let Some(data) = accepted.sasl_final {
                         encode::authentication(out, &Authentication::SASLFinal(data.into()));
                     }
-                    return Ok(Some(accepted.credential));
+                    return Ok(Some(Proven::now(accepted.credential)));
                 }
                 Step::Reject(rejection) => {
+                    if let (Rejection::WrongPassword { .. }, Some(looked_up)) =
+                        (&rejection, &mut looked_up)
+                        && let Some(rechecked) = looked_up.recheck(&mut auth, user).await
+                    {
+                        step = rechecked;
+                        continue;
+                    }
                     let sqlstate = rejection.sqlstate();
                     telemetry::count_refused_login(sqlstate);
                     tracing::info!(user, peer = ?self.stream.peer(), ?rejection, "login refused");
@@ -394,7 +409,7 @@ impl Welcomes {
         &self,
         cluster: &Arc<Cluster>,
         key: &PoolKey,
-        credential: &Option<Credential>,
+        credential: &Proven,
         settings: &Settings,
     ) -> Result<Params, Refusal> {
         if let Some(params) = self.remembered(&cluster.name, key, settings) {
@@ -456,7 +471,7 @@ impl Welcomes {
 async fn any_server(
     cluster: &Arc<Cluster>,
     key: &PoolKey,
-    credential: &Option<Credential>,
+    credential: &Proven,
     settings: &Settings,
 ) -> Result<Box<Server>, Refusal> {
     let started = Instant::now();
@@ -490,6 +505,7 @@ async fn any_server(
                 Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
                 Err(CheckoutError::Leaving { .. }) => {}
                 Err(error) if node.role() == Role::Replica && error.is_for_primary_to_say() => {
+                    tracing::info!(user = %key.user, %error, "replica refuses the login");
                     refused = Some(error);
                 }
                 Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 
 use bytes::BytesMut;
 
+use crate::auth::AuthError;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::pool::CheckoutError;
 use crate::session::answers::ServerFault;
@@ -36,6 +37,11 @@ pub enum Refusal {
     PrimaryChanged { node: String },
     #[error("connection to node {node} was lost: {error}")]
     Lost { node: String, error: String },
+    #[error("cannot look up role \"{user}\" in the database")]
+    Lookup { user: String, is_passing: bool },
+    /// By the words of PostgreSQL, which would have looked at the password again too.
+    #[error("password authentication failed for user \"{0}\"")]
+    StaleKeys(String),
     #[error("{message}")]
     Protocol {
         sqlstate: &'static str,
@@ -68,6 +74,11 @@ impl Refusal {
             Refusal::PrimaryChanged { .. } => "57P01",
             Refusal::Unknown { .. } => "08007",
             Refusal::Lost { .. } => "08006",
+            Refusal::Lookup {
+                is_passing: true, ..
+            } => "08006",
+            Refusal::Lookup { .. } => "28000",
+            Refusal::StaleKeys(_) => "28P01",
             Refusal::Protocol { sqlstate, .. } => sqlstate,
         }
     }
@@ -82,6 +93,15 @@ impl Refusal {
             }
             Refusal::NoReplica { .. } => {
                 Some("consistency.on_no_replica = \"primary\" sends such reads to the primary.")
+            }
+            Refusal::Lookup {
+                is_passing: true, ..
+            } => Some("Connect again when a node of the cluster is up."),
+            Refusal::Lookup { .. } => Some(
+                "Tidegate's log says why; auth.query_user, auth.query_password and auth.query must fit the database.",
+            ),
+            Refusal::StaleKeys(_) => {
+                Some("The password has been changed since this client logged in: connect again.")
             }
             Refusal::Unknown { .. } => Some("Look whether it did before doing it again."),
             _ => None,
@@ -112,6 +132,10 @@ impl From<CheckoutError> for Refusal {
                 error: ConnectError::Refused(words),
                 ..
             } => Refusal::Server(words),
+            CheckoutError::Connect {
+                error: ConnectError::Auth(AuthError::StaleKeys(user)),
+                ..
+            } => Refusal::StaleKeys(user),
             error => Refusal::Checkout(error),
         }
     }

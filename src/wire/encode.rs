@@ -129,6 +129,21 @@ pub fn bind_head(out: &mut BytesMut, portal: &[u8], statement: &[u8], rest: usiz
     cstr(out, statement);
 }
 
+/// Appends Bind of the unnamed statement with one text `value`, and Execute of up to `rows` rows.
+pub fn bind_and_execute(out: &mut BytesMut, value: &[u8], rows: i32) {
+    frame(out, b'B', |out| {
+        // The unnamed portal and statement; no format codes: all text.
+        out.put_slice(b"\0\0\0\0\0\x01");
+        out.put_i32(value.len() as i32);
+        out.put_slice(value);
+        out.put_i16(0);
+    });
+    frame(out, b'E', |out| {
+        cstr(out, b"");
+        out.put_i32(rows);
+    });
+}
+
 /// Appends a Describe (`D`) or Close (`C`) of a statement.
 pub fn statement_target(out: &mut BytesMut, tag: u8, statement: &[u8]) {
     frame(out, tag, |out| {
@@ -180,6 +195,12 @@ mod tests {
         out.put_slice(&[0; 6]);
         assert_eq!(header(&out).unwrap().unwrap().len, out.len());
         assert_eq!(message::Bind::read(body(&out)).unwrap().statement, b"s");
+
+        out.clear();
+        bind_and_execute(&mut out, b"v", 2);
+        let bind = header(&out).unwrap().unwrap().len;
+        assert_eq!(&out[..bind], b"B\0\0\0\x11\0\0\0\0\0\x01\0\0\0\x01v\0\0");
+        assert_eq!(message::execute(body(&out[bind..])), Ok(&b""[..]));
 
         out.clear();
         error(&mut out, Severity::Fatal, "57P03", "a\0Mb", Some("do it"));

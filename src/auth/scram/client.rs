@@ -20,6 +20,8 @@ pub enum Credential {
     Password(Secret),
     /// Recovered from a client's own login; they fit a server that holds the same verifier.
     Keys(Keys),
+    /// What PostgreSQL stores of an md5 password; it fits a server that asks for that.
+    Md5(Secret),
 }
 
 pub struct ClientExchange {
@@ -75,7 +77,7 @@ impl ClientExchange {
             Credential::Keys(keys) if keys.salt == salt && keys.iterations == iterations => {
                 keys.clone()
             }
-            Credential::Keys(_) => return Err(ScramError::OtherVerifier),
+            Credential::Keys(_) | Credential::Md5(_) => return Err(ScramError::OtherVerifier),
         };
         let channel_binding = BASE64.encode(GS2_HEADER);
         let without_proof = format!("c={channel_binding},r={nonce}");

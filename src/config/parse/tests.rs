@@ -64,6 +64,11 @@ fn every_key_is_read() {
         [auth]
         method = "md5"
         user = [{ name = "a", password = "x" }, { name = "b", verifier = "SCRAM-SHA-256$1:c$d:e" }]
+        query_user = "q"
+        query_password = "x"
+        query_database = "d"
+        query = "SELECT f($1)"
+        query_cache = "0"
         [pool]
         mode = "transaction"
         size = 3
@@ -77,6 +82,7 @@ fn every_key_is_read() {
         transaction_reads = "primary"
         safe_functions = ["f"]
         unsafe_functions = ["g_*"]
+        replication = "primary"
         [consistency]
         level = "eventual"
         poll_interval = "500us"
@@ -145,6 +151,13 @@ fn every_key_is_read() {
                     verifier: secret("SCRAM-SHA-256$1:c$d:e"),
                 },
             ],
+            lookup: Some(Lookup {
+                user: owned("q"),
+                password: secret("x"),
+                database: owned("d"),
+                query: owned("SELECT f($1)"),
+                cache: Duration::ZERO,
+            }),
         },
         pool: Pool {
             mode: PoolMode::Transaction,
@@ -159,6 +172,7 @@ fn every_key_is_read() {
             read_primary: ReadPrimary::Share,
             safe_functions: vec![owned("f")],
             unsafe_functions: vec![owned("g_*")],
+            replication: Replication::Primary,
         },
         consistency: Consistency {
             level: Level::Eventual,
@@ -275,14 +289,6 @@ fn what_a_later_version_will_know() {
         (
             "listen.unix_socket_dir = '/x'",
             r#"t.toml:1:8: "listen.unix_socket_dir" is not supported yet"#,
-        ),
-        (
-            "auth.query_user = 'x'",
-            r#"t.toml:1:6: "auth.query_user" is not supported yet"#,
-        ),
-        (
-            "auth.query_password = 'x'",
-            r#"t.toml:1:6: "auth.query_password" is not supported yet"#,
         ),
         (
             "auth.method = 'cert'",
@@ -501,6 +507,18 @@ fn users() {
         (
             "[[auth.user]]\nname = 'a'\nverifier = 'md5x'",
             r#"t.toml:3:12: "auth.user.verifier" must begin with "SCRAM-SHA-256$""#,
+        ),
+        (
+            "auth.query_cache = '1s'",
+            r#"t.toml:1:20: "auth.query_cache" is of no use without "auth.query_user""#,
+        ),
+        (
+            "[auth]\nmethod = 'trust'\nquery_user = 'q'",
+            r#"t.toml:3:14: "auth.query_user" needs auth.method "scram-sha-256" or "md5": it is by a client's login that its servers are logged in to"#,
+        ),
+        (
+            "[auth]\nquery_user = 'q'\nquery = 'SELECT 1'",
+            r#"t.toml:3:9: "auth.query" must have the user's name as $1, such as "SELECT usename, passwd FROM my_lookup($1)""#,
         ),
         (
             "[[auth.user]]\nname = 'a'\npassword = 'x'\n[[auth.user]]\nname = 'a'\npassword = 'y'",
