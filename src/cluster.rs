@@ -469,6 +469,12 @@ impl Clusters {
         names(database).or_else(|| names("*")).cloned()
     }
 
+    /// The cluster, if there is but one.
+    pub fn only(&self) -> Option<Arc<Cluster>> {
+        let list = self.list.load();
+        list.first().filter(|_| list.len() == 1).cloned()
+    }
+
     /// Applies a changed configuration.
     pub fn apply(&self, config: &Arc<Config>) {
         let old = self.list.load_full();

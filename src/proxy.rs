@@ -23,6 +23,7 @@ pub mod handshake;
 pub mod refusal;
 pub mod relay;
 mod release;
+pub mod replication;
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -39,7 +40,7 @@ use tokio::sync::futures::Notified;
 
 use self::acquire::Placed;
 use self::cancel::{Handle, Sessions};
-use self::handshake::Welcome;
+use self::handshake::{Admitted, Welcome};
 use self::refusal::{Broken, Refusal};
 use self::relay::{ClientSide, Relay};
 use crate::auth::{Proven, Users};
@@ -77,13 +78,16 @@ const RETRIES_MAX: u32 = 3;
 pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
     let peer = stream.peer();
     let guest = Registered::new(&proxy);
-    if let Some(welcome) = handshake::shake_hands(&proxy, stream, &guest.handle).await {
-        let mut client = Client::new(&proxy, welcome, guest.handle.clone());
+    let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
+    if let Some(Admitted::Session(welcome)) = admitted {
+        let mut client = Client::new(&proxy, *welcome, guest.handle.clone());
         let PoolKey { user, database } = &client.key;
         tracing::debug!(?peer, user, database, "client logged in");
         client.run().await;
         client.end().await;
         tracing::debug!(?peer, "client gone");
+    } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
+        upstream.pass(stream, inbox, &guest.handle).await;
     }
 }
 

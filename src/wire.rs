@@ -9,6 +9,7 @@ pub mod cursor;
 pub mod encode;
 pub mod frame;
 pub mod message;
+pub mod options;
 pub mod startup;
 
 /// What is wrong with a peer's bytes.

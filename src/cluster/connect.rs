@@ -96,21 +96,36 @@ impl ConnectError {
 /// # Errors
 /// Whatever keeps the login from succeeding; nothing is retried.
 pub async fn connect(target: &Target<'_>, limit: Duration) -> Result<Connection, ConnectError> {
-    match tokio::time::timeout(limit, log_in(target)).await {
+    let parameters = [
+        ("database", target.database),
+        ("application_name", target.application_name),
+    ];
+    connect_with(target, &parameters, limit).await
+}
+
+/// As [`connect`], with these start-up parameters beside the user's name, and no others.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with(
+    target: &Target<'_>,
+    parameters: &[(&str, &str)],
+    limit: Duration,
+) -> Result<Connection, ConnectError> {
+    match tokio::time::timeout(limit, log_in(target, parameters)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout(limit)),
     }
 }
 
-async fn log_in(target: &Target<'_>) -> Result<Connection, ConnectError> {
+async fn log_in(
+    target: &Target<'_>,
+    parameters: &[(&str, &str)],
+) -> Result<Connection, ConnectError> {
     let socket = TcpStream::connect((target.host, target.port)).await?;
     let mut stream = Stream::tcp(socket)?;
-    let hello = startup::encode(&[
-        ("user", target.user),
-        ("database", target.database),
-        ("application_name", target.application_name),
-    ]);
-    stream.write_all(&hello).await?;
+    let hello = [&[("user", target.user)], parameters].concat();
+    stream.write_all(&startup::encode(&hello)).await?;
     let mut buf = BytesMut::new();
     let mut auth = ServerAuth::new(target.user, target.credential.clone(), rand::random());
     let mut params = Vec::new();
@@ -151,6 +166,11 @@ async fn log_in(target: &Target<'_>) -> Result<Connection, ConnectError> {
 }
 
 impl Connection {
+    /// What the server has said that nobody has read.
+    pub fn take_unread(&mut self) -> BytesMut {
+        std::mem::take(&mut self.buf)
+    }
+
     /// Runs one Query and returns its rows, as text.
     ///
     /// # Errors

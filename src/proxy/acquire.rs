@@ -20,7 +20,7 @@ use crate::telemetry;
 use crate::wire::message::Status;
 
 /// While there is no primary, it is looked for at least this often.
-const HOLD_STEP: Duration = Duration::from_millis(50);
+pub const HOLD_STEP: Duration = Duration::from_millis(50);
 
 /// A server, and why it is that one.
 pub struct Placed {

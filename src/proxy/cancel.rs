@@ -1,7 +1,7 @@
 //! Owns: cancel keys, and bringing a cancel request to the server that works for the session. Never:
 //! lets a request meet a server after the session has given it back.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,10 @@ use tokio::sync::Notify;
 use crate::cluster::connect;
 use crate::cluster::pool::CancelKey;
 use crate::telemetry;
+use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
+
+/// The length of a cancel key in protocol 3.2: what PostgreSQL 18 makes it.
+const KEY_BYTES: usize = 32;
 
 /// The longest a request may take to be delivered.
 const DELIVERY: Duration = Duration::from_secs(5);
@@ -25,7 +29,9 @@ pub struct Sessions {
 /// What others may do to a session.
 pub struct Handle {
     pub pid: i32,
-    pub secret: i32,
+    secret: [u8; KEY_BYTES],
+    /// How much of the secret the client was told.
+    told: AtomicUsize,
     working: Mutex<Working>,
     delivered: Notify,
     /// Asks the session to end when it has nothing open.
@@ -48,6 +54,7 @@ impl Sessions {
             let handle = Arc::new(Handle {
                 pid,
                 secret: rand::random(),
+                told: AtomicUsize::new(0),
                 working: Mutex::default(),
                 delivered: Notify::new(),
                 stop: Notify::new(),
@@ -84,7 +91,8 @@ impl Sessions {
         let Some(handle) = self.by_pid.get(&pid).map(|handle| handle.clone()) else {
             return;
         };
-        if !bool::from(handle.secret.to_be_bytes().ct_eq(secret)) {
+        // Keys of another length differ, and only that takes another time.
+        if secret.is_empty() || !bool::from(handle.told().ct_eq(secret)) {
             tracing::info!(pid, "cancel request with a wrong key");
             return;
         }
@@ -103,6 +111,24 @@ impl Sessions {
 }
 
 impl Handle {
+    /// The secret as a client of this protocol version is told it: all of it from 3.2 on, and four
+    /// bytes before.
+    pub fn tell(&self, version: i32) -> &[u8] {
+        let bytes = match version >= PROTOCOL_3_2 {
+            true => KEY_BYTES,
+            false => *CANCEL_KEY_BYTES.start(),
+        };
+        self.told.store(bytes, Ordering::Relaxed);
+        self.told()
+    }
+
+    /// Nothing, before the client is told.
+    fn told(&self) -> &[u8] {
+        self.secret
+            .get(..self.told.load(Ordering::Relaxed))
+            .unwrap_or(&[])
+    }
+
     /// The session works with this server from now on.
     pub fn works_with(&self, server: &Arc<CancelKey>) {
         self.lock().server = Some(server.clone());

@@ -3,23 +3,24 @@
 //! logged in cost more than a little memory.
 
 mod lookup;
+mod welcomes;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use self::lookup::LookedUp;
+pub use self::welcomes::Welcomes;
 use super::Proxy;
 use super::cancel::Handle;
 use super::refusal::Refusal;
+use super::replication::{self, Kind, Upstream};
 use crate::auth::{AuthRequest, ClientAuth, Proven, Rejection, Step};
-use crate::cluster::node::{Node, Role};
-use crate::cluster::pool::{CheckoutError, Pool, PoolKey, Server};
-use crate::cluster::{self, Cluster};
+use crate::cluster::Cluster;
+use crate::cluster::pool::PoolKey;
+use crate::config::Replication;
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::session::server::Params;
@@ -29,7 +30,8 @@ use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
 use crate::wire::message::Status;
-use crate::wire::startup::{self, Parameters, Startup};
+use crate::wire::options::{self, OptionsError};
+use crate::wire::startup::{self, PROTOCOL_3_2, Parameters, Startup};
 
 /// The longest password message, in bytes (`PG_MAX_AUTH_TOKEN_LENGTH`).
 const PASSWORD_BYTES_MAX: usize = 65_535;
@@ -50,8 +52,15 @@ pub struct Welcome {
     pub params: Params,
 }
 
+/// Who has come in.
+pub enum Admitted {
+    Session(Box<Welcome>),
+    /// A replication connection, with what the client has said since, and its other end.
+    Replication(Stream, BytesMut, Box<Upstream>),
+}
+
 /// Brings a connection to its first ReadyForQuery; `None` when it ends before that.
-pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Option<Welcome> {
+pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Option<Admitted> {
     let limit = proxy.config.load().listen.login_timeout;
     let mut guest = Guest {
         stream,
@@ -59,10 +68,14 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
     };
     let refusal = tokio::select! {
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
-            Ok(Ok(Some(login))) => {
+            Ok(Ok(Some(Entry::Session(login)))) => {
                 let Guest { stream, inbox } = guest;
                 let Login { cluster, key, credential, settings, params } = login;
-                return Some(Welcome { stream, inbox, cluster, key, credential, settings, params });
+                let welcome = Welcome { stream, inbox, cluster, key, credential, settings, params };
+                return Some(Admitted::Session(Box::new(welcome)));
+            }
+            Ok(Ok(Some(Entry::Replication(upstream)))) => {
+                return Some(Admitted::Replication(guest.stream, guest.inbox, upstream));
             }
             Ok(Ok(None)) => None,
             Ok(Err(refusal)) => Some(refusal),
@@ -85,6 +98,12 @@ struct Guest {
     inbox: BytesMut,
 }
 
+/// What a login has come to.
+enum Entry {
+    Session(Login),
+    Replication(Box<Upstream>),
+}
+
 struct Login {
     cluster: Arc<Cluster>,
     key: PoolKey,
@@ -95,7 +114,7 @@ struct Login {
 
 impl Guest {
     /// `None` when the connection is over with nothing left to say.
-    async fn log_in(&mut self, proxy: &Proxy, handle: &Handle) -> Result<Option<Login>, Refusal> {
+    async fn log_in(&mut self, proxy: &Proxy, handle: &Handle) -> Result<Option<Entry>, Refusal> {
         let Some(parameters) = self.start(proxy).await? else {
             return Ok(None);
         };
@@ -116,57 +135,55 @@ impl Guest {
         let database = text("database")?
             .filter(|name| !name.is_empty())
             .unwrap_or(user);
-        if !matches!(
-            text("replication")?,
-            None | Some("false" | "off" | "no" | "0")
-        ) {
-            let message = "replication connections are not supported; connect to a node directly";
-            return Err(Refusal::protocol("0A000", message));
+        let replication = replication::wanted(text("replication")?)?;
+        if replication.is_some() && config.routing.replication == Replication::Refuse {
+            let message = "replication connections are not passed through";
+            let hint = "Connect to a node directly, or set routing.replication = \"primary\" \
+                to have them passed through to the primary.";
+            return Err(Refusal::hinted("0A000", message, hint));
         }
-        let who = (user, database);
+        let mut cluster = proxy.clusters.serving(database);
+        if replication == Some(Kind::Physical) {
+            cluster = cluster.or_else(|| proxy.clusters.only());
+        }
+        let who = (user, cluster.as_ref());
         let Some(credential) = self.authenticate(proxy, who, &mut out).await? else {
             return Ok(None);
         };
-        let Some(cluster) = proxy.clusters.serving(database) else {
-            let message = format!("database \"{database}\" is not configured in any cluster");
-            return Err(Refusal::protocol("3D000", message));
-        };
-        let settings = wanted_settings(&parameters)?;
-        let key = PoolKey {
-            database: database.to_owned(),
-            user: user.to_owned(),
-        };
-        let params = proxy
-            .welcomes
-            .params(&cluster, &key, &credential, &settings)
-            .await?;
         encode::authentication(&mut out, &Authentication::Ok);
-        for (name, value) in params.iter() {
-            encode::parameter_status(&mut out, name, value);
-        }
-        // What every primary reports; servers' own reports of it are not passed on.
-        encode::parameter_status(&mut out, b"in_hot_standby", b"off");
-        encode::key_data(&mut out, handle.pid, handle.secret);
-        encode::ready(&mut out, Status::Idle);
-        self.stream.write_all(&out).await.map_err(|_| gone())?;
-        Ok(Some(Login {
-            cluster,
-            key,
+        let guest = Authenticated {
+            user,
+            database,
             credential,
-            settings,
-            params,
-        }))
+            is_replication: replication.is_some(),
+        };
+        let entered = guest.enter(proxy, cluster, &parameters).await;
+        if let Ok((_, params)) = &entered {
+            greeting(params, handle, parameters.version, &mut out);
+        }
+        // Also before a refusal: PostgreSQL looks at a database and settings after it has said that
+        // the login is right, and some clients go by that.
+        self.stream.write_all(&out).await.map_err(|_| gone())?;
+        entered.map(|(entry, _)| Some(entry))
     }
 
     /// Answers what comes before the StartupMessage, and takes that.
     async fn start(&mut self, proxy: &Proxy) -> Result<Option<Parameters>, Refusal> {
         let mut requests = 0;
         loop {
-            let parsed = startup::parse(&self.inbox).map_err(|error| match error {
+            let parsed = startup::parse(&self.inbox);
+            // Who sends a cancel request is told nothing, that it is malformed included.
+            if parsed == Err(WireError::Value) {
+                return Ok(None);
+            }
+            let parsed = parsed.map_err(|error| match error {
                 WireError::Length(_) => {
                     Refusal::protocol("08P01", "invalid length of startup packet")
                 }
-                _ => Refusal::protocol("08P01", "invalid startup packet layout"),
+                _ => {
+                    let message = "invalid startup packet layout: expected terminator as last byte";
+                    Refusal::protocol("08P01", message)
+                }
             })?;
             let Some((packet, len)) = parsed else {
                 if !self.read().await {
@@ -203,11 +220,11 @@ impl Guest {
     async fn authenticate(
         &mut self,
         proxy: &Proxy,
-        (user, database): (&str, &str),
+        (user, cluster): (&str, Option<&Arc<Cluster>>),
         out: &mut BytesMut,
     ) -> Result<Option<Proven>, Refusal> {
         let users = proxy.users.load_full();
-        let mut looked_up = LookedUp::find(proxy, &users, user, database).await?;
+        let mut looked_up = LookedUp::find(proxy, &users, user, cluster).await?;
         let (mut auth, mut step) = match &looked_up {
             Some(looked_up) => looked_up.begin(&users, user),
             None => ClientAuth::new(&users, user, rand::random(), rand::random()),
@@ -282,6 +299,64 @@ impl Guest {
     }
 }
 
+/// A client that has proved who it is.
+struct Authenticated<'a> {
+    user: &'a str,
+    database: &'a str,
+    credential: Proven,
+    is_replication: bool,
+}
+
+impl Authenticated<'_> {
+    /// Lets it in, with the parameters that it is to be told.
+    async fn enter(
+        self,
+        proxy: &Proxy,
+        cluster: Option<Arc<Cluster>>,
+        parameters: &Parameters,
+    ) -> Result<(Entry, Params), Refusal> {
+        let Authenticated { user, database, .. } = self;
+        let Some(cluster) = cluster else {
+            let message = format!("database \"{database}\" is not configured in any cluster");
+            return Err(Refusal::protocol("3D000", message));
+        };
+        if self.is_replication {
+            let own = own_parameters(parameters)?;
+            let upstream = Upstream::open(&cluster, user, &self.credential, &own).await?;
+            let params = upstream.connection.params.clone();
+            return Ok((Entry::Replication(Box::new(upstream)), params));
+        }
+        let settings = wanted_settings(parameters)?;
+        let key = PoolKey {
+            database: database.to_owned(),
+            user: user.to_owned(),
+        };
+        let params = proxy
+            .welcomes
+            .params(&cluster, &key, &self.credential, &settings)
+            .await?;
+        let login = Login {
+            cluster,
+            key,
+            credential: self.credential,
+            settings,
+            params: params.clone(),
+        };
+        Ok((Entry::Session(login), params))
+    }
+}
+
+/// What a client is told that is let in, behind AuthenticationOk.
+fn greeting(params: &Params, handle: &Handle, version: i32, out: &mut BytesMut) {
+    for (name, value) in params.iter() {
+        encode::parameter_status(out, name, value);
+    }
+    // What every primary reports; servers' own reports of it are not passed on.
+    encode::parameter_status(out, b"in_hot_standby", b"off");
+    encode::key_data(out, handle.pid, handle.tell(version));
+    encode::ready(out, Status::Idle);
+}
+
 /// The client has gone; nobody reads this.
 fn gone() -> Refusal {
     Refusal::protocol("08006", "client has gone")
@@ -297,22 +372,20 @@ fn message(request: AuthRequest) -> Authentication {
     }
 }
 
-/// Refuses another major version; tells the client what of its wishes we don't know.
+/// Refuses another major version. As PostgreSQL does, goes on with what is known where the client
+/// wishes for a newer minor version or an option, and says so.
 fn negotiate(parameters: &Parameters, out: &mut BytesMut) -> Result<(), Refusal> {
-    let (major, minor) = (parameters.version >> 16, parameters.version & 0xffff);
-    if major != 3 {
-        let message = format!("unsupported frontend protocol {major}.{minor}: server supports 3.0");
+    let newest = PROTOCOL_3_2;
+    if parameters.major() != 3 {
+        let (major, minor, newest) = (parameters.major(), parameters.minor(), newest & 0xffff);
+        let message = format!(
+            "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{newest}"
+        );
         return Err(Refusal::protocol("0A000", message));
     }
-    let options = parameters
-        .pairs
-        .iter()
-        .filter(|(name, _)| name.starts_with(b"_pq_."));
-    let unknown: Vec<_> = options
-        .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
-        .collect();
-    if minor > 0 || !unknown.is_empty() {
-        encode::negotiate_version(out, startup::PROTOCOL_3_0, unknown);
+    let unknown: Vec<_> = parameters.protocol_options().collect();
+    if parameters.version > newest || !unknown.is_empty() {
+        encode::negotiate_version(out, parameters.version.min(newest), &unknown);
     }
     Ok(())
 }
@@ -322,11 +395,34 @@ fn utf8(text: &[u8]) -> Result<&str, Refusal> {
         .map_err(|_| Refusal::protocol("22021", "startup parameters must be encoded in UTF-8"))
 }
 
+/// The parameters beside the user's name, but for wishes about the protocol.
+fn own_parameters(parameters: &Parameters) -> Result<Vec<(&str, &str)>, Refusal> {
+    let mut own = Vec::new();
+    for (name, value) in &parameters.pairs {
+        let name = utf8(name)?;
+        if name != "user" && !name.starts_with("_pq_.") {
+            own.push((name, utf8(value)?));
+        }
+    }
+    Ok(own)
+}
+
+fn invalid_options(error: OptionsError) -> Refusal {
+    let message = error.to_string();
+    match error {
+        OptionsError::Argument(_) => {
+            let hint = "Try \"postgres --help\" for more information.";
+            Refusal::hinted("42601", message, hint)
+        }
+        OptionsError::Value(_) => Refusal::protocol("42601", message),
+    }
+}
+
 /// The settings that the start-up message asks for, `options` first, as PostgreSQL applies them.
 fn wanted_settings(parameters: &Parameters) -> Result<Settings, Refusal> {
     let mut settings = Vec::new();
     if let Some(options) = parameters.get("options") {
-        settings.extend(parse_options(utf8(options)?)?);
+        settings.extend(options::parse(utf8(options)?).map_err(invalid_options)?);
     }
     for (name, value) in &parameters.pairs {
         let name = utf8(name)?;
@@ -338,214 +434,4 @@ fn wanted_settings(parameters: &Parameters) -> Result<Settings, Refusal> {
     Ok(Settings::from_startup(
         settings.iter().map(|(n, v)| (n.as_str(), v.as_str())),
     ))
-}
-
-/// Reads command-line options as PostgreSQL does: `-c name=value` and `--name=value`, words apart by
-/// spaces, a backslash before a space or backslash that is meant.
-fn parse_options(options: &str) -> Result<Vec<(String, String)>, Refusal> {
-    let mut words = split_options(options).into_iter();
-    let mut settings = Vec::new();
-    while let Some(word) = words.next() {
-        let assignment = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
-            (Some(long), _) => Some(long.to_owned()),
-            (_, Some("")) => words.next(),
-            (_, Some(joined)) => Some(joined.to_owned()),
-            _ => None,
-        };
-        let pair = assignment.as_deref().and_then(|text| text.split_once('='));
-        let Some((name, value)) = pair else {
-            let message = format!("invalid command-line argument for server process: {word}");
-            return Err(Refusal::protocol("42601", message));
-        };
-        settings.push((name.replace('-', "_"), value.to_owned()));
-    }
-    Ok(settings)
-}
-
-fn split_options(options: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word = String::new();
-    let mut chars = options.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => word.extend(chars.next()),
-            c if c.is_ascii_whitespace() => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-            }
-            c => word.push(c),
-        }
-    }
-    if !word.is_empty() {
-        words.push(word);
-    }
-    words
-}
-
-/// What servers report to those who log in with certain settings: remembered for a short while, so
-/// that a storm of connects does not become one on the servers.
-#[derive(Default)]
-pub struct Welcomes {
-    known: Mutex<HashMap<(String, PoolKey), Vec<Known>>>,
-}
-
-struct Known {
-    settings: Settings,
-    params: Params,
-    at: Instant,
-}
-
-impl Welcomes {
-    /// How long a report is taken for the present one. What changes later, the session is told at
-    /// its first query.
-    const LIFE: Duration = Duration::from_secs(10);
-    /// Distinct settings remembered for one database and user, and of these in all.
-    const SETTINGS_MAX: usize = 64;
-    const KEYS_MAX: usize = 1024;
-
-    /// What a server reports with `settings`.
-    async fn params(
-        &self,
-        cluster: &Arc<Cluster>,
-        key: &PoolKey,
-        credential: &Proven,
-        settings: &Settings,
-    ) -> Result<Params, Refusal> {
-        if let Some(params) = self.remembered(&cluster.name, key, settings) {
-            return Ok(params);
-        }
-        let mut server = any_server(cluster, key, credential, settings).await?;
-        for sql in server.state.settings.difference(settings) {
-            server.run(&sql).await.map_err(|error| match error {
-                cluster::connect::ConnectError::Refused(words) => Refusal::Server(words),
-                error => {
-                    let node = server.node().name.clone();
-                    Refusal::Lost {
-                        node,
-                        error: error.to_string(),
-                    }
-                }
-            })?;
-        }
-        server.state.settings = settings.clone();
-        let params = server.state.params.clone();
-        server.give_back();
-        self.remember(&cluster.name, key, settings, &params);
-        Ok(params)
-    }
-
-    /// What is known of this cluster may no longer be so.
-    pub fn forget(&self, cluster: &str) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|(name, _), _| name != cluster);
-    }
-
-    fn remembered(&self, cluster: &str, key: &PoolKey, settings: &Settings) -> Option<Params> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = known.get(&(cluster.to_owned(), key.clone()))?;
-        let fresh = |known: &&Known| known.at.elapsed() < Self::LIFE && known.settings == *settings;
-        entries.iter().find(fresh).map(|known| known.params.clone())
-    }
-
-    fn remember(&self, cluster: &str, key: &PoolKey, settings: &Settings, params: &Params) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= Self::KEYS_MAX {
-            known.retain(|_, entries| entries.iter().any(|known| known.at.elapsed() < Self::LIFE));
-        }
-        let entries = known.entry((cluster.to_owned(), key.clone())).or_default();
-        entries.retain(|known| known.at.elapsed() < Self::LIFE && known.settings != *settings);
-        if entries.len() < Self::SETTINGS_MAX {
-            let (settings, params) = (settings.clone(), params.clone());
-            entries.push(Known {
-                settings,
-                params,
-                at: Instant::now(),
-            });
-        }
-    }
-}
-
-/// A server to greet a client with: of any node that is up, replicas first, so that clients can log
-/// in while there is no primary.
-async fn any_server(
-    cluster: &Arc<Cluster>,
-    key: &PoolKey,
-    credential: &Proven,
-    settings: &Settings,
-) -> Result<Box<Server>, Refusal> {
-    let started = Instant::now();
-    loop {
-        let (mut nodes, config) = {
-            let topology = cluster.topology();
-            (topology.nodes.clone(), topology.config.clone())
-        };
-        let usable = |node: &Arc<Node>| match node.role() {
-            Role::Primary => true,
-            Role::Replica => !settings.need_primary(),
-            Role::Unknown => false,
-        };
-        nodes.retain(|node| node.is_up() && usable(node));
-        let nodes = nodes.into_iter().map(|node| {
-            let pool = cluster::pool(&node, key, credential, &config.pool);
-            (node, pool)
-        });
-        // The primary knows best how things are, but a login should not wait for its clients.
-        let rank = |(node, pool): &(Arc<Node>, Arc<Pool>)| match node.role() {
-            Role::Primary if !pool.is_saturated() => (0, 0),
-            Role::Primary => (2, 0),
-            _ => (1, node.in_flight()),
-        };
-        let mut nodes: Vec<_> = nodes.collect();
-        nodes.sort_by_key(rank);
-        let mut refused = None;
-        for (node, pool) in &nodes {
-            match pool.checkout(settings, 0).await {
-                Ok(server) => return Ok(server),
-                Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
-                Err(CheckoutError::Leaving { .. }) => {}
-                Err(error) if node.role() == Role::Replica && error.is_for_primary_to_say() => {
-                    tracing::info!(user = %key.user, %error, "replica refuses the login");
-                    refused = Some(error);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if let Some(error) = refused {
-            return Err(error.into());
-        }
-        if started.elapsed() >= config.failover.hold {
-            return Err(Refusal::protocol(
-                "57P03",
-                format!("no node of cluster \"{}\" is available", cluster.name),
-            ));
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_read_as_postgresql_reads_them() {
-        let parse = |text| parse_options(text).map_err(|refusal| refusal.to_string());
-        let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
-        assert_eq!(
-            parse("-c a=1  --work-mem=2MB -cb=x"),
-            Ok(vec![
-                pair("a", "1"),
-                pair("work_mem", "2MB"),
-                pair("b", "x")
-            ])
-        );
-        assert_eq!(
-            parse(r"-c search_path=a,\ b"),
-            Ok(vec![pair("search_path", "a, b")])
-        );
-        assert_eq!(parse(""), Ok(vec![]));
-        assert!(parse("-c a").is_err());
-        assert!(parse("-x").is_err());
-    }
 }

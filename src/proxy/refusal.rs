@@ -46,6 +46,7 @@ pub enum Refusal {
     Protocol {
         sqlstate: &'static str,
         message: String,
+        hint: Option<&'static str>,
     },
 }
 
@@ -59,6 +60,28 @@ impl Refusal {
         Refusal::Protocol {
             sqlstate,
             message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub fn hinted(
+        sqlstate: &'static str,
+        message: impl Into<String>,
+        hint: &'static str,
+    ) -> Refusal {
+        Refusal::Protocol {
+            sqlstate,
+            message: message.into(),
+            hint: Some(hint),
+        }
+    }
+
+    /// A server that cannot be connected to, or refuses it.
+    pub fn connecting(node: String, error: ConnectError) -> Refusal {
+        match error {
+            ConnectError::Refused(words) => Refusal::Server(words),
+            ConnectError::Auth(AuthError::StaleKeys(user)) => Refusal::StaleKeys(user),
+            error => Refusal::Checkout(CheckoutError::Connect { node, error }),
         }
     }
 
@@ -104,6 +127,7 @@ impl Refusal {
                 Some("The password has been changed since this client logged in: connect again.")
             }
             Refusal::Unknown { .. } => Some("Look whether it did before doing it again."),
+            Refusal::Protocol { hint, .. } => *hint,
             _ => None,
         }
     }
@@ -128,14 +152,7 @@ impl Refusal {
 impl From<CheckoutError> for Refusal {
     fn from(error: CheckoutError) -> Refusal {
         match error {
-            CheckoutError::Connect {
-                error: ConnectError::Refused(words),
-                ..
-            } => Refusal::Server(words),
-            CheckoutError::Connect {
-                error: ConnectError::Auth(AuthError::StaleKeys(user)),
-                ..
-            } => Refusal::StaleKeys(user),
+            CheckoutError::Connect { node, error } => Refusal::connecting(node, error),
             error => Refusal::Checkout(error),
         }
     }

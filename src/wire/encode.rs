@@ -4,9 +4,7 @@
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::Message;
 use pgwire::messages::response::ErrorResponse;
-use pgwire::messages::startup::{
-    Authentication, BackendKeyData, NegotiateProtocolVersion, SecretKey,
-};
+use pgwire::messages::startup::Authentication;
 
 use super::message::{self, Status};
 
@@ -78,15 +76,22 @@ pub fn authentication(out: &mut BytesMut, request: &Authentication) {
     encode(out, request);
 }
 
-/// Appends a BackendKeyData of protocol 3.0.
-pub fn key_data(out: &mut BytesMut, pid: i32, secret: i32) {
-    encode(out, &BackendKeyData::new(pid, SecretKey::I32(secret)));
+/// Appends a BackendKeyData. In protocol 3.0 the secret has four bytes.
+pub fn key_data(out: &mut BytesMut, pid: i32, secret: &[u8]) {
+    frame(out, b'K', |out| {
+        out.put_i32(pid);
+        out.put_slice(secret);
+    });
 }
 
-/// Appends a NegotiateProtocolVersion: the newest minor version we speak and the options we do not
-/// know.
-pub fn negotiate_version(out: &mut BytesMut, newest_minor: i32, unknown: Vec<String>) {
-    encode(out, &NegotiateProtocolVersion::new(newest_minor, unknown));
+/// Appends a NegotiateProtocolVersion: the version that is spoken from now on, and the options that
+/// are not known.
+pub fn negotiate_version(out: &mut BytesMut, version: i32, unknown: &[&[u8]]) {
+    frame(out, b'v', |out| {
+        out.put_i32(version);
+        out.put_i32(unknown.len() as i32);
+        unknown.iter().for_each(|name| cstr(out, name));
+    });
 }
 
 /// Appends a ParameterStatus. Bytes, not text: values come in the client's encoding.
@@ -195,6 +200,15 @@ mod tests {
         out.put_slice(&[0; 6]);
         assert_eq!(header(&out).unwrap().unwrap().len, out.len());
         assert_eq!(message::Bind::read(body(&out)).unwrap().statement, b"s");
+
+        out.clear();
+        key_data(&mut out, 7, &[1; 32]);
+        assert_eq!(message::key_data(body(&out)), Ok((7, &[1; 32][..])));
+
+        out.clear();
+        negotiate_version(&mut out, 3 << 16 | 2, &[b"_pq_.a", b"_pq_.b"]);
+        let negotiated = b"v\0\0\0\x1a\0\x03\0\x02\0\0\0\x02_pq_.a\0_pq_.b\0";
+        assert_eq!(&out[..], negotiated);
 
         out.clear();
         bind_and_execute(&mut out, b"v", 2);

@@ -3,6 +3,7 @@
 
 use super::WireError;
 use super::cursor::Cursor;
+use super::startup::CANCEL_KEY_BYTES;
 
 /// `Q`: the text without its NUL.
 pub fn query(body: &[u8]) -> Result<&[u8], WireError> {
@@ -148,7 +149,7 @@ pub fn key_data(body: &[u8]) -> Result<(i32, &[u8]), WireError> {
     let mut fields = Cursor::new(body);
     let pid = fields.i32()?;
     match fields.rest() {
-        secret if (4..=256).contains(&secret.len()) => Ok((pid, secret)),
+        secret if CANCEL_KEY_BYTES.contains(&secret.len()) => Ok((pid, secret)),
         _ => Err(WireError::Value),
     }
 }

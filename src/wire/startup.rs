@@ -6,8 +6,14 @@ use super::cursor::Cursor;
 /// The longest start-up packet PostgreSQL accepts, in bytes (`MAX_STARTUP_PACKET_LENGTH`).
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
-/// Protocol 3.0, the version spoken with servers and clients.
+/// Protocol 3.0, the version spoken with servers.
 pub const PROTOCOL_3_0: i32 = 3 << 16;
+
+/// Protocol 3.2, the newest spoken with clients.
+pub const PROTOCOL_3_2: i32 = 3 << 16 | 2;
+
+/// The lengths that a cancel key may have, in bytes.
+pub const CANCEL_KEY_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 
 const CANCEL_REQUEST: i32 = (1234 << 16) | 5678;
 const SSL_REQUEST: i32 = (1234 << 16) | 5679;
@@ -34,6 +40,20 @@ pub struct Parameters {
 pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Parameters {
+    pub fn major(&self) -> u32 {
+        self.version as u32 >> 16
+    }
+
+    pub fn minor(&self) -> u32 {
+        self.version as u32 & 0xffff
+    }
+
+    /// The protocol options that the client wishes for, of which none is known.
+    pub fn protocol_options(&self) -> impl Iterator<Item = &[u8]> {
+        let names = self.pairs.iter().map(|(name, _)| name.as_slice());
+        names.filter(|name| name.starts_with(b"_pq_."))
+    }
+
     /// The last value given for `name`.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.pairs
@@ -48,7 +68,8 @@ impl Parameters {
 /// is not all there.
 ///
 /// # Errors
-/// A length outside 8 to [`STARTUP_BYTES_MAX`], or fields that do not fit the packet.
+/// A length outside 8 to [`STARTUP_BYTES_MAX`], or fields that do not fit the packet;
+/// [`WireError::Value`] for those of a cancel request.
 pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
     let Some(head) = buf.first_chunk::<4>() else {
         return Ok(None);
@@ -72,9 +93,9 @@ pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
             Startup::GssEnc
         }
         CANCEL_REQUEST => {
-            let pid = fields.i32()?;
+            let pid = fields.i32().map_err(|_| WireError::Value)?;
             let secret = fields.rest().to_vec();
-            if !(4..=256).contains(&secret.len()) {
+            if !CANCEL_KEY_BYTES.contains(&secret.len()) {
                 return Err(WireError::Value);
             }
             Startup::Cancel { pid, secret }

@@ -20,34 +20,33 @@ pub struct LookedUp {
 }
 
 impl LookedUp {
-    /// Looks `user` up, unless it is configured or looking up is not.
+    /// Looks `user` up in `cluster`, unless it is configured or looking up is not.
     pub async fn find(
         proxy: &Proxy,
         users: &Users,
         user: &str,
-        database: &str,
+        cluster: Option<&Arc<Cluster>>,
     ) -> Result<Option<LookedUp>, Refusal> {
         let config = proxy.config.load_full();
         let lookup = match &config.auth.lookup {
             Some(lookup) if !users.contains(user) => lookup.clone(),
             _ => return Ok(None),
         };
-        let cluster = proxy.clusters.serving(database);
-        let told = match &cluster {
+        let told = match cluster {
             Some(cluster) => cluster.look_up(user, &lookup).await.map_err(|error| {
                 tracing::warn!(user, cluster = %cluster.name, %error, "role not looked up");
                 let (user, is_passing) = (user.to_owned(), error.is_passing());
                 Refusal::Lookup { user, is_passing }
             })?,
             None => {
-                tracing::info!(user, database, "no cluster serves the database");
+                tracing::info!(user, "not looked up: no cluster serves the database");
                 let (found, fresh) = (None, true);
                 Told { found, fresh }
             }
         };
         Ok(Some(LookedUp {
             lookup,
-            cluster,
+            cluster: cluster.cloned(),
             told,
         }))
     }

@@ -1,0 +1,158 @@
+//! Owns: what servers report to those who log in, remembered for a short while. Never: keeps a login
+//! waiting where some node could serve it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::Refusal;
+use crate::auth::Proven;
+use crate::cluster::connect::ConnectError;
+use crate::cluster::node::{Node, Role};
+use crate::cluster::pool::{CheckoutError, Pool, PoolKey, Server};
+use crate::cluster::{self, Cluster};
+use crate::session::server::Params;
+use crate::session::settings::Settings;
+
+/// What servers report to those who log in with certain settings: remembered for a short while, so
+/// that a storm of connects does not become one on the servers.
+#[derive(Default)]
+pub struct Welcomes {
+    known: Mutex<HashMap<(String, PoolKey), Vec<Known>>>,
+}
+
+struct Known {
+    settings: Settings,
+    params: Params,
+    at: Instant,
+}
+
+impl Welcomes {
+    /// How long a report is taken for the present one. What changes later, the session is told at
+    /// its first query.
+    const LIFE: Duration = Duration::from_secs(10);
+    /// Distinct settings remembered for one database and user, and of these in all.
+    const SETTINGS_MAX: usize = 64;
+    const KEYS_MAX: usize = 1024;
+
+    /// What a server reports with `settings`.
+    pub async fn params(
+        &self,
+        cluster: &Arc<Cluster>,
+        key: &PoolKey,
+        credential: &Proven,
+        settings: &Settings,
+    ) -> Result<Params, Refusal> {
+        if let Some(params) = self.remembered(&cluster.name, key, settings) {
+            return Ok(params);
+        }
+        let mut server = any_server(cluster, key, credential, settings).await?;
+        for sql in server.state.settings.difference(settings) {
+            server.run(&sql).await.map_err(|error| match error {
+                ConnectError::Refused(words) => Refusal::Server(words),
+                error => {
+                    let node = server.node().name.clone();
+                    Refusal::Lost {
+                        node,
+                        error: error.to_string(),
+                    }
+                }
+            })?;
+        }
+        server.state.settings = settings.clone();
+        let params = server.state.params.clone();
+        server.give_back();
+        self.remember(&cluster.name, key, settings, &params);
+        Ok(params)
+    }
+
+    /// What is known of this cluster may no longer be so.
+    pub fn forget(&self, cluster: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(name, _), _| name != cluster);
+    }
+
+    fn remembered(&self, cluster: &str, key: &PoolKey, settings: &Settings) -> Option<Params> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = known.get(&(cluster.to_owned(), key.clone()))?;
+        let fresh = |known: &&Known| known.at.elapsed() < Self::LIFE && known.settings == *settings;
+        entries.iter().find(fresh).map(|known| known.params.clone())
+    }
+
+    fn remember(&self, cluster: &str, key: &PoolKey, settings: &Settings, params: &Params) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Self::KEYS_MAX {
+            known.retain(|_, entries| entries.iter().any(|known| known.at.elapsed() < Self::LIFE));
+        }
+        let entries = known.entry((cluster.to_owned(), key.clone())).or_default();
+        entries.retain(|known| known.at.elapsed() < Self::LIFE && known.settings != *settings);
+        if entries.len() < Self::SETTINGS_MAX {
+            let (settings, params) = (settings.clone(), params.clone());
+            entries.push(Known {
+                settings,
+                params,
+                at: Instant::now(),
+            });
+        }
+    }
+}
+
+/// A server to greet a client with: of any node that is up, replicas first, so that clients can log
+/// in while there is no primary.
+async fn any_server(
+    cluster: &Arc<Cluster>,
+    key: &PoolKey,
+    credential: &Proven,
+    settings: &Settings,
+) -> Result<Box<Server>, Refusal> {
+    let started = Instant::now();
+    loop {
+        let (mut nodes, config) = {
+            let topology = cluster.topology();
+            (topology.nodes.clone(), topology.config.clone())
+        };
+        let usable = |node: &Arc<Node>| match node.role() {
+            Role::Primary => true,
+            Role::Replica => !settings.need_primary(),
+            Role::Unknown => false,
+        };
+        nodes.retain(|node| node.is_up() && usable(node));
+        let nodes = nodes.into_iter().map(|node| {
+            let pool = cluster::pool(&node, key, credential, &config.pool);
+            (node, pool)
+        });
+        // The primary knows best how things are, but a login should not wait for its clients.
+        let rank = |(node, pool): &(Arc<Node>, Arc<Pool>)| match node.role() {
+            Role::Primary if !pool.is_saturated() => (0, 0),
+            Role::Primary => (2, 0),
+            _ => (1, node.in_flight()),
+        };
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.sort_by_key(rank);
+        let mut refused = None;
+        for (node, pool) in &nodes {
+            match pool.checkout(settings, 0).await {
+                Ok(server) => return Ok(server),
+                Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
+                Err(CheckoutError::Leaving { .. }) => {}
+                Err(error) if node.role() == Role::Replica && error.is_for_primary_to_say() => {
+                    tracing::info!(user = %key.user, %error, "replica refuses the login");
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
+        if started.elapsed() >= config.failover.hold {
+            return Err(Refusal::protocol(
+                "57P03",
+                format!("no node of cluster \"{}\" is available", cluster.name),
+            ));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,514 @@
+//! How a connection begins: protocol versions, cancel keys, options and replication, as PostgreSQL has
+//! them.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use support::{Gateway, wait_for};
+use tidegate::auth::{Credential, Reply, ServerAuth};
+use tidegate::config::Secret;
+use tidegate::demo::{LocalCluster, Options};
+use tidegate::wire::encode;
+use tidegate::wire::frame::{body, header};
+use tidegate::wire::message;
+
+const VERSION_3_0: i32 = 3 << 16;
+const VERSION_3_2: i32 = 3 << 16 | 2;
+
+/// A connection message by message.
+struct Raw {
+    socket: TcpStream,
+    buf: BytesMut,
+}
+
+impl Raw {
+    fn open(port: u16) -> Raw {
+        let socket = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+        let limit = Some(Duration::from_secs(60));
+        socket.set_read_timeout(limit).expect("timeout");
+        let buf = BytesMut::new();
+        Raw { socket, buf }
+    }
+
+    /// Sends a StartupMessage of `app`, to the database `app`.
+    fn start(port: u16, version: i32, more: &[(&str, &str)]) -> Raw {
+        let mut raw = Raw::open(port);
+        let mut packet = version.to_be_bytes().to_vec();
+        for (name, value) in [("user", "app"), ("database", "app")].iter().chain(more) {
+            packet.extend(format!("{name}\0{value}\0").as_bytes());
+        }
+        packet.push(0);
+        raw.send_packet(&packet);
+        raw
+    }
+
+    /// Sends an untyped packet.
+    fn send_packet(&mut self, body: &[u8]) {
+        let length = (body.len() as i32 + 4).to_be_bytes();
+        let sent = self.socket.write_all(&[&length[..], body].concat());
+        sent.expect("write");
+    }
+
+    fn send(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        self.socket.write_all(&out).expect("write");
+    }
+
+    /// The next message, or `None` at the end of the stream.
+    fn next(&mut self) -> Option<BytesMut> {
+        loop {
+            if let Some(head) = header(&self.buf).expect("a message")
+                && self.buf.len() >= head.len
+            {
+                return Some(self.buf.split_to(head.len));
+            }
+            let mut chunk = [0; 4096];
+            match self.socket.read(&mut chunk).expect("an answer in time") {
+                0 => return None,
+                n => self.buf.extend_from_slice(&chunk[..n]),
+            }
+        }
+    }
+
+    fn until(&mut self, tag: u8) -> BytesMut {
+        loop {
+            let frame = self.next().expect("more messages");
+            assert!(frame[0] == tag || frame[0] != b'E', "{}", error(&frame));
+            if frame[0] == tag {
+                return frame;
+            }
+        }
+    }
+
+    /// Answers the requests to prove who it is; gives process id and secret.
+    fn log_in(&mut self) -> (i32, Vec<u8>) {
+        let credential = Credential::Password(Secret::new("app"));
+        let mut auth = ServerAuth::new("app", Some(credential), [7; 18]);
+        loop {
+            let frame = self.until(b'R');
+            let (code, rest) = body(&frame).split_first_chunk::<4>().expect("a code");
+            match auth
+                .on_request(i32::from_be_bytes(*code), rest)
+                .expect("a request")
+            {
+                Reply::Done => break,
+                Reply::Nothing => {}
+                Reply::Send(answer) => self.send(|out| encode::password(out, &answer)),
+            }
+        }
+        let frame = self.until(b'K');
+        let (pid, secret) = message::key_data(body(&frame)).expect("a key");
+        let key = (pid, secret.to_vec());
+        self.until(b'Z');
+        key
+    }
+
+    fn is_ended(&mut self) -> bool {
+        self.next().is_none()
+    }
+}
+
+fn error(frame: &[u8]) -> String {
+    let fields = message::error_fields(body(frame));
+    let told = fields.filter(|(code, _)| b"VCMH".contains(code));
+    let told = told.map(|(code, text)| format!("{}={}", code as char, text.escape_ascii()));
+    told.collect::<Vec<_>>().join(" ")
+}
+
+/// What a server says to a start-up message, up to the first request to prove who one is.
+fn greeting(port: u16, version: i32, more: &[(&str, &str)]) -> String {
+    let mut raw = Raw::start(port, version, more);
+    let mut said = Vec::new();
+    while let Some(frame) = raw.next() {
+        match frame[0] {
+            b'R' => {
+                said.push("R".to_owned());
+                break;
+            }
+            b'E' => said.push(error(&frame)),
+            tag => said.push(format!("{} {}", tag as char, body(&frame).escape_ascii())),
+        }
+    }
+    said.join("; ")
+}
+
+fn start(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    LocalCluster::start(Options {
+        replicas,
+        settings: settings.iter().map(own).collect(),
+        ..Options::default()
+    })
+    .expect("a cluster")
+}
+
+#[test]
+fn versions_and_protocol_options_are_negotiated() {
+    let cluster = start(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let unsupported = |version: &str| {
+        format!(
+            "V=FATAL C=0A000 M=unsupported frontend protocol {version}: server supports 3.0 to 3.2"
+        )
+    };
+    let cases: &[(i32, &[(&str, &str)], &str)] = &[
+        (VERSION_3_0, &[], "R"),
+        (VERSION_3_0 | 1, &[], "R"),
+        (VERSION_3_2, &[], "R"),
+        (
+            VERSION_3_2 + 1,
+            &[],
+            r"v \x00\x03\x00\x02\x00\x00\x00\x00; R",
+        ),
+        (
+            3 << 16 | 9999,
+            &[("_pq_.b", "1"), ("_pq_.a", "")],
+            r"v \x00\x03\x00\x02\x00\x00\x00\x02_pq_.b\x00_pq_.a\x00; R",
+        ),
+        (
+            VERSION_3_0,
+            &[("_pq_.x", "1")],
+            r"v \x00\x03\x00\x00\x00\x00\x00\x01_pq_.x\x00; R",
+        ),
+        (2 << 16, &[], &unsupported("2.0")),
+        (4 << 16, &[], &unsupported("4.0")),
+        (-1, &[], &unsupported("65535.65535")),
+        (
+            VERSION_3_0,
+            &[("replication", "perhaps")],
+            "V=FATAL C=22023 M=invalid value for parameter \"replication\": \"perhaps\" \
+             H=Valid values are: \"false\", 0, \"true\", 1, \"database\".",
+        ),
+    ];
+    // The first that knows protocol 3.2.
+    let is_same = cluster.postgres().major_version() >= 18;
+    for (version, more, expected) in cases {
+        let expected = expected.replace('"', "\\\"");
+        let said = greeting(gateway.port, *version, more);
+        assert_eq!(said, expected, "{version:#x} {more:?}");
+        if is_same {
+            let direct = greeting(cluster.primary().port(), *version, more);
+            assert_eq!(said, direct, "{version:#x} {more:?}");
+        }
+    }
+}
+
+#[test]
+fn cancel_keys_are_as_long_as_the_protocol_has_them() {
+    let cluster = start(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let cancel = |pid: i32, secret: &[u8]| {
+        let mut raw = Raw::open(gateway.port);
+        let code: i32 = (1234 << 16) | 5678;
+        raw.send_packet(&[&code.to_be_bytes(), &pid.to_be_bytes(), secret].concat());
+        assert!(raw.is_ended(), "a word about a cancel request");
+    };
+    let cases = [
+        (VERSION_3_0, 4),
+        (VERSION_3_0 | 1, 4),
+        (VERSION_3_2, 32),
+        (3 << 16 | 9999, 32),
+    ];
+    for (n, (version, length)) in cases.into_iter().enumerate() {
+        let mut raw = Raw::start(gateway.port, version, &[]);
+        let (pid, secret) = raw.log_in();
+        assert_eq!(secret.len(), length);
+        let mark = format!("SELECT pg_sleep(600), {n}");
+        raw.send(|out| encode::query(out, mark.as_bytes()));
+        wait_for("the query to run", || {
+            let running = format!("SELECT count(*) FROM pg_stat_activity WHERE query = '{mark}'");
+            cluster.primary().sql("postgres", &running).expect("count") == "1"
+        });
+        let mut wrong = secret.clone();
+        wrong[length - 1] ^= 1;
+        let longer = [&secret[..], &[0]].concat();
+        for secret in [
+            &wrong[..],
+            &secret[..length - 1],
+            &longer,
+            &[0; 256],
+            &[0; 257],
+            &[],
+        ] {
+            cancel(pid, secret);
+        }
+        assert_eq!(gateway.metric("tidegate_cancels_total", ""), n as f64);
+        cancel(pid, &secret);
+        let mut said = Vec::new();
+        while said.last() != Some(&b'Z') {
+            let frame = raw.next().expect("an answer");
+            assert!(frame[0] != b'E' || error(&frame).contains("C=57014"));
+            said.push(frame[0]);
+        }
+        assert_eq!(said, b"TEZ");
+    }
+    // Before a client has been told its key, there is none.
+    let mut guest = Raw::start(gateway.port, VERSION_3_0, &[]);
+    guest.until(b'R');
+    for pid in 0..100 {
+        cancel(pid, &[]);
+        cancel(pid, &[0; 4]);
+    }
+    assert_eq!(
+        gateway.metric("tidegate_cancels_total", ""),
+        cases.len() as f64
+    );
+}
+
+fn psql(cluster: &LocalCluster, url: &str, options: &str, sql: &str) -> Output {
+    let mut command = cluster.postgres().command("psql");
+    command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", sql]);
+    command.env("PGPASSWORD", "app").env("PGOPTIONS", options);
+    command.output().expect("psql runs")
+}
+
+fn text(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn options_are_read_as_postgresql_reads_them() {
+    let cluster = start(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let shown = "SELECT current_setting('work_mem'), current_setting('search_path'), \
+        current_setting('datestyle'), current_setting('my.own', true), \
+        current_setting('enable_seqscan'), current_setting('application_name')";
+    for options in [
+        "",
+        "-c work_mem=1MB",
+        "-cwork_mem=1MB --search-path=a,b",
+        "--work_mem=1MB -c work_mem=2MB",
+        r"-c search_path=a,\ b -c my.own=\\x\ y\'",
+        "\t-c\nwork_mem=1MB\x0b",
+        "-c my.own=",
+        "-c my.own=a=b",
+        "-e -S 4096 -fs",
+        "-efsS4096",
+        "-eS4096",
+        "-d 2x",
+        "-fz",
+        "-t pa",
+        "-c",
+        "-c work_mem",
+        "--work-mem",
+        "-c work_mem=nonsense",
+        "-c nonsense=1",
+        "-c shared_buffers=1MB",
+        "-B 64",
+        "-Z",
+        "work_mem",
+        "-- work_mem",
+        "--",
+        "-c application_name=x",
+        "\\",
+    ] {
+        let of = |port: u16| {
+            let url = format!("host=127.0.0.1 port={port} user=app dbname=app");
+            text(&psql(&cluster, &url, options, shown)).replace(&port.to_string(), "PORT")
+        };
+        assert_eq!(
+            of(gateway.port),
+            of(cluster.primary().port()),
+            "{options:?}"
+        );
+    }
+}
+
+/// A proxy that passes replication connections through.
+fn passing(cluster: &LocalCluster) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        format!("{config}\n[routing]\nreplication = \"primary\"\n")
+    })
+}
+
+fn replication_tool(cluster: &LocalCluster, gateway: &Gateway, name: &str) -> Command {
+    let mut command = cluster.postgres().command(name);
+    command
+        .args(["-h", "127.0.0.1", "-p", &gateway.port.to_string()])
+        .args(["-U", "postgres", "--no-password"])
+        .env("PGPASSWORD", "postgres")
+        .stdin(Stdio::null());
+    command
+}
+
+fn wait_for_stream(cluster: &LocalCluster, name: &str) {
+    let streams = format!(
+        "SELECT count(*) FROM pg_stat_replication \
+         WHERE application_name = '{name}' AND state = 'streaming'"
+    );
+    wait_for("WAL to be streamed", || {
+        cluster.primary().sql("postgres", &streams).expect("count") == "1"
+    });
+}
+
+#[track_caller]
+fn succeed(mut command: Command) -> String {
+    let output = command.output().expect("a program");
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn replication_is_refused_unless_it_is_wanted() {
+    let cluster = start(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    for replication in ["database", "true", "on", "1"] {
+        let refused = greeting(gateway.port, VERSION_3_0, &[("replication", replication)]);
+        assert_eq!(
+            refused,
+            "V=FATAL C=0A000 M=replication connections are not passed through \
+             H=Connect to a node directly, or set routing.replication = \\\"primary\\\" to have \
+             them passed through to the primary."
+        );
+    }
+    for none in ["false", "no", "of", "0"] {
+        let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("replication", none)]);
+        raw.log_in();
+    }
+}
+
+#[test]
+fn replication_connections_reach_the_primary() {
+    let cluster = start(1, &[("wal_level", "logical")]);
+    let gateway = passing(&cluster);
+    let primary = cluster.primary();
+    // Queries among commands, as the server itself has them.
+    let asked = |port: u16, sql: &str| {
+        let url =
+            format!("host=127.0.0.1 port={port} user=postgres dbname=app replication=database");
+        let mut command = cluster.postgres().command("psql");
+        command.args(["-XAt", "-d", &url, "-c", sql]);
+        command
+            .env("PGPASSWORD", "postgres")
+            .env("PGOPTIONS", "-c my.own=x");
+        text(&command.output().expect("psql runs"))
+    };
+    for sql in [
+        "IDENTIFY_SYSTEM",
+        "SHOW my.own",
+        "SELECT current_database(), current_user",
+        "CREATE_REPLICATION_SLOT",
+    ] {
+        // WAL may grow meanwhile: its position is no part of the comparison.
+        let shown = |port| {
+            let words = asked(port, sql);
+            let words = words.split('|').filter(|word| !word.contains('/'));
+            words.collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(shown(gateway.port), shown(primary.port()), "{sql}");
+    }
+    // The password is checked here as well.
+    let mut command = replication_tool(&cluster, &gateway, "pg_receivewal");
+    command
+        .env("PGPASSWORD", "wrong")
+        .args(["--slot=s", "--create-slot"]);
+    let refused = command.output().expect("a program");
+    assert!(text(&refused).contains("password authentication failed"));
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| {
+        let path = directory.path().join(name);
+        fs::create_dir(&path).expect("a directory");
+        cluster.postgres().give(&path).expect("its owner");
+        path
+    };
+    cluster
+        .postgres()
+        .give(directory.path())
+        .expect("its owner");
+    let mut receive = replication_tool(&cluster, &gateway, "pg_receivewal");
+    receive.args(["--slot=s", "--create-slot"]);
+    succeed(receive);
+    let wal = path("wal");
+    let end = "SELECT pg_current_wal_flush_lsn() + 1000000";
+    let end = primary.sql("app", end).expect("a position");
+    let mut receive = replication_tool(&cluster, &gateway, "pg_receivewal");
+    receive
+        .arg("--slot=s")
+        .arg("-D")
+        .arg(&wal)
+        .args(["--no-loop", &format!("--endpos={end}")]);
+    let receive = std::thread::spawn(|| succeed(receive));
+    wait_for_stream(&cluster, "pg_receivewal");
+    let table = "CREATE TABLE t AS SELECT generate_series(1, 100000) AS a";
+    primary.sql("app", table).expect("a table");
+    receive.join().expect("pg_receivewal ends");
+    assert!(fs::read_dir(&wal).expect("files").count() > 0);
+
+    // Logical changes, COPY BOTH in two directions.
+    primary
+        .sql("app", "CREATE PUBLICATION p FOR ALL TABLES")
+        .expect("a publication");
+    let logical = || {
+        let mut command = replication_tool(&cluster, &gateway, "pg_recvlogical");
+        command.args(["-d", "app", "--slot=l", "--no-loop"]);
+        command
+    };
+    let mut create = logical();
+    create.args(["--create-slot", "--plugin=pgoutput"]);
+    succeed(create);
+    primary
+        .sql("app", "INSERT INTO t VALUES (424242)")
+        .expect("a row");
+    let end = primary
+        .sql("app", "SELECT pg_current_wal_insert_lsn()")
+        .expect("a position");
+    let mut changes = logical();
+    changes
+        .args([
+            "--start",
+            "-f",
+            "-",
+            "-o",
+            "proto_version=1",
+            "-o",
+            "publication_names=p",
+        ])
+        .arg(format!("--endpos={end}"));
+    assert!(succeed(changes).contains("424242"));
+    let mut dropping = logical();
+    dropping.arg("--drop-slot");
+    succeed(dropping);
+
+    // A whole copy of the cluster, over two connections.
+    let mut backup = replication_tool(&cluster, &gateway, "pg_basebackup");
+    let copy = path("copy");
+    backup
+        .arg("-D")
+        .arg(&copy)
+        .args(["-X", "stream", "-c", "fast", "--no-sync"]);
+    succeed(backup);
+    assert!(copy.join("PG_VERSION").exists());
+}
+
+#[test]
+fn a_replication_connection_ends_with_its_primary() {
+    let cluster = start(1, &[]);
+    let gateway = passing(&cluster);
+    let directory = tempfile::tempdir().expect("a directory");
+    cluster
+        .postgres()
+        .give(directory.path())
+        .expect("its owner");
+    let mut receive = replication_tool(&cluster, &gateway, "pg_receivewal");
+    receive.arg("-D").arg(directory.path()).arg("--no-loop");
+    receive.stderr(Stdio::piped());
+    let mut receive = receive.spawn().expect("pg_receivewal");
+    wait_for_stream(&cluster, "pg_receivewal");
+    // The former primary still runs; whoever follows it must not be left behind with it.
+    cluster.node(1).promote().expect("a promotion");
+    wait_for("the end of the stream", || {
+        receive.try_wait().expect("wait").is_some()
+    });
+    wait_for("the log", || {
+        gateway.log().contains("the node is the primary no more")
+    });
+}
