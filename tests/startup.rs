@@ -158,7 +158,8 @@ fn versions_and_protocol_options_are_negotiated() {
             "V=FATAL C=0A000 M=unsupported frontend protocol {version}: server supports 3.0 to 3.2"
         )
     };
-    let cases: &[(i32, &[(&str, &str)], &str)] = &[
+    type Options<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(i32, Options<'_>, &str)] = &[
         (VERSION_3_0, &[], "R"),
         (VERSION_3_0 | 1, &[], "R"),
         (VERSION_3_2, &[], "R"),

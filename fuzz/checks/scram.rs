@@ -301,7 +301,12 @@ fn users(method: AuthMethod) -> Users {
     if method != AuthMethod::ScramSha256 {
         users.push(user("plain", Some(secret()), None));
     }
-    Users::new(&Auth { method, users }).expect("a verifier")
+    Users::new(&Auth {
+        method,
+        users,
+        lookup: None,
+    })
+    .expect("a verifier")
 }
 
 /// A client's login at the proxy.
@@ -320,9 +325,11 @@ fn login(messages: &[Vec<u8>], method: AuthMethod, user: &str) {
             AuthRequest::SaslContinue(first) if !first.is_empty() => {
                 Proving::new(said.last().expect("client-first"), first).filled(&message)
             }
-            AuthRequest::Md5Password { salt } => {
-                filled(&message, "md5", &md5::response(user, PASSWORD, *salt))
-            }
+            AuthRequest::Md5Password { salt } => filled(
+                &message,
+                "md5",
+                &md5::response(&md5::stored(user, PASSWORD), *salt),
+            ),
             _ => message,
         };
         asked.push(request);
@@ -347,7 +354,7 @@ fn may_enter(method: AuthMethod, user: &str, said: &[Vec<u8>], asked: &[AuthRequ
     match (method, user) {
         (AuthMethod::Trust, _) => assert!(said.is_empty()),
         (AuthMethod::Md5, "plain") => {
-            let right = md5::response(user, PASSWORD, MD5_SALT) + "\0";
+            let right = md5::response(&md5::stored(user, PASSWORD), MD5_SALT) + "\0";
             assert_eq!(said, [right.into_bytes()]);
         }
         (_, "verified") => {

@@ -234,6 +234,8 @@ impl Session {
             Step::FunctionCall { at } => {
                 // It says which function by a number that only the server knows.
                 self.pins.touched(Pin::AdvisoryLock);
+                self.remember_settings(server);
+                self.uncertain = true;
                 speech.forward(at);
                 server.expect(Expect::FunctionCall);
             }
