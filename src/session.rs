@@ -266,6 +266,10 @@ impl Session {
         if statement.sets_config || statement.verb == Verb::Run {
             self.configured(tracked.changes.as_deref(), server);
         }
+        if statement.sets_config && statement.verb == Verb::Prepare {
+            // What it will set, and when, is told by no text.
+            self.pins.touched(Pin::Settings);
+        }
         let conforming = self.has_conforming_strings();
         let text = || nth_statement(tracked.text.as_deref()?, index, conforming);
         match statement.verb {
@@ -365,6 +369,8 @@ impl Session {
         }
         self.remember_settings(server);
         match setting {
+            // Of random numbers: what comes next depends on all that came since.
+            Setting::Set { name } if name == "seed" => self.pins.touched(Pin::Settings),
             Setting::Set { name } => {
                 self.settings.set(&name, statement);
                 server.settings.set(&name, statement);

@@ -2,6 +2,7 @@
 //! back or alters a row.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -10,7 +11,7 @@ use super::Session;
 use super::server::{CopyIn, Expect, Expected, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
-use crate::wire::frame::{HEADER, Header, body, header};
+use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
 
@@ -199,6 +200,7 @@ impl Session {
                         Expect::Parse { .. }
                             | Expect::ParseAgain { .. }
                             | Expect::ParseUnnamed
+                            | Expect::ParseTaken
                             | Expect::Prepare { .. }
                     )
                 })?
@@ -258,7 +260,9 @@ impl Session {
             return Err(ServerFault::Unexpected('C'));
         };
         let (tracked, index): (Option<Tracked>, usize) = match &mut front.what {
-            Expect::Query { tracked, statement } => {
+            Expect::Query {
+                tracked, statement, ..
+            } => {
                 *statement += 1;
                 (tracked.clone(), *statement - 1)
             }
@@ -352,10 +356,15 @@ impl Session {
             Some(Expect::Settings | Expect::Inspection) => {
                 return Err(ServerFault::Settings(body.to_vec()));
             }
-            Some(Expect::Query { tracked, .. }) => {
+            Some(Expect::Query {
+                tracked, renamed, ..
+            }) => {
                 self.outlived(tracked.as_ref());
                 self.failed = true;
-                answer.forward(at);
+                match &renamed[..] {
+                    [] => answer.forward(at),
+                    renamed => answer.say(|out| self.in_clients_words(body, renamed, out)),
+                }
                 return Ok(());
             }
             Some(Expect::FunctionCall) => {
@@ -378,19 +387,26 @@ impl Session {
             }
             Some(Expect::Stale) => answer.say(stale),
             Some(Expect::ParseAgain { existing, name }) => {
-                answer.say(|out| in_clients_words(body, existing, name, out));
+                answer.say(|out| in_clients_words(body, &[(existing, name)], out));
             }
             Some(Expect::Bind(Some(prepared))) => {
                 if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
                     prepared.retire();
                 }
                 let name = self.statements.name_of(prepared).unwrap_or(b"");
-                answer.say(|out| in_clients_words(body, prepared, name, out));
+                answer.say(|out| in_clients_words(body, &[(prepared, name)], out));
             }
             _ => answer.forward(at),
         }
         self.skip_to_sync(server);
         Ok(())
+    }
+
+    /// An error with the client's names for these statements.
+    fn in_clients_words(&self, body: &[u8], renamed: &[Arc<Prepared>], out: &mut BytesMut) {
+        let name = |prepared| self.statements.name_of(prepared).unwrap_or(b"");
+        let names: Vec<_> = renamed.iter().map(|p| (&**p, name(p))).collect();
+        in_clients_words(body, &names, out);
     }
 
     /// A statement has failed. What it has locked by session-level advisory locks stays locked.
@@ -496,28 +512,26 @@ fn pop(
     }
 }
 
-/// An error with the name that the client gave a statement, where the server has its own.
-fn in_clients_words(body: &[u8], prepared: &Prepared, name: &[u8], out: &mut BytesMut) {
-    use bytes::BufMut;
-    let servers = prepared.server_name();
-    let start = out.len();
-    out.put_slice(b"E\0\0\0\0");
+/// An error with the names that the client gave statements, where the server has its own.
+fn in_clients_words(body: &[u8], names: &[(&Prepared, &[u8])], out: &mut BytesMut) {
+    let mut words = Vec::with_capacity(body.len());
     for (code, value) in message::error_fields(body) {
-        out.put_u8(code);
-        let at = value
-            .windows(servers.len())
-            .position(|part| part == servers);
-        match at.and_then(|at| Some((value.get(..at)?, value.get(at + servers.len()..)?))) {
-            Some((before, after)) => out.put_slice(&[before, name, after].concat()),
-            None => out.put_slice(value),
+        let mut value = value.to_vec();
+        for (prepared, name) in names {
+            let servers = prepared.server_name();
+            let at = value
+                .windows(servers.len())
+                .position(|part| part == servers);
+            if let Some(at) = at {
+                value.splice(at..at + servers.len(), name.iter().copied());
+            }
         }
-        out.put_u8(0);
+        words.push(code);
+        words.extend_from_slice(&value);
+        words.push(0);
     }
-    out.put_u8(0);
-    let length = (out.len() - start - 1) as i32;
-    if let Some(field) = out.get_mut(start + 1..start + HEADER) {
-        field.copy_from_slice(&length.to_be_bytes());
-    }
+    words.push(0);
+    encode::body(out, b'E', &words);
 }
 
 /// Whether a server that nothing is asked of has said only what it may say at any time.

@@ -145,6 +145,9 @@ impl Effects {
         if self.names.is_empty() {
             return suspicion;
         }
+        // What it executes was prepared by another text.
+        let executes = class.statements.iter().any(|s| s.verb == Verb::Execute);
+        suspicion = suspicion.max(executes.then_some(Suspicion::Some));
         let hidden = mentions(sql, conforming, runs, &mut |name| {
             let found = self.names.get(name).map(|unknown| match unknown {
                 true => Suspicion::UnknownSettings,

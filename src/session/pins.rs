@@ -119,6 +119,11 @@ impl Pins {
         }
     }
 
+    /// Whether PREPARE has made a statement of this name.
+    pub fn has_prepared(&self, name: &[u8]) -> bool {
+        self.prepared.contains(crate::sql::command::clipped(name))
+    }
+
     /// Whether a read of this text may need what only the session's server has. Any word that is
     /// the name of something temporary counts, whatever it means there, and so does one in a
     /// string, which may be cast to `regclass`. What looks names up counts whatever it looks up:

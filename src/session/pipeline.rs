@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use smallvec::SmallVec;
 
 use super::effects::Suspicion;
 use super::server::{Forgotten, Tracked};
@@ -93,13 +94,11 @@ pub(super) enum Step {
         at: Range<usize>,
         tracked: Option<Tracked>,
     },
-    /// DEALLOCATE of a statement that the client prepared by message, under another name there.
-    Deallocate {
+    /// It names statements that the client prepared by message, which have other names there.
+    Renamed {
         text: Range<usize>,
-        /// The name's place in the text.
-        name: Range<usize>,
+        names: Renames,
         tracked: Option<Tracked>,
-        prepared: Arc<Prepared>,
     },
     Parse {
         name: Box<[u8]>,
@@ -109,11 +108,15 @@ pub(super) enum Step {
         name: Box<[u8]>,
         existing: Arc<Prepared>,
     },
+    /// Parse by a name that PREPARE has taken.
+    ParseTaken {
+        at: Range<usize>,
+    },
     ParseUnnamed {
         at: Range<usize>,
         unnamed: Arc<Unnamed>,
-        /// It deallocates a statement that has another name on servers: which, and the name's place.
-        rewritten: Option<(Arc<Prepared>, Range<usize>)>,
+        /// The statements that it names and that have other names on servers.
+        rewritten: Renames,
     },
     Bind {
         at: Range<usize>,
@@ -136,6 +139,10 @@ pub(super) enum Step {
     CloseStatement {
         forgotten: Option<Forgotten>,
     },
+    /// Close of a statement that PREPARE has made.
+    ClosePrepared {
+        at: Range<usize>,
+    },
     ClosePortal {
         at: Range<usize>,
     },
@@ -149,6 +156,9 @@ pub(super) enum Step {
         at: Range<usize>,
     },
 }
+
+/// Names in a text, by their places, of statements that have other names on servers.
+pub(super) type Renames = SmallVec<[(Range<usize>, Arc<Prepared>); 1]>;
 
 /// The statement that a message names.
 #[derive(Clone, Debug)]
@@ -327,6 +337,12 @@ impl Session {
                     batch.steps.push(Step::ClosePortal { at });
                 }
                 Target::Statement(name) => {
+                    if self.pins.has_prepared(name) {
+                        self.pins.look_again(Pin::PreparedStatement);
+                        batch.needs(Need::Write, Why::Utility);
+                        batch.steps.push(Step::ClosePrepared { at });
+                        return Ok(false);
+                    }
                     let forgotten = if name.is_empty() {
                         self.statements.drop_unnamed();
                         None
@@ -378,34 +394,32 @@ impl Session {
         }
         self.judge(&class, sql, batch);
         let tracked = tracked(&class, sql, self.has_conforming_strings(), b"");
-        let step = match (tracked, self.deallocated(&class, sql)) {
-            (tracked, Some((prepared, name))) => {
-                let text = at.start + HEADER..at.end - 1;
-                Step::Deallocate {
-                    text,
-                    name,
-                    tracked,
-                    prepared,
-                }
+        let names = self.renames(&class, sql);
+        let step = if names.is_empty() {
+            Step::Query { at, tracked }
+        } else {
+            let text = at.start + HEADER..at.end - 1;
+            Step::Renamed {
+                text,
+                names,
+                tracked,
             }
-            (tracked, None) => Step::Query { at, tracked },
         };
         batch.steps.push(step);
     }
 
-    /// The statement that `sql` deallocates, when the client has prepared it by message: it has
-    /// another name on servers. And the name's place in `sql`.
-    fn deallocated(&self, class: &Class, sql: &[u8]) -> Option<(Arc<Prepared>, Range<usize>)> {
-        let [statement] = &*class.statements else {
-            return None;
-        };
-        if statement.verb != Verb::Deallocate {
-            return None;
+    /// The statements that `sql` names and that the client has prepared by message, with the names'
+    /// places in it: they have other names on servers.
+    fn renames(&self, class: &Class, sql: &[u8]) -> Renames {
+        let may_name =
+            |s: &crate::sql::Statement| s.verb != Verb::Plain || class.why == Why::Utility;
+        if !self.statements.has_named() || !class.statements.iter().any(may_name) {
+            return Renames::default();
         }
-        let at = crate::sql::lexer::statements(sql, self.has_conforming_strings()).next()?;
-        let (name, place) = command::deallocate(sql.get(at.clone())?)?;
-        let prepared = self.statements.get(&name)?.clone();
-        Some((prepared, at.start + place.start..at.start + place.end))
+        command::prepared_names(sql, self.has_conforming_strings())
+            .into_iter()
+            .filter_map(|(name, place)| Some((place, self.statements.get(&name)?.clone())))
+            .collect()
     }
 
     fn plan_parse(
@@ -421,13 +435,19 @@ impl Session {
             batch.databases = names(parse.sql, self.has_conforming_strings());
         }
         if parse.name.is_empty() {
-            let rewritten = self.deallocated(&class, parse.sql);
+            let rewritten = self.renames(&class, parse.sql);
             let unnamed = self.statements.set_unnamed(parse.sql, parse.types, class);
             batch.steps.push(Step::ParseUnnamed {
                 at,
                 unnamed,
                 rewritten,
             });
+            return Ok(());
+        }
+        if self.pins.has_prepared(parse.name) {
+            // The server says by its own words that PREPARE has taken the name.
+            batch.needs(Need::Write, Why::Utility);
+            batch.steps.push(Step::ParseTaken { at });
             return Ok(());
         }
         let name = Box::from(parse.name);

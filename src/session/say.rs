@@ -1,15 +1,15 @@
 //! Owns: how a planned batch is said to a given server: under its names, after what it lacks. Never:
 //! changes what the client said beyond a statement's name.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use smallvec::SmallVec;
 
 use super::Session;
 use super::effects::{Effects, Suspicion};
-use super::pipeline::{Batch, ClientFault, Of, Step};
+use super::pipeline::{Batch, ClientFault, Of, Renames, Step};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
@@ -129,31 +129,52 @@ impl Session {
                 server.expect(Expect::Query {
                     tracked: tracked.clone(),
                     statement: 0,
+                    renamed: SmallVec::new(),
                 });
             }
-            Step::Deallocate {
+            Step::Renamed {
                 text,
-                name,
+                names,
                 tracked,
-                prepared,
             } => {
-                if ensure(server, prepared, speech.own()) {
+                let mut missing = false;
+                for (_, prepared) in names {
+                    missing |= ensure(server, prepared, speech.own());
+                }
+                if missing {
                     speech.own().extend_from_slice(encode::SYNC);
                     server.expect_hidden(Expect::Sync);
                 }
                 let sql = speech.client.get(text.clone()).unwrap_or(&[]);
-                let sql = renamed(sql, name, prepared.id);
+                let sql = renamed(sql, names);
                 encode::query(speech.own(), &sql);
                 server.unnamed = None;
                 server.expect(Expect::Query {
                     tracked: tracked.clone(),
                     statement: 0,
+                    renamed: names.iter().map(|(_, prepared)| prepared.clone()).collect(),
                 });
             }
+            Step::ParseTaken { at } => {
+                speech.forward(at);
+                server.expect(Expect::ParseTaken);
+            }
+            Step::ClosePrepared { at } => {
+                speech.forward(at);
+                server.expect(Expect::Close);
+            }
             Step::Parse { name, prepared } => {
-                if server.statements.get(&prepared.id).is_some() {
+                let has = server.statements.get(&prepared.id).is_some();
+                if has && server.status != Status::Failed {
                     server.expect(Expect::Parsed { name: name.clone() });
                 } else {
+                    if has {
+                        // Whether it takes a Parse in a failed transaction is for the server to say.
+                        let own = speech.own();
+                        encode::statement_target(own, b'C', &prepared.server_name());
+                        server.statements.pop(&prepared.id);
+                        server.expect_hidden(Expect::Close);
+                    }
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();
                     encode::parse(own, &prepared.server_name(), &prepared.sql, &prepared.types);
@@ -178,13 +199,14 @@ impl Session {
                 unnamed,
                 rewritten,
             } => {
-                match rewritten {
-                    None => speech.forward(at),
-                    Some((prepared, name)) => {
+                if rewritten.is_empty() {
+                    speech.forward(at);
+                } else {
+                    for (_, prepared) in rewritten {
                         ensure(server, prepared, speech.own());
-                        let sql = renamed(&unnamed.sql, name, prepared.id);
-                        encode::parse(speech.own(), b"", &sql, &unnamed.types);
                     }
+                    let sql = renamed(&unnamed.sql, rewritten);
+                    encode::parse(speech.own(), b"", &sql, &unnamed.types);
                 }
                 server.unnamed = Some((self.id, unnamed.serial));
                 server.expect(Expect::ParseUnnamed);
@@ -212,7 +234,10 @@ impl Session {
                         self.ensure_unnamed(server, unnamed, speech);
                         speech.forward(at);
                     }
-                    Of::Unknown => speech.forward_unknown(at, HEADER + 1),
+                    Of::Unknown => {
+                        drop_unnamed(server, speech);
+                        speech.forward_unknown(at, HEADER + 1);
+                    }
                 }
                 server.expect(Expect::Describe);
             }
@@ -280,6 +305,7 @@ impl Session {
                 speech.forward(at);
             }
             Of::Unknown => {
+                drop_unnamed(server, speech);
                 let head = speech.client.get(at.start + HEADER..at.end).unwrap_or(&[]);
                 let portal = message::Bind::read(head).map_or(0, |bind| bind.portal.len() + 1);
                 speech.forward_unknown(at, HEADER + portal);
@@ -391,6 +417,14 @@ fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut Bytes
     server.expect_hidden(Expect::Shape(prepared.clone()));
 }
 
+/// The session has no unnamed statement, so it must not meet another session's.
+fn drop_unnamed(server: &mut ServerState, speech: &mut Speech<'_>) {
+    if server.unnamed.take().is_some() {
+        encode::statement_target(speech.own(), b'C', b"");
+        server.expect_hidden(Expect::Close);
+    }
+}
+
 /// Makes room for a statement and notes that the server has it.
 fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
     if let Some((evicted, ())) = server.statements.push(id, ())
@@ -412,13 +446,17 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
     true
 }
 
-/// `sql` with the name at `name` replaced by the server's for `id`.
-fn renamed<'a>(sql: &'a [u8], name: &Range<usize>, id: u64) -> Cow<'a, [u8]> {
-    let (before, after) = (sql.get(..name.start), sql.get(name.end..));
-    let (Some(before), Some(after)) = (before, after) else {
-        return Cow::Borrowed(sql);
-    };
-    Cow::Owned([before, &server_name(id), after].concat())
+/// `sql` with these names replaced by the servers'.
+fn renamed(sql: &[u8], names: &Renames) -> Vec<u8> {
+    let mut text = Vec::with_capacity(sql.len() + 16 * names.len());
+    let mut done = 0;
+    for (at, prepared) in names {
+        text.extend_from_slice(sql.get(done..at.start).unwrap_or(&[]));
+        text.extend_from_slice(&prepared.server_name());
+        done = at.end;
+    }
+    text.extend_from_slice(sql.get(done..).unwrap_or(&[]));
+    text
 }
 
 /// What is being said: the client's bytes as long as they can be passed on as they are.

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
+use smallvec::SmallVec;
 
 use super::inspection::Fact;
 use super::intern::Interner;
@@ -129,6 +130,8 @@ pub(super) enum Expect {
         existing: Arc<Prepared>,
         name: Box<[u8]>,
     },
+    /// The client's Parse of a name that PREPARE has taken: it fails.
+    ParseTaken,
     ParseUnnamed,
     /// The proxy's Parse of a statement that the client prepared earlier.
     Prepare {
@@ -146,6 +149,8 @@ pub(super) enum Expect {
     Query {
         tracked: Option<Tracked>,
         statement: usize,
+        /// The statements that it names by the servers' names.
+        renamed: SmallVec<[Arc<Prepared>; 1]>,
     },
     /// The proxy's SETs.
     Settings,

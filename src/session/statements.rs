@@ -219,6 +219,11 @@ impl Statements {
             .map(|(name, _)| &**name)
     }
 
+    /// Whether there is any with a name.
+    pub fn has_named(&self) -> bool {
+        !self.named.is_empty()
+    }
+
     pub fn is_full(&self) -> bool {
         self.named.len() >= Self::NAMED_MAX
     }

@@ -101,6 +101,50 @@ pub fn deallocate(statement: &[u8]) -> Option<(Cow<'_, [u8]>, Range<usize>)> {
         .then_some((name, token.start..token.end))
 }
 
+/// The prepared statements that a text names, as the server reads the names, and where they stand: in
+/// EXECUTE, alone or within EXPLAIN and CREATE TABLE AS, in DEALLOCATE and in PREPARE.
+pub fn prepared_names(sql: &[u8], conforming: bool) -> Vec<(Vec<u8>, Range<usize>)> {
+    let mut names = Vec::new();
+    for at in super::lexer::statements(sql, conforming) {
+        let statement = &sql[at.clone()];
+        let mut cursor = Cursor::new(statement, conforming);
+        let found = if cursor.at("deallocate") {
+            deallocate(statement).map(|(name, place)| (name.into_owned(), place))
+        } else if cursor.eat("execute") || cursor.eat("prepare") {
+            named(&mut cursor)
+        } else if cursor.at("explain") || cursor.at("create") {
+            executed(&mut cursor, statement)
+        } else {
+            None
+        };
+        names.extend(
+            found.map(|(name, place)| (name, at.start + place.start..at.start + place.end)),
+        );
+    }
+    names
+}
+
+fn named(cursor: &mut Cursor<'_>) -> Option<(Vec<u8>, Range<usize>)> {
+    let token = cursor.peek()?;
+    let name = cursor.eat_name()?;
+    Some((clipped(&name).to_vec(), token.start..token.end))
+}
+
+/// The statement that an EXECUTE within another statement names.
+fn executed(cursor: &mut Cursor<'_>, statement: &[u8]) -> Option<(Vec<u8>, Range<usize>)> {
+    let mut before = cursor.next()?;
+    loop {
+        let leads = before.kind == Kind::Close
+            || ["explain", "analyze", "analyse", "verbose", "as"]
+                .iter()
+                .any(|word| before.is(statement, word));
+        if leads && cursor.eat("execute") {
+            return named(cursor);
+        }
+        before = cursor.next()?;
+    }
+}
+
 fn set(name: &'static str) -> Option<Setting<'static>> {
     Some(Setting::Set { name: name.into() })
 }
@@ -220,6 +264,33 @@ pub fn clipped(name: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prepared_statements_are_found_by_their_names() {
+        for (sql, expected) in [
+            ("select 1; EXECUTE A(1)", &[("a", 18)][..]),
+            (
+                "deallocate prepare \"B\"; prepare c as select 1",
+                &[("B", 19), ("c", 32)],
+            ),
+            ("explain (analyze) execute d", &[("d", 26)]),
+            ("explain analyze verbose execute d", &[("d", 32)]),
+            (
+                "create temp table t as execute e (1) with no data",
+                &[("e", 31)],
+            ),
+            ("grant execute on function f() to g", &[]),
+            ("explain select execute", &[]),
+            ("deallocate all", &[]),
+        ] {
+            let found = prepared_names(sql.as_bytes(), true);
+            let found: Vec<_> = found
+                .iter()
+                .map(|(name, at)| (str::from_utf8(name).unwrap(), at.start))
+                .collect();
+            assert_eq!(found, expected, "{sql}");
+        }
+    }
 
     #[test]
     fn settings_are_named_as_the_server_names_them() {

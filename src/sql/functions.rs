@@ -67,6 +67,8 @@ fn builtin(schema: Option<&str>, name: &str) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     SetsConfig,
+    /// The seed of `random` is set, which only this server has.
+    Seeds,
     /// `currval` or `lastval`.
     ReadsSequence,
     /// A session-level advisory lock is taken or released.
@@ -77,6 +79,9 @@ pub enum Effect {
 pub fn effect(name: &[u8]) -> Option<Effect> {
     if name == b"set_config" {
         return Some(Effect::SetsConfig);
+    }
+    if name == b"setseed" {
+        return Some(Effect::Seeds);
     }
     if matches!(name, b"currval" | b"lastval") {
         return Some(Effect::ReadsSequence);

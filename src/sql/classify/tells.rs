@@ -93,6 +93,9 @@ impl Tells {
         match effect(&name) {
             Some(Effect::SetsConfig) => self.sets_config = true,
             Some(Effect::ReadsSequence) => self.reads_sequence = true,
+            Some(Effect::Seeds) => {
+                self.pin.get_or_insert(Pin::Settings);
+            }
             Some(Effect::AdvisoryLock) => {
                 self.pin.get_or_insert(Pin::AdvisoryLock);
             }
