@@ -379,7 +379,8 @@ impl Client {
         if replica {
             relay.belongs_elsewhere = Batch::must_leave_replica;
         }
-        relay.server.state.repairable = replica && retriable && end == End::Ready;
+        let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
+        relay.server.state.repairable = replica && retriable && whole;
         let went = relay.converse(end).await;
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
         relay.end();

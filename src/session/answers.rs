@@ -441,6 +441,9 @@ impl Session {
                 _ => {}
             }
         }
+        // A Query or FunctionCall is skipped as well, and is no end of it: the client's Sync is still
+        // to come, and until then nobody else has any use for the server.
+        server.awaits_sync = true;
     }
 }
 

@@ -212,6 +212,15 @@ impl Batch {
         self.need = Need::Write;
     }
 
+    /// Whether the server takes the next batch after an error in this one: a pipeline that ends in a
+    /// Query, say, is skipped with it.
+    pub fn ends_with_an_error(&self) -> bool {
+        matches!(
+            &self.steps[..],
+            [Step::Query { .. }] | [.., Step::Sync { .. }]
+        )
+    }
+
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
         self.need > Need::Read || self.end == Some(End::Open) && self.executes

@@ -31,7 +31,8 @@ pub struct ServerState {
     /// Bytes of the current message that are still to come, and whether the client sees them.
     pub(super) passing: usize,
     pub(super) passing_hidden: bool,
-    /// A COPY FROM STDIN has swallowed the pipeline's Sync: the client has to send another.
+    /// The client has to send a Sync before anything else is answered: an error has occurred in its
+    /// pipeline, or a COPY FROM STDIN has swallowed the one that it had sent.
     pub(super) awaits_sync: bool,
     /// It is a replica, and nothing of its answer has been sent: a batch that turns out not to
     /// belong there can still be run elsewhere.
