@@ -139,6 +139,15 @@ fn greeting(port: u16, version: i32, more: &[(&str, &str)]) -> String {
     said.join("; ")
 }
 
+/// What a server says to a packet, in bytes, up to the end of the stream.
+fn said_to(port: u16, packet: &[u8]) -> String {
+    let mut raw = Raw::open(port);
+    raw.send_packet(packet);
+    let mut said = Vec::new();
+    raw.socket.read_to_end(&mut said).expect("the end");
+    said.escape_ascii().to_string()
+}
+
 fn start(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     LocalCluster::start(Options {
@@ -178,7 +187,6 @@ fn versions_and_protocol_options_are_negotiated() {
             &[("_pq_.x", "1")],
             r"v \x00\x03\x00\x00\x00\x00\x00\x01_pq_.x\x00; R",
         ),
-        (2 << 16, &[], &unsupported("2.0")),
         (4 << 16, &[], &unsupported("4.0")),
         (-1, &[], &unsupported("65535.65535")),
         (
@@ -198,6 +206,13 @@ fn versions_and_protocol_options_are_negotiated() {
             let direct = greeting(cluster.primary().port(), *version, more);
             assert_eq!(said, direct, "{version:#x} {more:?}");
         }
+    }
+    // Clients of old read nothing else.
+    let packet = [&(2i32 << 16).to_be_bytes()[..], &[0; 288]].concat();
+    let old = r"EFATAL:  unsupported frontend protocol 2.0: server supports 3.0 to 3.2\n\x00";
+    assert_eq!(said_to(gateway.port, &packet), old);
+    if is_same {
+        assert_eq!(said_to(cluster.primary().port(), &packet), old);
     }
 }
 

@@ -126,6 +126,11 @@ impl Guest {
             ));
         }
         let mut out = BytesMut::new();
+        if parameters.major() < 3 {
+            encode::error_of_protocol_2(&mut out, &unsupported(&parameters));
+            let _ = timeout(super::LAST_WORDS, self.stream.write_all(&out)).await;
+            return Ok(None);
+        }
         negotiate(&parameters, &mut out)?;
         let text = |name| parameters.get(name).map(utf8).transpose();
         let Some(user) = text("user")?.filter(|user| !user.is_empty()) else {
@@ -377,17 +382,22 @@ fn message(request: AuthRequest) -> Authentication {
 fn negotiate(parameters: &Parameters, out: &mut BytesMut) -> Result<(), Refusal> {
     let newest = PROTOCOL_3_2;
     if parameters.major() != 3 {
-        let (major, minor, newest) = (parameters.major(), parameters.minor(), newest & 0xffff);
-        let message = format!(
-            "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{newest}"
-        );
-        return Err(Refusal::protocol("0A000", message));
+        return Err(Refusal::protocol("0A000", unsupported(parameters)));
     }
     let unknown: Vec<_> = parameters.protocol_options().collect();
     if parameters.version > newest || !unknown.is_empty() {
         encode::negotiate_version(out, parameters.version.min(newest), &unknown);
     }
     Ok(())
+}
+
+fn unsupported(parameters: &Parameters) -> String {
+    let (major, minor, newest) = (
+        parameters.major(),
+        parameters.minor(),
+        PROTOCOL_3_2 & 0xffff,
+    );
+    format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{newest}")
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Refusal> {

@@ -52,6 +52,13 @@ pub fn error(
     encode(out, &ErrorResponse::new(fields));
 }
 
+/// Appends a fatal error in the form that it had before protocol 3.0: text without a length.
+pub fn error_of_protocol_2(out: &mut BytesMut, message: &str) {
+    out.put_u8(b'E');
+    let text = format!("FATAL:  {}\n", message.replace('\0', ""));
+    cstr(out, text.as_bytes());
+}
+
 /// Appends an ErrorResponse with the fields of `body`, but of another severity.
 pub fn error_again(out: &mut BytesMut, severity: Severity, body: &[u8]) {
     frame(out, b'E', |out| {

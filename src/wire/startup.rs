@@ -28,7 +28,8 @@ pub enum Startup {
     Start(Parameters),
 }
 
-/// A StartupMessage: every parameter, in the order sent, repetitions kept.
+/// A StartupMessage: every parameter, in the order sent, repetitions kept. Of another major version
+/// than 3 none is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameters {
     /// The requested protocol version: major in the upper 16 bits.
@@ -100,10 +101,15 @@ pub fn parse(buf: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
             }
             Startup::Cancel { pid, secret }
         }
-        version => Startup::Start(Parameters {
-            version,
-            pairs: pairs(fields)?,
-        }),
+        version => {
+            // What follows another major version is of its own form.
+            let is_known = version >> 16 == PROTOCOL_3_0 >> 16;
+            let pairs = is_known.then(|| pairs(fields)).transpose()?;
+            Startup::Start(Parameters {
+                version,
+                pairs: pairs.unwrap_or_default(),
+            })
+        }
     };
     Ok(Some((startup, length)))
 }
