@@ -55,34 +55,9 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "statements prepared by message have shared names on servers",
     ),
     (
-        "SQLAlchemy",
-        "prepare/asyncpg: after",
-        "a server that has not got the statement yet prepares it with its new columns, without the error",
-    ),
-    (
-        "pgjdbc",
-        "prepare/result changes, autosave never",
-        "a server that has not got the statement yet prepares it with its new columns, without the error",
-    ),
-    (
-        "pgjdbc",
-        "prepare/result changes, autosave conservative",
-        "a server that has not got the statement yet prepares it with its new columns, without the error",
-    ),
-    (
-        "pgjdbc",
-        "prepare/result changes, autosave always",
-        "a server that has not got the statement yet prepares it with its new columns, without the error",
-    ),
-    (
         "pgjdbc",
         "metadata/schemas",
         "a server that has had temporary tables keeps the schema for them, empty",
-    ),
-    (
-        "Django",
-        "test_database/destroyed",
-        "a database is in use as long as a pool has an idle server in it",
     ),
 ];
 
