@@ -473,7 +473,7 @@ def own_writes(step):
             execute(conn, "INSERT INTO own_writes VALUES (%s)", [n])
             seen.append(attempt(conn, "SELECT count(*), max(n) FROM own_writes")[2])
         step("in turns", seen)
-        step("many reads", [one(conn, "SELECT count(*) + %s FROM own_writes", [n]) for n in range(200)])
+        step("many reads", [one(conn, "SELECT count(*) + %s FROM own_writes", [n]) for n in range(600)])
         conn.autocommit = False
         execute(conn, "UPDATE own_writes SET n = n + 1000")
         conn.commit()
