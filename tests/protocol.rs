@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use run::{Peer, REPLICA, run, served};
 use script::{OnReplicas, Script};
 use support::Gateway;
-use tidegate::demo::{LocalCluster, LocalNode, Options};
+use tidegate::demo::{LocalCluster, Options};
 
 /// How many scripts run at one time, each worker's through a proxy of its own: what a script's
 /// queries were routed to can then be told.
@@ -69,8 +69,7 @@ fn compare(mode: &str) {
         let mut gateway = open();
         while let Some(script) = scripts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let is_known = known.contains_key(&script.name);
-            let (direct, primary) = (direct.primary(), cluster.primary());
-            let outcome = try_out(script, is_known, &direct, &primary, &gateway);
+            let outcome = try_out(script, is_known, &direct, &cluster, &gateway);
             if wanted.is_some() {
                 println!("{}", report::alone(script, &outcome.direct));
             }
@@ -180,21 +179,22 @@ struct Outcome {
 fn try_out(
     script: &Script,
     is_known: bool,
-    direct: &LocalNode,
-    primary: &LocalNode,
+    direct: &LocalCluster,
+    cluster: &LocalCluster,
     gateway: &Gateway,
 ) -> Outcome {
     let began = Instant::now();
     let peer = Peer {
-        port: direct.port(),
-        primary: direct,
+        port: direct.primary().port(),
+        nodes: &direct.nodes(),
         gateway: None,
     };
     let direct = run(script, &peer, None);
     let before = served(gateway, REPLICA);
     let peer = Peer {
         port: gateway.port,
-        primary,
+        // Nothing here changes which node is the primary: it is the first.
+        nodes: &cluster.nodes(),
         gateway: Some(gateway),
     };
     let proxied = run(script, &peer, is_known.then_some(&direct));

@@ -1,15 +1,16 @@
 //! Runs a script against one server, direct or through the proxy.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tidegate::demo::LocalNode;
 
-use super::client::{Client, Instead};
+use super::client::{Client, Instead, PATIENCE};
 use super::script::{Action, Script, frame, query};
 use super::shown::{Names, sort_parameters};
-use crate::support::{self, Gateway};
+use crate::support::Gateway;
 
 /// In place of a message.
 pub const NO_ANSWER: &str = "no answer";
@@ -17,7 +18,8 @@ pub const NO_ANSWER: &str = "no answer";
 /// Whom a script talks to.
 pub struct Peer<'a> {
     pub port: u16,
-    pub primary: &'a LocalNode,
+    /// The primary first.
+    pub nodes: &'a [Arc<LocalNode>],
     /// Absent where the script talks to PostgreSQL itself.
     pub gateway: Option<&'a Gateway>,
 }
@@ -215,11 +217,20 @@ impl Run<'_> {
                 self.client().shut();
                 None
             }
-            Action::Await { sql } => {
-                support::wait_for(sql, || {
-                    let answer = self.peer.primary.sql("app", sql);
-                    answer.expect("an answer") == "t"
-                });
+            Action::Await { sql, anywhere } => {
+                let started = Instant::now();
+                let nodes = match anywhere {
+                    true => self.peer.nodes,
+                    false => &self.peer.nodes[..1],
+                };
+                let is_true =
+                    |node: &Arc<LocalNode>| node.sql("app", sql).expect("an answer") == "t";
+                while !nodes.iter().any(is_true) {
+                    if started.elapsed() > PATIENCE {
+                        return Some(Instead::Nothing);
+                    }
+                    thread::sleep(Duration::from_millis(10));
+                }
                 None
             }
         }

@@ -89,8 +89,8 @@ pub enum Action {
     Shut,
     /// Waits until replicas serve this client's reads again, or it is plain that none will.
     Settle,
-    /// Waits until the superuser is answered `t` by the primary.
-    Await { sql: String },
+    /// Waits until the superuser is answered `t` by the primary, or by any node.
+    Await { sql: String, anywhere: bool },
 }
 
 /// All scripts of a directory, in the order of the files' names.
@@ -256,9 +256,12 @@ fn step(line: &str) -> Result<Step, String> {
         "settle" => Action::Settle,
         "leave" => Action::Leave,
         "shut" => Action::Shut,
-        "await" => Action::Await {
-            sql: rest.to_owned(),
-        },
+        "await" => {
+            let anywhere = rest.strip_prefix("anywhere ");
+            let sql = anywhere.unwrap_or(rest).to_owned();
+            let anywhere = anywhere.is_some();
+            Action::Await { sql, anywhere }
+        }
         _ => return Err("unknown step".to_owned()),
     };
     Ok(Step {
@@ -492,10 +495,17 @@ fn words(text: &str) -> Result<Vec<Option<Vec<u8>>>, String> {
 
 /// `@{hex 00ff}` is bytes, `@{text*1000}` a text so many times.
 fn expand(text: &str) -> Result<Vec<u8>, String> {
+    expand_with(text, |plain| Ok(plain.as_bytes().to_vec()))
+}
+
+fn expand_with(
+    text: &str,
+    plain: impl Fn(&str) -> Result<Vec<u8>, String>,
+) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("@{") {
-        out.extend(before.as_bytes());
+        out.extend(plain(before)?);
         let (inner, after) = after.split_once('}').ok_or("@{ without }")?;
         if let Some(digits) = inner.strip_prefix("hex ") {
             out.extend(hex(digits)?);
@@ -506,7 +516,7 @@ fn expand(text: &str) -> Result<Vec<u8>, String> {
         }
         rest = after;
     }
-    out.extend(rest.as_bytes());
+    out.extend(plain(rest)?);
     Ok(out)
 }
 
@@ -521,9 +531,12 @@ fn hex(digits: &str) -> Result<Vec<u8>, String> {
 
 /// As [`expand`], and `\n`, `\t`, `\0`, `\\`, `\xff` are what they are in Rust.
 fn bytes(text: &str) -> Result<Vec<u8>, String> {
-    let expanded = expand(text)?;
-    let mut out = Vec::with_capacity(expanded.len());
-    let mut rest = expanded.into_iter();
+    expand_with(text, unescaped)
+}
+
+fn unescaped(text: &str) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         if byte != b'\\' {
             out.push(byte);
