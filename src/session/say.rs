@@ -235,7 +235,10 @@ impl Session {
                         speech.forward(at);
                     }
                     Of::Unknown => {
-                        drop_unnamed(server, speech);
+                        let frame = speech.client.get(at.clone()).unwrap_or(&[]);
+                        if frame.get(HEADER + 1) == Some(&0) {
+                            drop_unnamed(server, speech);
+                        }
                         speech.forward_unknown(at, HEADER + 1);
                     }
                 }
@@ -305,9 +308,12 @@ impl Session {
                 speech.forward(at);
             }
             Of::Unknown => {
-                drop_unnamed(server, speech);
                 let head = speech.client.get(at.start + HEADER..at.end).unwrap_or(&[]);
-                let portal = message::Bind::read(head).map_or(0, |bind| bind.portal.len() + 1);
+                let bind = message::Bind::read(head);
+                let portal = bind.map_or(0, |bind| bind.portal.len() + 1);
+                if bind.is_ok_and(|bind| bind.statement.is_empty()) {
+                    drop_unnamed(server, speech);
+                }
                 speech.forward_unknown(at, HEADER + portal);
             }
         }
