@@ -49,6 +49,8 @@ pub struct Relay<'a> {
     pub open: bool,
     /// Bytes of a message to the server that are still to come from the client.
     pub beyond: usize,
+    /// The client has said that nothing more comes from it. It may still listen.
+    pub ended: bool,
     /// Bytes of the answer that the client has been sent.
     pub answered: u64,
     /// The next part of the pipeline belongs elsewhere: leave the server.
@@ -72,6 +74,7 @@ impl<'a> Relay<'a> {
             consumed: false,
             open: false,
             beyond: 0,
+            ended: false,
             answered: 0,
             leave: false,
             belongs_elsewhere: |_| false,
@@ -265,18 +268,30 @@ impl<'a> Relay<'a> {
         if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
             took = self.pass_to_server()?;
         }
-        if self.client.inbox.len() < self.inbox_max()
+        if self.ended && !took && self.awaits_client() {
+            return Err(Broken::Client);
+        }
+        if !self.ended
+            && self.client.inbox.len() < self.inbox_max()
             && let Poll::Ready(ready) = self.client.stream.poll_readable(cx)
         {
             ready.map_err(|_| Broken::Client)?;
             self.client.inbox.reserve(BUFFER_BYTES / 2);
             match self.client.stream.poll_read(cx, self.client.inbox) {
                 Poll::Ready(Ok(n)) if n > 0 => took = true,
+                // All that the server needs is there.
+                Poll::Ready(Ok(_)) if !self.awaits_client() => self.ended = true,
                 Poll::Ready(_) => return Err(Broken::Client),
                 Poll::Pending => {}
             }
         }
         Ok(took)
+    }
+
+    /// Whether the exchange can't come to its end without more from the client.
+    fn awaits_client(&self) -> bool {
+        let state = &self.server.state;
+        self.open || self.beyond > 0 || state.copies_in() || state.awaits_sync()
     }
 
     /// A message that must be whole to be understood may be longer than what is taken in ahead.

@@ -149,6 +149,10 @@ pub(super) enum Step {
     FunctionCall {
         at: Range<usize>,
     },
+    /// One of the extended protocol whose contents are wrong.
+    Malformed {
+        at: Range<usize>,
+    },
     Sync {
         at: Range<usize>,
     },
@@ -288,7 +292,11 @@ impl Session {
             }
             let at = batch.len..batch.len + len;
             batch.len += len;
-            if self.plan_message(tag, body(frame), at, batch)? {
+            let ends = match self.plan_message(tag, body(frame), at.clone(), batch) {
+                Err(ClientFault::Wire(_)) => self.plan_malformed(tag, at, batch),
+                planned => planned?,
+            };
+            if ends {
                 batch.end = Some(End::Ready);
                 return Ok(Planned::Batch(End::Ready));
             }
@@ -390,6 +398,16 @@ impl Session {
         if !name.is_empty() && self.pins.contains(Pin::HeldCursor) {
             batch.needs(Need::Session, Why::SessionState);
         }
+    }
+
+    /// A whole message whose contents are wrong: the server refuses it in its own words, and goes on.
+    fn plan_malformed(&mut self, tag: u8, at: Range<usize>, batch: &mut Batch) -> bool {
+        batch.needs(Need::Write, Why::NotParsed);
+        batch.steps.push(match tag {
+            b'Q' => Step::Query { at, tracked: None },
+            _ => Step::Malformed { at },
+        });
+        tag == b'Q'
     }
 
     fn plan_query(&mut self, sql: &[u8], at: Range<usize>, batch: &mut Batch) {

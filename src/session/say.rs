@@ -259,6 +259,10 @@ impl Session {
                 speech.forward(at);
                 server.expect(Expect::Close);
             }
+            Step::Malformed { at } => {
+                speech.forward(at);
+                server.expect(Expect::Malformed);
+            }
             Step::FunctionCall { at } => {
                 // It says which function by a number that only the server knows.
                 self.pins.touched(Pin::AdvisoryLock);

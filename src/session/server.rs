@@ -140,6 +140,8 @@ pub(super) enum Expect {
     },
     /// The proxy's Describe of a statement that the server has just prepared.
     Shape(Arc<Prepared>),
+    /// The client's message that makes no sense: it fails.
+    Malformed,
     /// A message that fails in place of one about a statement that returns something else by now.
     Stale,
     /// Of the named statement that it binds, if it does.
