@@ -149,7 +149,7 @@ impl Session {
 
     /// Whether what the session leaves on its server can't be cleared away.
     pub fn spoils_server(&self) -> bool {
-        self.pins.contains(Pin::Load)
+        self.pins.leave_traces()
     }
 
     /// What has been done since this was last asked.

@@ -13,6 +13,8 @@ const SEARCHED_BYTES_MAX: usize = 512;
 #[derive(Debug, Default)]
 pub struct Pins {
     held: PinSet,
+    /// Whether there has been anything of which DISCARD ALL leaves something behind.
+    leaves_traces: bool,
     /// What may have come or gone since the server was last looked at.
     suspects: PinSet,
     /// The names of everything in the session's temporary schema.
@@ -61,6 +63,7 @@ impl Pins {
     /// it is taken to be there.
     pub fn touched(&mut self, pin: Pin) {
         self.held.insert(pin);
+        self.leaves_traces |= matches!(pin, Pin::Load | Pin::TemporaryTable);
         if PinSet::VISIBLE.contains(pin) {
             self.suspects.insert(pin);
         }
@@ -110,10 +113,19 @@ impl Pins {
         self.held.0 &= !(1 << pin as u8);
     }
 
+    /// Whether a server that the session has kept is unlike a new one even after DISCARD ALL, which
+    /// unloads no library, and leaves the temporary schema as soon as there is one.
+    pub fn leave_traces(&self) -> bool {
+        self.leaves_traces
+    }
+
     /// DISCARD ALL has run. It unloads no library.
     pub fn discard(&mut self) {
         let loaded = self.held.contains(Pin::Load);
-        *self = Pins::default();
+        *self = Pins {
+            leaves_traces: self.leaves_traces,
+            ..Pins::default()
+        };
         if loaded {
             self.held.insert(Pin::Load);
         }
@@ -221,8 +233,9 @@ mod tests {
         pins.look_again(Pin::Listen);
         pins.begin_report();
         assert!(!pins.contains(Pin::Listen));
+        assert!(pins.leave_traces());
         pins.discard();
-        assert!(pins.contains(Pin::Load));
+        assert!(pins.contains(Pin::Load) && pins.leave_traces());
     }
 
     #[test]
