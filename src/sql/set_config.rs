@@ -22,6 +22,10 @@ pub enum Name {
     Parameter(u16),
 }
 
+/// How much of the arguments of one text's calls is read, in bytes: calls within calls are read once
+/// for each that they are in.
+const READ_BYTES_MAX: usize = 1 << 20;
+
 /// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
 const NESTING_MAX: usize = 4;
 
@@ -31,18 +35,20 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let mut changes = Changes::default();
     let runs_text = Cursor::new(sql, conforming).any(|token| token.is(sql, "do"));
     let nesting = if runs_text { NESTING_MAX } else { 0 };
-    read(sql, conforming, nesting, &mut changes);
+    let mut left = READ_BYTES_MAX;
+    read(sql, conforming, nesting, &mut left, &mut changes);
     changes
 }
 
 /// What a function with this body changes.
 pub fn changes_of_body(body: &[u8]) -> Changes {
     let mut changes = Changes::default();
-    read(body, true, NESTING_MAX - 1, &mut changes);
+    let mut left = READ_BYTES_MAX;
+    read(body, true, NESTING_MAX - 1, &mut left, &mut changes);
     changes
 }
 
-fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
+fn read(sql: &[u8], conforming: bool, nesting: usize, left: &mut usize, changes: &mut Changes) {
     let mut cursor = Cursor::new(sql, conforming);
     let mut first = true;
     while let Some(token) = cursor.next() {
@@ -51,7 +57,12 @@ fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
                 if cursor.at_kind(Kind::Open)
                     && token.name(sql).is_some_and(|name| *name == *b"set_config") =>
             {
+                if *left == 0 {
+                    changes.unknown = true;
+                    return;
+                }
                 let arguments = cursor.clone().parenthesis();
+                *left = left.saturating_sub(arguments.unwrap_or(cursor.rest()).len());
                 call(arguments.unwrap_or(&[]), conforming, changes);
             }
             // A name in escapes could be any.
@@ -60,12 +71,8 @@ fn read(sql: &[u8], conforming: bool, nesting: usize, changes: &mut Changes) {
                 set(cursor.clone(), first, changes);
             }
             Kind::String if nesting > 0 => {
-                read(
-                    string_content(token.text(sql)),
-                    conforming,
-                    nesting - 1,
-                    changes,
-                );
+                let inner = string_content(token.text(sql));
+                read(inner, conforming, nesting - 1, left, changes);
             }
             _ => {}
         }
@@ -197,6 +204,16 @@ mod tests {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(found(sql), (names, unknown), "{sql}");
         }
+    }
+
+    /// Read once for each call that it is in, either would take minutes.
+    #[test]
+    fn hostile_texts_are_read_in_bounded_time() {
+        let nested = "set_config(".repeat(50_000);
+        let open = found(&format!("select {nested}"));
+        assert_eq!(open, (vec![], true));
+        let closed = found(&format!("select {nested}'a'{}", ")".repeat(50_000)));
+        assert_eq!(closed, (vec![], true));
     }
 
     #[test]
