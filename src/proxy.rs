@@ -293,12 +293,12 @@ impl Client {
             Ok(()) => Ok(()),
             Err(Broken::Client | Broken::Fault(_)) => Err(Ended::Gone),
             Err(broken) => {
-                let node = self
-                    .held
-                    .take()
-                    .map_or_else(String::new, |s| s.node().name.clone());
                 self.session.floors.wrote(&self.cluster.clock);
-                Err(Ended::Refused(lost(node, broken)))
+                Err(match self.held.take() {
+                    Some(server) if server.state.is_within_message() => Ended::Gone,
+                    Some(server) => Ended::Refused(lost(server.node().name.clone(), broken)),
+                    None => Ended::Refused(lost(String::new(), broken)),
+                })
             }
         }
     }
@@ -411,7 +411,8 @@ impl Client {
             }
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
             Err(broken) => {
-                Err(self.server_lost(server, broken, retriable && answered == 0 && !consumed))
+                let unanswered = answered == 0 && self.outbox.is_empty();
+                Err(self.server_lost(server, broken, retriable && unanswered && !consumed))
             }
         }
     }
@@ -422,6 +423,7 @@ impl Client {
         let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
         let did = self.session.take_did();
         let wrote = did.wrote || !was_idle;
+        let within_message = server.state.is_within_message();
         drop(server);
         self.answer.clear();
         self.session.lost_server();
@@ -431,6 +433,10 @@ impl Client {
             self.cluster.want_sample(self.cluster.clock.now());
         }
         tracing::info!(node = %node.name, error = %describe(&broken), "server lost");
+        if within_message {
+            // The client would take an error for the rest of it.
+            return Failed::Ended(Ended::Gone);
+        }
         let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
         let refusal = match (&broken, wrote) {
             (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
