@@ -21,6 +21,7 @@ pub mod statements;
 mod tests;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +30,7 @@ use bytes::BytesMut;
 use self::consistency::Floors;
 use self::effects::{Effects, Suspicion};
 use self::pins::Pins;
-use self::server::{Params, ServerState, Tracked};
+use self::server::{Params, ServerState, Text, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use crate::sql::cache::Classifier;
@@ -38,6 +39,10 @@ use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Need, Pin, Verb};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
+
+/// The most settings that functions have changed whose names are kept until the server is asked for
+/// them.
+const CONFIG_NAMES_MAX: usize = 128;
 
 /// What all sessions share.
 pub struct Shared {
@@ -255,8 +260,16 @@ impl Session {
         }
     }
 
-    /// Statement number `index` of `tracked` has succeeded with `tag`.
-    fn completed(&mut self, tracked: &Tracked, index: usize, tag: &[u8], server: &mut ServerState) {
+    /// Statement number `index` of `tracked` has succeeded with `tag`; it is `at` this place of the
+    /// text, if that is kept.
+    fn completed(
+        &mut self,
+        tracked: &Tracked,
+        index: usize,
+        at: Range<usize>,
+        tag: &[u8],
+        server: &mut ServerState,
+    ) {
         let Some(statement) = tracked.class.statements.get(index) else {
             return;
         };
@@ -270,8 +283,13 @@ impl Session {
             // What it will set, and when, is told by no text.
             self.pins.touched(Pin::Settings);
         }
-        let conforming = self.has_conforming_strings();
-        let text = || nth_statement(tracked.text.as_deref()?, index, conforming);
+        let text = || {
+            tracked
+                .text
+                .as_deref()?
+                .get(at)
+                .filter(|text| !text.is_empty())
+        };
         match statement.verb {
             Verb::Commit | Verb::Rollback | Verb::PrepareTransaction => {
                 self.ended_transaction(tag, server);
@@ -339,8 +357,14 @@ impl Session {
             Name::Literal(name) => Some(name.clone()),
             Name::Parameter(_) => None,
         });
-        self.config_names.extend(literals);
-        let unknown = *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_)));
+        let mut unknown = *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_)));
+        for name in literals {
+            if self.config_names.len() >= CONFIG_NAMES_MAX {
+                unknown = true;
+            } else if !self.config_names.contains(&name) {
+                self.config_names.push(name);
+            }
+        }
         if unknown {
             self.pins.touched(Pin::Settings);
         }
@@ -371,6 +395,10 @@ impl Session {
         match setting {
             // Of random numbers: what comes next depends on all that came since.
             Setting::Set { name } if name == "seed" => self.pins.touched(Pin::Settings),
+            // They are more than is worth carrying from server to server.
+            Setting::Set { name } if !self.settings.have_room(&name, statement) => {
+                self.pins.touched(Pin::Settings);
+            }
             Setting::Set { name } => {
                 self.settings.set(&name, statement);
                 server.settings.set(&name, statement);
@@ -434,7 +462,7 @@ impl Session {
         self.failed = false;
         self.foretold = None;
         self.status = status;
-        server.status = status;
+        server.ready(status);
         if std::mem::take(&mut self.restyled)
             && let Some(style) = server.params.get("DateStyle")
             && self.settings.restate(settings::DATE_STYLE, style)
@@ -444,22 +472,22 @@ impl Session {
     }
 }
 
-/// Statement number `index` of `text`.
-fn nth_statement(text: &[u8], index: usize, conforming: bool) -> Option<&[u8]> {
-    let range = crate::sql::lexer::statements(text, conforming).nth(index)?;
-    text.get(range)
-}
-
 /// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
-/// `values` are the parameters that it is bound to, as sent.
-fn tracked(class: &Arc<Class>, sql: &[u8], conforming: bool, values: &[u8]) -> Option<Tracked> {
+/// `text` shares it, `values` are the parameters that it is bound to, as sent.
+fn tracked(
+    class: &Arc<Class>,
+    sql: &[u8],
+    text: impl FnOnce() -> Text,
+    conforming: bool,
+    values: &[u8],
+) -> Option<Tracked> {
     let plain =
         |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config;
     if class.statements.iter().all(plain) {
         return None;
     }
     let by_text = |s: &crate::sql::Statement| matches!(s.verb, Verb::Setting | Verb::Deallocate);
-    let text = class.statements.iter().any(by_text).then(|| Arc::from(sql));
+    let text = class.statements.iter().any(by_text).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
     let changes = class.statements.iter().any(by_call).then(|| {
         let mut changes = set_config::changes(sql, conforming);

@@ -13,7 +13,7 @@ use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run};
 use crate::session::pipeline::{Batch, End, Planned};
-use crate::wire::FRAME_BUFFERED_BYTES_MAX;
+use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
 
 /// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
 const AHEAD_BYTES_MAX: usize = 64 << 10;
@@ -53,6 +53,8 @@ pub struct Relay<'a> {
     pub ended: bool,
     /// Bytes of the answer that the client has been sent.
     pub answered: u64,
+    /// The server has been asked to send what it holds back, since something was last said to it.
+    flushed: bool,
     /// The next part of the pipeline belongs elsewhere: leave the server.
     pub leave: bool,
     /// Decides that for a part that has been planned.
@@ -76,6 +78,7 @@ impl<'a> Relay<'a> {
             beyond: 0,
             ended: false,
             answered: 0,
+            flushed: false,
             leave: false,
             belongs_elsewhere: |_| false,
         }
@@ -341,6 +344,10 @@ impl<'a> Relay<'a> {
             if !self.client.session.copy_goes_on(&self.server.state) {
                 break;
             }
+            if !self.server.state.may_owe_more() {
+                took |= self.ask_to_flush();
+                break;
+            }
             match self
                 .client
                 .session
@@ -364,8 +371,20 @@ impl<'a> Relay<'a> {
         Ok(took)
     }
 
+    /// The client has to wait for answers that the server may hold back until a Sync, which the
+    /// client has not sent. `true` when that was said.
+    fn ask_to_flush(&mut self) -> bool {
+        if self.flushed {
+            return false;
+        }
+        self.flushed = true;
+        self.to_server.extend_from_slice(encode::FLUSH);
+        true
+    }
+
     /// Says the planned batch to the server.
     pub fn say(&mut self) {
+        self.flushed = false;
         let client = &mut self.client;
         client.session.note(client.batch);
         let state = &mut self.server.state;

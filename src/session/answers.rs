@@ -1,6 +1,7 @@
 //! Owns: the server's messages: which of them the client sees, and what they change. Never: holds
 //! back or alters a row.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,9 +9,10 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
-use super::server::{CopyIn, Expect, Expected, ServerState, Tracked};
+use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
+use crate::sql::lexer;
 use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
@@ -103,7 +105,10 @@ impl Session {
                 }
                 server.passing -= n;
                 at += n;
-                if server.passing > 0 || n == rest.len() {
+                if server.passing == 0 {
+                    self.answer_in_turn(server, answer);
+                }
+                if n == rest.len() {
                     return Ok(at);
                 }
                 continue;
@@ -111,9 +116,10 @@ impl Session {
             let Some(Header { tag, len }) = header(rest)? else {
                 return Ok(at);
             };
+            let hidden = is_hidden(server);
             if self.passes(tag, server) {
                 server.passing = len;
-                server.passing_hidden = tag != b'A' && is_hidden(server);
+                server.passing_hidden = tag != b'A' && hidden;
                 continue;
             }
             let Some(frame) = rest.get(..len) else {
@@ -157,7 +163,6 @@ impl Session {
             b'T' => {
                 if matches!(front, Some(Expect::Describe)) {
                     server.queue.pop_front();
-                    // Its visibility is that of a client's Describe; the proxy sends none.
                 }
                 true
             }
@@ -206,7 +211,9 @@ impl Session {
                 })?
             }
             b'2' => pop(server, tag, |what| matches!(what, Expect::Bind(_)))?,
-            b'3' => pop(server, tag, |what| matches!(what, Expect::Close))?,
+            b'3' => pop(server, tag, |what| {
+                matches!(what, Expect::Close | Expect::Evict { .. })
+            })?,
             b'T' | b'n'
                 if matches!(
                     server.queue.front().map(|e| &e.what),
@@ -259,23 +266,31 @@ impl Session {
         let Some(front) = server.queue.front_mut() else {
             return Err(ServerFault::Unexpected('C'));
         };
-        let (tracked, index): (Option<Tracked>, usize) = match &mut front.what {
+        let conforming = self.has_conforming_strings();
+        let (tracked, index, at): (Option<Tracked>, usize, _) = match &mut front.what {
             Expect::Query {
-                tracked, statement, ..
+                tracked,
+                statement,
+                end,
+                ..
             } => {
+                let index = *statement;
                 *statement += 1;
-                (tracked.clone(), *statement - 1)
+                let at = next_statement(tracked.as_ref(), *end, conforming);
+                *end = at.end;
+                (tracked.clone(), index, at)
             }
             Expect::Execute(tracked) => {
                 let tracked = tracked.take();
                 server.queue.pop_front();
-                (tracked, 0)
+                let at = next_statement(tracked.as_ref(), 0, conforming);
+                (tracked, 0, at)
             }
-            Expect::Settings | Expect::Inspection => (None, 0),
+            Expect::Settings | Expect::Inspection => (None, 0, 0..0),
             _ => return Err(ServerFault::Unexpected('C')),
         };
         if let Some(tracked) = tracked {
-            self.completed(&tracked, index, tag, server);
+            self.completed(&tracked, index, at, tag, server);
         }
         Ok(())
     }
@@ -290,18 +305,8 @@ impl Session {
         let status = message::ready(body)?;
         server.copy_in = None;
         server.awaits_sync = false;
-        let ends = |what: &Expect| {
-            matches!(
-                what,
-                Expect::Query { .. }
-                    | Expect::Sync
-                    | Expect::FunctionCall
-                    | Expect::Settings
-                    | Expect::Inspection
-            )
-        };
         match server.queue.pop_front() {
-            Some(expected) if !ends(&expected.what) => return Err(ServerFault::Unexpected('Z')),
+            Some(expected) if !expected.what.ends() => return Err(ServerFault::Unexpected('Z')),
             Some(Expected {
                 what: Expect::Settings,
                 ..
@@ -420,31 +425,76 @@ impl Session {
     /// The server skips everything up to the next Sync: none of it has happened.
     fn skip_to_sync(&mut self, server: &mut ServerState) {
         self.failed = true;
-        while let Some(expected) = server.queue.front() {
-            if matches!(expected.what, Expect::Sync) {
-                return;
-            }
-            match server.queue.pop_front().map(|expected| expected.what) {
-                Some(Expect::Parse { prepared, name }) => {
-                    server.statements.pop(&prepared.id);
-                    self.statements.remove(&name);
+        let mut skipped = Skipped::default();
+        let mut owed = Vec::new();
+        while let Some(expected) = next_skipped(server) {
+            skipped.undo(&expected.what, server);
+            owed.push(expected);
+        }
+        skipped.end(server);
+        // A Query that was skipped too is no end: only a Sync is, and the client has to send it.
+        server.awaits_sync |= !owed.is_empty() && server.queue.is_empty();
+        // The last first: what one message has named, a later one may have closed.
+        for expected in owed.into_iter().rev() {
+            match expected.what {
+                Expect::Parse { name, .. } | Expect::Parsed { name } => {
+                    drop(self.statements.remove(&name));
                 }
-                Some(Expect::Parsed { name }) => drop(self.statements.remove(&name)),
-                Some(Expect::Prepare { id }) => drop(server.statements.pop(&id)),
-                Some(Expect::ParseUnnamed) => {
-                    server.unnamed = None;
-                    self.statements.drop_unnamed();
-                }
-                Some(Expect::CloseStatement(Some((name, prepared)))) => {
+                Expect::ParseUnnamed if !expected.hidden => self.statements.drop_unnamed(),
+                Expect::CloseStatement(Some((name, prepared))) => {
                     self.statements.insert(&name, prepared);
                 }
                 _ => {}
             }
         }
-        // A Query or FunctionCall is skipped as well, and is no end of it: the client's Sync is still
-        // to come, and until then nobody else has any use for the server.
-        server.awaits_sync = true;
     }
+}
+
+/// What a server has been told and has not done, since it skips to the next Sync after an error.
+#[derive(Default)]
+struct Skipped {
+    /// Statements that it has not closed, and those that it has not prepared.
+    kept: Vec<u64>,
+    unmade: HashSet<u64, foldhash::fast::RandomState>,
+}
+
+impl Skipped {
+    fn undo(&mut self, what: &Expect, server: &mut ServerState) {
+        match what {
+            Expect::Parse { prepared, .. } => self.unmake(prepared.id, server),
+            Expect::Prepare { id } => self.unmake(*id, server),
+            Expect::ParseUnnamed => server.unnamed = Some(NOT_KNOWN),
+            Expect::Evict { id } if !self.unmade.contains(id) => self.kept.push(*id),
+            _ => {}
+        }
+    }
+
+    fn unmake(&mut self, id: u64, server: &mut ServerState) {
+        server.statements.pop(&id);
+        self.unmade.insert(id);
+    }
+
+    /// There is room for what was kept: it made room for what is unmade.
+    fn end(self, server: &mut ServerState) {
+        for id in self.kept {
+            server.statements.push(id, ());
+        }
+    }
+}
+
+fn next_skipped(server: &mut ServerState) -> Option<Expected> {
+    server
+        .queue
+        .pop_front_if(|expected| !matches!(expected.what, Expect::Sync))
+}
+
+/// The place of the next statement in a text that is kept, after the one that ended at `end`.
+fn next_statement(tracked: Option<&Tracked>, end: usize, conforming: bool) -> Range<usize> {
+    let rest = tracked
+        .and_then(|tracked| tracked.text.as_deref()?.get(end..))
+        .unwrap_or(&[]);
+    let next = lexer::statements(rest, conforming).next();
+    next.map_or(end..end, |at| end + at.start..end + at.end)
 }
 
 /// Whether a standby refuses because it is one: something in the batch writes after all (a view over
@@ -463,17 +513,11 @@ fn is_misplacement(error: &[u8]) -> bool {
 fn hide_owed(server: &mut ServerState) {
     let is_query = |e: &Expected| matches!(e.what, Expect::Query { .. });
     if !server.queue.front().is_some_and(is_query) {
-        while let Some(skipped) = server
-            .queue
-            .pop_front_if(|e| !matches!(e.what, Expect::Sync))
-        {
-            match skipped.what {
-                Expect::Parse { prepared, .. } => drop(server.statements.pop(&prepared.id)),
-                Expect::Prepare { id } => drop(server.statements.pop(&id)),
-                Expect::ParseUnnamed => server.unnamed = None,
-                _ => {}
-            }
+        let mut skipped = Skipped::default();
+        while let Some(expected) = next_skipped(server) {
+            skipped.undo(&expected.what, server);
         }
+        skipped.end(server);
     }
     server
         .queue

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::effects::Suspicion;
-use super::server::{Forgotten, Tracked};
+use super::server::{Forgotten, Text, Tracked};
 use super::statements::{Prepared, Unnamed};
 use super::{Session, tracked};
 use crate::sql::lexer::Lexer;
@@ -19,6 +19,12 @@ use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
 
 /// A pipeline longer than this is sent before its Sync has been seen, in bytes.
 pub const PIPELINE_BYTES_MAX: usize = 256 << 10;
+
+/// A pipeline of more messages than this is sent before its Sync has been seen.
+pub const PIPELINE_MESSAGES_MAX: usize = 8192;
+
+/// The room for messages that a batch keeps for the next one.
+const MESSAGES_KEPT: usize = 256;
 
 /// The client's messages up to the next point where it waits for answers.
 #[derive(Debug)]
@@ -196,6 +202,7 @@ impl Batch {
     /// Makes it an empty batch; its memory is kept for the next.
     pub fn clear(&mut self) {
         self.steps.clear();
+        self.steps.shrink_to(MESSAGES_KEPT);
         *self = Batch {
             steps: std::mem::take(&mut self.steps),
             ..Batch::new()
@@ -299,6 +306,9 @@ impl Session {
             if ends {
                 batch.end = Some(End::Ready);
                 return Ok(Planned::Batch(End::Ready));
+            }
+            if batch.steps.len() >= PIPELINE_MESSAGES_MAX {
+                return Ok(self.open(batch));
             }
         }
         if batch.flushed || batch.len > PIPELINE_BYTES_MAX {
@@ -420,7 +430,8 @@ impl Session {
             batch.databases = names(sql, self.has_conforming_strings());
         }
         self.judge(&class, sql, batch);
-        let tracked = tracked(&class, sql, self.has_conforming_strings(), b"");
+        let text = || Text::Query(sql.into());
+        let tracked = tracked(&class, sql, text, self.has_conforming_strings(), b"");
         let names = self.renames(&class, sql);
         let step = if names.is_empty() {
             Step::Query { at, tracked }
@@ -512,8 +523,14 @@ impl Session {
         }
         let conforming = self.has_conforming_strings();
         let effects = match &of {
-            Of::Named(prepared) => tracked(&prepared.class, &prepared.sql, conforming, values),
-            Of::Unnamed(unnamed) => tracked(&unnamed.class, &unnamed.sql, conforming, values),
+            Of::Named(prepared) => {
+                let text = || Text::Named(prepared.clone());
+                tracked(&prepared.class, &prepared.sql, text, conforming, values)
+            }
+            Of::Unnamed(unnamed) => {
+                let text = || Text::Unnamed(unnamed.clone());
+                tracked(&unnamed.class, &unnamed.sql, text, conforming, values)
+            }
             Of::Unknown => None,
         };
         match effects {

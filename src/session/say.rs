@@ -40,10 +40,11 @@ impl Session {
             out,
             run: 0..0,
         };
+        if self.failed {
+            self.skip(batch);
+        }
         for step in &batch.steps {
-            if self.failed && !matches!(step, Step::Sync { .. }) {
-                self.skip_step(step);
-            } else {
+            if !self.failed || matches!(step, Step::Sync { .. }) {
                 self.say_step(step, server, &mut speech);
             }
         }
@@ -101,23 +102,24 @@ impl Session {
 
     /// The batch has not been run: what its planning did is undone.
     pub fn forget_batch(&mut self, batch: &Batch) {
-        for step in &batch.steps {
-            self.skip_step(step);
-        }
+        self.skip(batch);
         self.portals.clear();
     }
 
-    /// After an error the server would skip the message; so what its planning did is undone.
-    fn skip_step(&mut self, step: &Step) {
-        match step {
-            Step::Parse { name, .. } => drop(self.statements.remove(name)),
-            Step::ParseUnnamed { .. } => self.statements.drop_unnamed(),
-            Step::CloseStatement {
-                forgotten: Some((name, prepared)),
-            } => {
-                self.statements.insert(name, prepared.clone());
+    /// After an error the server would skip the batch; so what its planning did is undone, the last
+    /// first.
+    fn skip(&mut self, batch: &Batch) {
+        for step in batch.steps.iter().rev() {
+            match step {
+                Step::Parse { name, .. } => drop(self.statements.remove(name)),
+                Step::ParseUnnamed { .. } => self.statements.drop_unnamed(),
+                Step::CloseStatement {
+                    forgotten: Some((name, prepared)),
+                } => {
+                    self.statements.insert(name, prepared.clone());
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -130,6 +132,7 @@ impl Session {
                     tracked: tracked.clone(),
                     statement: 0,
                     renamed: SmallVec::new(),
+                    end: 0,
                 });
             }
             Step::Renamed {
@@ -137,11 +140,14 @@ impl Session {
                 names,
                 tracked,
             } => {
+                let apart = !server.owes_within_pipeline();
                 let mut missing = false;
                 for (_, prepared) in names {
                     missing |= ensure(server, prepared, speech.own());
                 }
-                if missing {
+                // If it can't be prepared, the server is not to skip the Query over that. What it has
+                // been told before may make it skip both, as it would without the proxy.
+                if missing && apart {
                     speech.own().extend_from_slice(encode::SYNC);
                     server.expect_hidden(Expect::Sync);
                 }
@@ -153,6 +159,7 @@ impl Session {
                     tracked: tracked.clone(),
                     statement: 0,
                     renamed: names.iter().map(|(_, prepared)| prepared.clone()).collect(),
+                    end: 0,
                 });
             }
             Step::ParseTaken { at } => {
@@ -235,10 +242,8 @@ impl Session {
                         speech.forward(at);
                     }
                     Of::Unknown => {
-                        let frame = speech.client.get(at.clone()).unwrap_or(&[]);
-                        if frame.get(HEADER + 1) == Some(&0) {
-                            drop_unnamed(server, speech);
-                        }
+                        let name = speech.client.get(at.start + HEADER + 1..at.end);
+                        ensure_none(server, name.unwrap_or(b"\0"), speech);
                         speech.forward_unknown(at, HEADER + 1);
                     }
                 }
@@ -313,11 +318,8 @@ impl Session {
             }
             Of::Unknown => {
                 let head = speech.client.get(at.start + HEADER..at.end).unwrap_or(&[]);
-                let bind = message::Bind::read(head);
-                let portal = bind.map_or(0, |bind| bind.portal.len() + 1);
-                if bind.is_ok_and(|bind| bind.statement.is_empty()) {
-                    drop_unnamed(server, speech);
-                }
+                let portal = message::Bind::read(head).map_or(0, |bind| bind.portal.len() + 1);
+                ensure_none(server, head.get(portal..).unwrap_or(b"\0"), speech);
                 speech.forward_unknown(at, HEADER + portal);
             }
         }
@@ -427,21 +429,13 @@ fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut Bytes
     server.expect_hidden(Expect::Shape(prepared.clone()));
 }
 
-/// The session has no unnamed statement, so it must not meet another session's.
-fn drop_unnamed(server: &mut ServerState, speech: &mut Speech<'_>) {
-    if server.unnamed.take().is_some() {
-        encode::statement_target(speech.own(), b'C', b"");
-        server.expect_hidden(Expect::Close);
-    }
-}
-
 /// Makes room for a statement and notes that the server has it.
 fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
     if let Some((evicted, ())) = server.statements.push(id, ())
         && evicted != id
     {
         encode::statement_target(out, b'C', &server_name(evicted));
-        server.expect_hidden(Expect::Close);
+        server.expect_hidden(Expect::Evict { id: evicted });
     }
 }
 
@@ -456,13 +450,25 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
     true
 }
 
+/// Closes the server's unnamed statement if `name`, up to its NUL, is that one's: it is another
+/// session's, or one that this session has no more.
+fn ensure_none(server: &mut ServerState, name: &[u8], speech: &mut Speech<'_>) {
+    if name.starts_with(b"\0") && server.unnamed.take().is_some() {
+        encode::statement_target(speech.own(), b'C', b"");
+        server.expect_hidden(Expect::Close);
+    }
+}
+
 /// `sql` with these names replaced by the servers'.
 fn renamed(sql: &[u8], names: &Renames) -> Vec<u8> {
     let mut text = Vec::with_capacity(sql.len() + 16 * names.len());
     let mut done = 0;
     for (at, prepared) in names {
         text.extend_from_slice(sql.get(done..at.start).unwrap_or(&[]));
+        // In quotes, since `DEALLOCATE"a"` has no space.
+        text.push(b'"');
         text.extend_from_slice(&prepared.server_name());
+        text.push(b'"');
         done = at.end;
     }
     text.extend_from_slice(sql.get(done..).unwrap_or(&[]));

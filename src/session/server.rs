@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -11,10 +12,17 @@ use smallvec::SmallVec;
 use super::inspection::Fact;
 use super::intern::Interner;
 use super::settings::Settings;
-use super::statements::Prepared;
+use super::statements::{Prepared, Unnamed};
 use crate::sql::Class;
 use crate::sql::set_config::Changes;
 use crate::wire::message::Status;
+
+/// The most answers that a server may owe when more of the client's messages are taken. Some of them
+/// are said by the proxy itself, so that the server alone would not hold the client back.
+pub const OWED_MAX: usize = 8192;
+
+/// The room for answers that a server keeps when it owes none.
+const OWED_KEPT: usize = 256;
 
 /// What is known of one server connection.
 #[derive(Debug)]
@@ -24,15 +32,16 @@ pub struct ServerState {
     pub status: Status,
     /// The statements it has, by the ids that name them.
     pub(super) statements: LruCache<u64, (), foldhash::fast::RandomState>,
-    /// Whose unnamed statement it has: the session's id and the statement's serial.
+    /// Whose unnamed statement it has: the session's id and the statement's serial. `None` when it has
+    /// none, [`NOT_KNOWN`] when it may have any.
     pub(super) unnamed: Option<(u64, u64)>,
     /// The answers it owes, in order.
     pub(super) queue: VecDeque<Expected>,
     /// Bytes of the current message that are still to come, and whether the client sees them.
     pub(super) passing: usize,
     pub(super) passing_hidden: bool,
-    /// The client has to send a Sync before anything else is answered: an error has occurred in its
-    /// pipeline, or a COPY FROM STDIN has swallowed the one that it had sent.
+    /// Its pipeline has no end that it has been told of: it skips everything up to a Sync after an
+    /// error, or a COPY FROM STDIN has swallowed the Sync. The client has to send one.
     pub(super) awaits_sync: bool,
     /// It is a replica, and nothing of its answer has been sent: a batch that turns out not to
     /// belong there can still be run elsewhere.
@@ -82,6 +91,30 @@ impl ServerState {
         self.queue.len()
     }
 
+    /// Whether it may owe more than it does.
+    pub fn may_owe_more(&self) -> bool {
+        self.queue.len() < OWED_MAX
+    }
+
+    /// Whether the last thing it has been told is in the middle of a pipeline.
+    pub(super) fn owes_within_pipeline(&self) -> bool {
+        self.queue.back().is_some_and(|last| !last.what.ends())
+    }
+
+    /// It is ready for the next batch.
+    pub(super) fn ready(&mut self, status: Status) {
+        self.status = status;
+        if self.queue.is_empty() {
+            self.queue.shrink_to(OWED_KEPT);
+        }
+    }
+
+    /// The client has been sent the beginning of a message whose rest is not here: nothing else can
+    /// be said to it.
+    pub fn is_within_message(&self) -> bool {
+        self.passing > 0 && !self.passing_hidden
+    }
+
     /// Its pipeline goes on, whatever the client's last batch looked like.
     pub fn awaits_sync(&self) -> bool {
         self.awaits_sync
@@ -110,6 +143,9 @@ impl ServerState {
         self.queue.push_back(Expected { what, hidden: true });
     }
 }
+
+/// No session's.
+pub(super) const NOT_KNOWN: (u64, u64) = (0, 0);
 
 /// One answer that a server owes.
 #[derive(Debug)]
@@ -147,11 +183,17 @@ pub(super) enum Expect {
     /// Of the named statement that it binds, if it does.
     Bind(Option<Arc<Prepared>>),
     Close,
+    /// The proxy's Close of a statement that makes room for another.
+    Evict {
+        id: u64,
+    },
     Describe,
     Execute(Option<Tracked>),
     Query {
         tracked: Option<Tracked>,
+        /// How many statements have succeeded, and where their text ends if it is kept.
         statement: usize,
+        end: usize,
         /// The statements that it names by the servers' names.
         renamed: SmallVec<[Arc<Prepared>; 1]>,
     },
@@ -170,6 +212,20 @@ pub(super) enum Expect {
     CloseStatement(Option<Forgotten>),
 }
 
+impl Expect {
+    /// Whether ReadyForQuery ends the answer.
+    pub fn ends(&self) -> bool {
+        matches!(
+            self,
+            Expect::Query { .. }
+                | Expect::Sync
+                | Expect::FunctionCall
+                | Expect::Settings
+                | Expect::Inspection
+        )
+    }
+}
+
 /// A statement that a session has forgotten by the name its client had given it.
 pub(super) type Forgotten = (Box<[u8]>, Arc<Prepared>);
 
@@ -178,9 +234,30 @@ pub(super) type Forgotten = (Box<[u8]>, Arc<Prepared>);
 pub(super) struct Tracked {
     pub class: Arc<Class>,
     /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE.
-    pub text: Option<Arc<[u8]>>,
+    pub text: Option<Text>,
     /// The settings that its calls of `set_config` change, if it makes any.
     pub changes: Option<Arc<Changes>>,
+}
+
+/// A text that may be long, and is executed as often as its client likes: what has it already is
+/// shared.
+#[derive(Clone, Debug)]
+pub(super) enum Text {
+    Query(Arc<[u8]>),
+    Named(Arc<Prepared>),
+    Unnamed(Arc<Unnamed>),
+}
+
+impl Deref for Text {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Text::Query(text) => text,
+            Text::Named(prepared) => &prepared.sql,
+            Text::Unnamed(unnamed) => &unnamed.sql,
+        }
+    }
 }
 
 /// A COPY FROM STDIN under way.

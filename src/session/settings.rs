@@ -38,6 +38,11 @@ const ENDS_WITH_TRANSACTION: [&str; 3] = [
 ];
 
 impl Settings {
+    /// The most settings that a session carries to other servers, and the length of the statements
+    /// that make them so. With more it keeps its server.
+    pub const NUMBER_MAX: usize = 128;
+    pub const BYTES_MAX: usize = 64 << 10;
+
     /// Settings given at start-up, each `name` to `value`.
     pub fn from_startup<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Settings {
         let pairs = pairs.into_iter();
@@ -115,6 +120,14 @@ impl Settings {
         [ROLE, SESSION_AUTHORIZATION, "search_path"]
             .iter()
             .any(|&name| self.0.contains_key(name))
+    }
+
+    /// Whether one more statement may be remembered: each change copies them all, and each is said
+    /// to every server that the session comes to.
+    pub fn have_room(&self, name: &str, statement: &[u8]) -> bool {
+        let others = || self.0.iter().filter(|(other, _)| ***other != *name);
+        let bytes: usize = others().map(|(_, statement)| statement.len()).sum();
+        others().count() < Self::NUMBER_MAX && bytes + statement.len() <= Self::BYTES_MAX
     }
 
     /// The statement that sets `name` has succeeded.

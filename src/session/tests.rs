@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::answers::{Answer, Run, ServerFault};
-use super::pipeline::{Batch, End, Planned};
+use super::pipeline::{Batch, End, PIPELINE_MESSAGES_MAX, Planned};
 use super::*;
 use crate::sql::functions::Rules;
 use crate::wire::frame::{body, header};
@@ -264,6 +264,148 @@ fn the_least_recently_used_statement_makes_room() {
         }
         assert_eq!(heard(&mut session, &mut server, &answers), "1Z");
     }
+}
+
+#[test]
+fn a_description_is_seen_whatever_comes_after_it() {
+    let (mut session, mut first) = (session(), server());
+    let client = [
+        parse("s", "SELECT 1"),
+        parse("t", "SELECT 2"),
+        SYNC.to_vec(),
+    ]
+    .concat();
+    told(&mut session, &mut first, &client);
+    let answers = [prepared(&[]), prepared(&[]), vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut first, &answers), "11Z");
+
+    // What the server lacks is prepared unseen.
+    let mut second = server();
+    let describe = frame(b'D', b"Ss\0");
+    let client = [describe.clone(), bind("t"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &client);
+    assert_eq!(tags(&said), "PDPDSDBS");
+    let row = frame(b'T', b"\0\0");
+    let answers = [
+        prepared(&[]),
+        prepared(&[]),
+        vec![ready("I"), frame(b't', b"\0\0"), row.clone()],
+        vec![frame(b'2', b""), ready("I")],
+    ]
+    .concat();
+    assert_eq!(heard(&mut session, &mut second, &answers), "tT2Z");
+
+    // What the proxy answers itself is next in turn.
+    let close = frame(b'C', b"St\0");
+    told(
+        &mut session,
+        &mut second,
+        &[describe, close, SYNC.to_vec()].concat(),
+    );
+    let answers = [frame(b't', b"\0\0"), row, ready("I")];
+    assert_eq!(heard(&mut session, &mut second, &answers), "tT3Z");
+}
+
+#[test]
+fn what_made_room_for_a_statement_that_an_error_skips_is_still_there() {
+    let (mut session, mut server) = (session(), server());
+    let names = ["a", "b"];
+    let prepare = names.map(|name| parse(name, &format!("SELECT '{name}'")));
+    told(
+        &mut session,
+        &mut server,
+        &[prepare.concat(), SYNC.to_vec()].concat(),
+    );
+    heard(
+        &mut session,
+        &mut server,
+        &[prepared(&[]), prepared(&[]), vec![ready("I")]].concat(),
+    );
+
+    let client = [bind("nowhere"), parse("c", "SELECT 'c'"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut server, &client);
+    assert_eq!(tags(&said), "BCPDS");
+    heard(&mut session, &mut server, &[failed(), ready("I")]);
+    for name in names {
+        let client = [bind(name), SYNC.to_vec()].concat();
+        let said = told(&mut session, &mut server, &client);
+        assert_eq!(said.iter().map(|s| &s[..1]).collect::<String>(), "BS");
+        heard(&mut session, &mut server, &[frame(b'2', b""), ready("I")]);
+    }
+}
+
+#[test]
+fn nobody_else_s_unnamed_statement_is_used() {
+    let mut server = server();
+    let mut one = session();
+    told(
+        &mut one,
+        &mut server,
+        &[parse("", "SELECT 1"), SYNC.to_vec()].concat(),
+    );
+    heard(&mut one, &mut server, &[frame(b'1', b""), ready("I")]);
+    for client in [bind(""), frame(b'D', b"S\0")] {
+        let mut other = session();
+        let said = told(
+            &mut other,
+            &mut server,
+            &[client.clone(), SYNC.to_vec()].concat(),
+        );
+        assert_eq!(said[0], r"C S\x00", "{said:?}");
+        let answers = [frame(b'3', b""), failed(), ready("I")];
+        assert_eq!(heard(&mut other, &mut server, &answers), "EZ");
+        let mut again = session();
+        let said = told(&mut again, &mut server, &[client, SYNC.to_vec()].concat());
+        assert_eq!(said.len(), 2, "it has none now: {said:?}");
+        heard(&mut again, &mut server, &[failed(), ready("I")]);
+        told(&mut one, &mut server, &[bind(""), SYNC.to_vec()].concat());
+        heard(
+            &mut one,
+            &mut server,
+            &[frame(b'1', b""), frame(b'2', b""), ready("I")],
+        );
+    }
+}
+
+/// Each statement looked for from the start of its text, this would take minutes.
+#[test]
+fn a_text_of_many_settings_is_read_once() {
+    const COUNT: usize = 50_000;
+    let (mut session, mut server) = (session(), server());
+    let text = "SET a.b = 1; ".repeat(COUNT) + "\0";
+    told(&mut session, &mut server, &frame(b'Q', text.as_bytes()));
+    let answers = [vec![done("SET"); COUNT], vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut server, &answers).len(), COUNT + 1);
+    assert_eq!(session.settings().names().collect::<Vec<_>>(), ["a.b"]);
+    assert!(!session.is_pinned());
+}
+
+#[test]
+fn who_has_too_many_settings_keeps_the_server() {
+    let (mut session, mut server) = (session(), server());
+    for i in 0..=Settings::NUMBER_MAX {
+        assert!(!session.is_pinned());
+        let set = format!("SET a.b{i} = 1\0");
+        told(&mut session, &mut server, &frame(b'Q', set.as_bytes()));
+        heard(&mut session, &mut server, &[done("SET"), ready("I")]);
+    }
+    assert!(session.is_pinned());
+    assert_eq!(session.settings().names().count(), Settings::NUMBER_MAX);
+    let long = format!("SET a.b0 = '{}'\0", "x".repeat(Settings::BYTES_MAX));
+    let (mut other, mut server) = (self::session(), self::server());
+    told(&mut other, &mut server, &frame(b'Q', long.as_bytes()));
+    heard(&mut other, &mut server, &[done("SET"), ready("I")]);
+    assert!(other.is_pinned());
+}
+
+#[test]
+fn a_pipeline_is_planned_in_parts_of_bounded_length() {
+    let close = frame(b'C', b"Sx\0");
+    let client = close.repeat(2 * PIPELINE_MESSAGES_MAX);
+    let (mut session, mut batch) = (session(), Batch::new());
+    let planned = session.plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Open)));
+    assert_eq!(batch.len, PIPELINE_MESSAGES_MAX * close.len());
 }
 
 #[test]
