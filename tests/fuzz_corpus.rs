@@ -5,6 +5,8 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+
 #[path = "../fuzz/checks/mod.rs"]
 mod checks;
 
@@ -62,4 +64,56 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+/// One event of a conversation, from words that have something to do with each other.
+fn event() -> impl Strategy<Value = String> {
+    let name = || prop::sample::select(vec!["", "a", "b", "c"]);
+    let portal = || prop::sample::select(vec!["", "p"]);
+    let sql = || {
+        prop::sample::select(vec![
+            "SELECT 1",
+            "SELECT 2",
+            "SET a.b = 1",
+            "RESET a.b",
+            "SELECT set_config('c.d', '1', false)",
+            "BEGIN",
+            "COMMIT",
+            "ROLLBACK",
+            "SAVEPOINT s",
+            "ROLLBACK TO s",
+            "INSERT INTO t VALUES (1)",
+            "SELECT fail",
+            "LISTEN x",
+            "DISCARD ALL",
+            "",
+        ])
+    };
+    let both = (sql(), sql()).prop_map(|(a, b)| format!("> Q {a}; {b}\\0"));
+    prop_oneof![
+        2 => Just("~".to_owned()),
+        6 => Just("> S".to_owned()),
+        1 => Just("> H".to_owned()),
+        2 => sql().prop_map(|sql| format!("> Q {sql}\\0")),
+        1 => both,
+        1 => prop::sample::select(vec!["a", "b", "all"])
+            .prop_map(|name| format!("> Q DEALLOCATE {name}\\0")),
+        4 => (name(), sql()).prop_map(|(name, sql)| format!("> P {name}\\0{sql}\\0\\0\\0")),
+        4 => (portal(), name())
+            .prop_map(|(portal, name)| format!("> B {portal}\\0{name}\\0\\0\\0\\0\\0\\0\\0")),
+        3 => portal().prop_map(|portal| format!("> E {portal}\\0\\0\\0\\0\\0")),
+        2 => name().prop_map(|name| format!("> D S{name}\\0")),
+        1 => portal().prop_map(|portal| format!("> D P{portal}\\0")),
+        2 => name().prop_map(|name| format!("> C S{name}\\0")),
+        1 => portal().prop_map(|portal| format!("> C P{portal}\\0")),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_conversation_is_as_with_one_postgresql(
+        events in prop::collection::vec(event(), 0..40),
+    ) {
+        checks::session::check(format!("=\n{}\n", events.join("\n")).as_bytes());
+    }
 }

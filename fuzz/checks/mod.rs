@@ -9,6 +9,7 @@ pub mod command;
 pub mod config;
 pub mod lexer;
 pub mod message;
+pub mod postgres;
 pub mod scram;
 pub mod session;
 pub mod startup;

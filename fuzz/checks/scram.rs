@@ -147,7 +147,10 @@ impl Proving {
     fn filled(&self, message: &[u8]) -> Vec<u8> {
         let message = filled(message, "nonce", &self.nonce);
         let proof = BASE64.encode(self.proof(&message));
-        filled(&message, "proof", &proof)
+        // The nonce, which is the peer's, may hold the word too.
+        let last = message.windows(3).rposition(|part| part == b",p=");
+        let (before, last) = message.split_at(last.unwrap_or(message.len()));
+        [before, &filled(last, "proof", &proof)].concat()
     }
 
     fn auth_message(&self, client_final: &[u8]) -> Vec<u8> {

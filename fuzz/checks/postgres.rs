@@ -1,0 +1,291 @@
+//! As much of PostgreSQL as a session can tell: statements, portals, transactions and errors, with
+//! no data. What it answers to a client is what the client has to see through the proxy.
+
+use std::collections::HashMap;
+
+use tidegate::sql::command;
+use tidegate::sql::lexer::{Kind, statements};
+use tidegate::wire::frame::{body, header};
+use tidegate::wire::message::{self, Bind, Parse, Target};
+
+use super::text::solid;
+
+#[derive(Default)]
+pub struct Postgres {
+    inbox: Vec<u8>,
+    /// Texts by name; the unnamed one has the empty name.
+    prepared: HashMap<Vec<u8>, Vec<u8>>,
+    portals: HashMap<Vec<u8>, Vec<u8>>,
+    transaction: Transaction,
+    /// After an error in a pipeline, up to its Sync.
+    skips: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Transaction {
+    #[default]
+    None,
+    Open,
+    Failed,
+}
+
+/// An SQLSTATE and a message.
+type Error = (&'static str, String);
+
+impl Postgres {
+    /// What it answers to these bytes, at once and in full. `None` after what it does not know.
+    pub fn hear(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.inbox.extend(bytes);
+        let mut out = Vec::new();
+        while let Some(head) = header(&self.inbox).ok()? {
+            if self.inbox.len() < head.len {
+                break;
+            }
+            let frame: Vec<u8> = self.inbox.drain(..head.len).collect();
+            if self.skips && head.tag != b'S' {
+                // Known to differ: the session forgets the unnamed statement that this would have
+                // replaced or dropped.
+                let names_none = match head.tag {
+                    b'Q' => true,
+                    b'P' => body(&frame).starts_with(b"\0"),
+                    b'C' => body(&frame) == b"S\0",
+                    _ => false,
+                };
+                if names_none {
+                    self.prepared.remove(&b""[..]);
+                }
+                continue;
+            }
+            self.message(head.tag, body(&frame), &mut out)?;
+        }
+        Some(out)
+    }
+
+    fn message(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        let done = match tag {
+            b'Q' => {
+                let done = self.query(message::query(body).ok()?, out);
+                if let Err(error) = done {
+                    say_error(error, out);
+                }
+                self.ready(out);
+                return Some(());
+            }
+            b'S' => {
+                self.skips = false;
+                self.ready(out);
+                return Some(());
+            }
+            b'H' => return Some(()),
+            b'P' => self.parse(&Parse::read(body).ok()?, out),
+            b'B' => self.bind(&Bind::read(body).ok()?, out),
+            b'D' => self.describe(message::target(body).ok()?, out),
+            b'E' => self.execute(message::execute(body).ok()?, out),
+            b'C' => {
+                match message::target(body).ok()? {
+                    Target::Statement(name) => self.prepared.remove(name),
+                    Target::Portal(name) => self.portals.remove(name),
+                };
+                say(b'3', b"", out);
+                Ok(())
+            }
+            _ => return None,
+        };
+        if let Err(error) = done {
+            self.fails();
+            self.skips = true;
+            say_error(error, out);
+        }
+        Some(())
+    }
+
+    fn ready(&mut self, out: &mut Vec<u8>) {
+        let status = match self.transaction {
+            Transaction::None => {
+                self.portals.clear();
+                b"I"
+            }
+            Transaction::Open => b"T",
+            Transaction::Failed => b"E",
+        };
+        say(b'Z', status, out);
+    }
+
+    fn fails(&mut self) {
+        if self.transaction == Transaction::Open {
+            self.transaction = Transaction::Failed;
+        }
+    }
+
+    fn query(&mut self, sql: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        self.prepared.remove(&b""[..]);
+        self.portals.remove(&b""[..]);
+        let ranges: Vec<_> = statements(sql, true).collect();
+        if ranges.is_empty() {
+            say(b'I', b"", out);
+        }
+        for range in ranges {
+            self.run(&sql[range], out).inspect_err(|_| self.fails())?;
+        }
+        Ok(())
+    }
+
+    fn parse(&mut self, parse: &Parse<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
+        if parse.name.is_empty() {
+            self.prepared.remove(parse.name);
+        } else if self.prepared.contains_key(parse.name) {
+            return Err((
+                "42P05",
+                named("prepared statement", parse.name, "already exists"),
+            ));
+        }
+        if statements(parse.sql, true).count() > 1 || says_fail(parse.sql) {
+            return Err(("42601", "syntax error".to_owned()));
+        }
+        self.prepared
+            .insert(parse.name.to_vec(), parse.sql.to_vec());
+        say(b'1', b"", out);
+        Ok(())
+    }
+
+    fn bind(&mut self, bind: &Bind<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
+        let sql = self.prepared.get(bind.statement).cloned();
+        let sql = sql.ok_or_else(|| unknown_statement(bind.statement))?;
+        self.allows(&sql)?;
+        if !bind.portal.is_empty() && self.portals.contains_key(bind.portal) {
+            return Err(("42P03", named("portal", bind.portal, "already exists")));
+        }
+        self.portals.insert(bind.portal.to_vec(), sql);
+        say(b'2', b"", out);
+        Ok(())
+    }
+
+    fn describe(&mut self, target: Target<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
+        let sql = match target {
+            Target::Statement(name) => {
+                let sql = self.prepared.get(name).cloned();
+                let sql = sql.ok_or_else(|| unknown_statement(name))?;
+                say(b't', b"\0\0", out);
+                sql
+            }
+            Target::Portal(name) => self.portal(name)?,
+        };
+        if first_word(&sql) == b"select" {
+            let row = [b"\0\x01", &sql[..], b"\0", &[0; 18]].concat();
+            say(b'T', &row, out);
+        } else {
+            say(b'n', b"", out);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, portal: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        let sql = self.portal(portal)?;
+        if solid(&sql, true).is_empty() {
+            say(b'I', b"", out);
+            return Ok(());
+        }
+        self.run(&sql, out)
+    }
+
+    fn portal(&self, name: &[u8]) -> Result<Vec<u8>, Error> {
+        let sql = self.portals.get(name).cloned();
+        sql.ok_or_else(|| ("34000", named("portal", name, "does not exist")))
+    }
+
+    /// A failed transaction allows nothing but its end.
+    fn allows(&self, sql: &[u8]) -> Result<(), Error> {
+        let ends = matches!(
+            &*first_word(sql),
+            b"commit" | b"end" | b"rollback" | b"abort"
+        );
+        match self.transaction == Transaction::Failed && !ends {
+            true => Err(("25P02", "current transaction is aborted".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn run(&mut self, sql: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        self.allows(sql)?;
+        let word = first_word(sql);
+        let second = solid(sql, true).get(1).copied();
+        let second_is = |word| second.is_some_and(|token| token.is(sql, word));
+        let mut tag = word.to_ascii_uppercase();
+        match &*word {
+            _ if says_fail(sql) => return Err(("22012", "division by zero".to_owned())),
+            b"begin" | b"start" => self.transaction = Transaction::Open,
+            b"commit" | b"end" => {
+                let failed = self.transaction == Transaction::Failed;
+                tag = if failed {
+                    b"ROLLBACK".to_vec()
+                } else {
+                    b"COMMIT".to_vec()
+                };
+                self.transaction = Transaction::None;
+            }
+            b"rollback" | b"abort" if second_is("to") => {
+                if self.transaction == Transaction::None {
+                    return Err(("25P01", "no transaction is open".to_owned()));
+                }
+                self.transaction = Transaction::Open;
+            }
+            b"rollback" | b"abort" => self.transaction = Transaction::None,
+            b"discard" if second_is("all") => {
+                if self.transaction == Transaction::Open {
+                    return Err(("25001", "not in a transaction".to_owned()));
+                }
+                self.prepared.clear();
+                self.portals.clear();
+            }
+            b"deallocate" => match command::deallocate(sql) {
+                Some((name, _)) if self.prepared.remove(&*name).is_none() => {
+                    return Err(unknown_statement(&name));
+                }
+                Some(_) => {}
+                None if solid(sql, true).iter().any(|token| token.is(sql, "all")) => {
+                    self.prepared.clear();
+                }
+                None => return Err(("42601", "syntax error".to_owned())),
+            },
+            b"select" => {
+                let length = (sql.len() as i32).to_be_bytes();
+                say(b'D', &[b"\0\x01", &length[..], sql].concat(), out);
+            }
+            b"prepare" | b"execute" | b"copy" => return Err(("0A000", "no".to_owned())),
+            _ => {}
+        }
+        say(b'C', &[&tag[..], b"\0"].concat(), out);
+        Ok(())
+    }
+}
+
+/// Whether a word of the text says that it fails.
+fn says_fail(sql: &[u8]) -> bool {
+    solid(sql, true)
+        .iter()
+        .any(|token| token.is(sql, "fail") || token.kind == Kind::Broken)
+}
+
+fn first_word(sql: &[u8]) -> Vec<u8> {
+    let first = solid(sql, true).first().copied();
+    first.map_or_else(Vec::new, |token| token.text(sql).to_ascii_lowercase())
+}
+
+fn unknown_statement(name: &[u8]) -> Error {
+    ("26000", named("prepared statement", name, "does not exist"))
+}
+
+fn named(what: &str, name: &[u8], why: &str) -> String {
+    format!("{what} \"{}\" {why}", name.escape_ascii())
+}
+
+fn say_error((state, text): Error, out: &mut Vec<u8>) {
+    let body = format!("SERROR\0VERROR\0C{state}\0M{text}\0\0");
+    say(b'E', body.as_bytes(), out);
+}
+
+fn say(tag: u8, body: &[u8], out: &mut Vec<u8>) {
+    out.push(tag);
+    out.extend((body.len() as i32 + 4).to_be_bytes());
+    out.extend(body);
+}
