@@ -218,7 +218,7 @@ fn hand_over(socket: TcpStream, proxy: &Arc<Proxy>, workers: &Workers) -> io::Re
 
 /// For how many seconds what is known of functions' effects is believed. Changes that pass through
 /// the proxy are known at once.
-const EFFECTS_SECONDS: u64 = 60;
+const EFFECTS_SECONDS: u64 = 300;
 
 /// What is done every second.
 async fn tend(proxy: Arc<Proxy>) {

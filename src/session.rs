@@ -335,7 +335,10 @@ impl Session {
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
             Verb::Routine => {
                 self.shared.registry.begin_epoch();
-                self.redefined = true;
+                let known = self.shared.effects.get(&self.database);
+                self.redefined |= known.zip(text()).is_none_or(|(known, definition)| {
+                    known.may_change_by(definition, self.has_conforming_strings())
+                });
             }
             Verb::DeallocateAll => {
                 self.statements.clear_named();
@@ -486,7 +489,9 @@ fn tracked(
     if class.statements.iter().all(plain) {
         return None;
     }
-    let by_text = |s: &crate::sql::Statement| matches!(s.verb, Verb::Setting | Verb::Deallocate);
+    let by_text = |s: &crate::sql::Statement| {
+        matches!(s.verb, Verb::Setting | Verb::Deallocate | Verb::Routine)
+    };
     let text = class.statements.iter().any(by_text).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
     let changes = class.statements.iter().any(by_call).then(|| {

@@ -358,8 +358,10 @@ impl Session {
             }
         }
         match server.queue.front().map(|expected| &expected.what) {
-            Some(Expect::Settings | Expect::Inspection) => {
-                return Err(ServerFault::Settings(body.to_vec()));
+            Some(Expect::Settings) => return Err(ServerFault::Settings(body.to_vec())),
+            Some(Expect::Inspection) => {
+                server.unanswered = true;
+                return Ok(());
             }
             Some(Expect::Query {
                 tracked, renamed, ..

@@ -188,6 +188,8 @@ pub struct Floors {
     write: Option<Tick>,
     /// When the primary last showed it data: everybody's commits up to that moment.
     read: Option<Tick>,
+    /// When it began: what had been acknowledged to anybody by then.
+    began: Option<Tick>,
     /// The replica that last showed it data.
     replica: Option<Seen>,
     /// For the history checker, which must be seen to fail without it.
@@ -227,7 +229,16 @@ impl Floors {
 
     /// A new session: it reads what had been acknowledged to anybody by `moment`.
     pub fn begin(&mut self, moment: Tick) {
-        self.read = Some(moment);
+        self.began = Some(moment);
+    }
+
+    /// While there is no primary, nobody can say how far it had come. What others had been told
+    /// before the session began is then no reason to serve it nothing at all.
+    pub fn without_primary(&self) -> Floors {
+        Floors {
+            began: None,
+            ..self.clone()
+        }
     }
 
     /// The primary has shown data.
@@ -244,6 +255,7 @@ impl Floors {
     pub fn read_replica<R: Replica>(&mut self, primary: &Clock, replica: &R, life: Incarnation) {
         self.write = None;
         self.read = None;
+        self.began = None;
         self.replica = Some(Seen {
             node: replica.id(),
             incarnation: life,
@@ -271,7 +283,12 @@ impl Floors {
         if self.write.is_some_and(|tick| !covers(primary.after(tick))) {
             return Freshness::MissesWrite;
         }
-        if self.read.is_some_and(|tick| !covers(primary.after(tick))) {
+        let shown = [self.read, self.began];
+        if shown
+            .iter()
+            .flatten()
+            .any(|&tick| !covers(primary.after(tick)))
+        {
             return Freshness::MissesReads;
         }
         let Some(seen) = self.replica else {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use super::inspection::Fact;
-use crate::sql::lexer::mentions;
+use crate::sql::lexer::{Kind, Lexer, mentions, string_content};
 use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Verb};
 
@@ -72,22 +72,36 @@ pub enum Suspicion {
     UnknownSettings,
 }
 
-/// Asks for all of it. A function is suspicious by its text, or by naming one that is.
+/// Asks for all of it. A function is suspicious by its text, or by naming one that is. Of one whose
+/// body is no text, the server has noted what it calls; and what one in C does that comes from no
+/// extension, nobody knows: such bodies are told as `set_config(x)`, the worst that there is.
 pub(super) const QUESTION: &str = r"
 WITH RECURSIVE bodies AS (
-    SELECT p.oid, p.proname,
-        coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc) AS body
+    SELECT p.oid, pg_catalog.lower(p.proname::pg_catalog.text) AS folded, p.proname,
+        CASE WHEN l.lanname <> 'c' AND p.prosqlbody IS NULL THEN pg_catalog.lower(p.prosrc)
+            WHEN l.lanname = 'c' OR EXISTS (SELECT FROM pg_catalog.pg_proc b
+                WHERE b.proname ~ '^(set_config|setseed|pg_(try_)?advisory_(un)?lock)' AND
+                    pg_catalog.strpos(p.prosqlbody::pg_catalog.text, ':funcid ' || b.oid || ' ') > 0)
+            THEN 'set_config(x)' ELSE '' END AS body
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-    WHERE l.lanname NOT IN ('internal', 'c') AND p.pronamespace NOT IN (
-        'pg_catalog'::pg_catalog.regnamespace, 'information_schema'::pg_catalog.regnamespace)
+    WHERE l.lanname <> 'internal' AND p.pronamespace NOT IN (
+            'pg_catalog'::pg_catalog.regnamespace,
+            'information_schema'::pg_catalog.regnamespace)
+        AND NOT (l.lanname = 'c' AND EXISTS (SELECT FROM pg_catalog.pg_depend d
+            WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid
+                AND d.deptype = 'e'))
 ), suspicious AS (
-    SELECT oid, proname, body FROM bodies WHERE body ~*
-        '(^|[;''$]|\y(begin|then|else|loop)\y)(\s|--[^\n]*\n)*(set|reset)\s' OR body ~*
-        'set_config|advisory_(un)?lock|\yexecute\s+[a-z_$]' OR body ~*
+    SELECT oid, folded, proname, body FROM bodies WHERE body ~
+        '(^|[;''$]|\y(begin|then|else|loop)\y)(\s|--[^\n]*\n)*(set|reset)\s' OR body ~
+        'set_config|advisory_(un)?lock|\yexecute\s+[a-z_$]|_shared|\y(gd|sd)\y' OR body ~
         '\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\y'
     UNION
-    SELECT b.oid, b.proname, b.body FROM bodies b JOIN suspicious s
-        ON pg_catalog.strpos(pg_catalog.lower(b.body), pg_catalog.lower(s.proname)) > 0
+    SELECT b.oid, b.folded, b.proname, b.body FROM bodies b JOIN suspicious s
+        ON pg_catalog.strpos(b.body, s.folded) > 0 OR b.body = '' AND EXISTS (
+            SELECT FROM pg_catalog.pg_depend d
+            WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = b.oid
+                AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                AND d.refobjid = s.oid)
 ), users AS (
     SELECT t.tgrelid AS relation FROM suspicious s JOIN pg_catalog.pg_trigger t ON t.tgfoid = s.oid
     UNION SELECT r.ev_class FROM suspicious s
@@ -104,6 +118,64 @@ WITH RECURSIVE bodies AS (
 SELECT 'effect', proname::pg_catalog.text, pg_catalog.left(body, 100000) FROM suspicious
 UNION ALL SELECT 'effect', c.relname::pg_catalog.text, NULL
     FROM users JOIN pg_catalog.pg_class c ON c.oid = users.relation";
+
+/// Words that tell of an effect wherever they stand in a definition, sorted: those of the
+/// [`QUESTION`], and what is not defined by its text.
+const TELLING: [&str; 27] = [
+    "_shared",
+    "deallocate",
+    "discard",
+    "execute",
+    "extension",
+    "gd",
+    "listen",
+    "load",
+    "pg_advisory_lock",
+    "pg_advisory_lock_shared",
+    "pg_advisory_unlock",
+    "pg_advisory_unlock_all",
+    "pg_advisory_unlock_shared",
+    "pg_advisory_xact_lock",
+    "pg_advisory_xact_lock_shared",
+    "pg_temp",
+    "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared",
+    "prepare",
+    "rename",
+    "schema",
+    "sd",
+    "set_config",
+    "set_limit",
+    "setseed",
+    "temp",
+    "temporary",
+];
+
+/// Whether a SET or RESET begins a statement somewhere in `sql`, in its strings too, or it is in
+/// another language.
+fn sets(sql: &[u8], conforming: bool) -> bool {
+    let mut lexer = Lexer::new(sql, conforming);
+    let mut begins = true;
+    let mut names_language = false;
+    while let Some(token) = lexer.solid() {
+        let is = |word: &&str| token.is(sql, word);
+        if begins && ["set", "reset"].iter().any(is) {
+            return true;
+        }
+        if token.kind == Kind::String {
+            let inner = string_content(token.text(sql));
+            if inner.len() < token.end - token.start && sets(inner, conforming) {
+                return true;
+            }
+        }
+        if names_language && !["sql", "plpgsql"].iter().any(is) {
+            return true;
+        }
+        names_language = is(&"language");
+        begins = token.kind == Kind::Semicolon || ["begin", "then", "else", "loop"].iter().any(is);
+    }
+    false
+}
 
 impl Effects {
     /// From the answer to the [`QUESTION`].
@@ -131,6 +203,18 @@ impl Effects {
         effects.settings.sort_unstable();
         effects.settings.dedup();
         effects
+    }
+
+    /// Whether a definition of a function, trigger, rule or view may change what is known here. Most
+    /// do not, and asking again costs.
+    pub fn may_change_by(&self, definition: &[u8], conforming: bool) -> bool {
+        sets(definition, conforming)
+            || mentions(definition, conforming, true, &mut |name| {
+                let telling = TELLING
+                    .binary_search_by(|word| word.as_bytes().cmp(name))
+                    .is_ok();
+                telling || self.names.contains_key(name)
+            })
     }
 
     /// The settings to ask for by name after anything suspicious.
@@ -213,6 +297,45 @@ mod tests {
             ),
         ] {
             assert_eq!(judge(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn most_definitions_change_nothing() {
+        assert!(TELLING.is_sorted());
+        let effects = Effects::read(&[fact("enter", Some("perform set_config('a.b', $1, false)"))]);
+        for (sql, expected) in [
+            (
+                "create function f() returns int language sql as 'update t set a = 1'",
+                false,
+            ),
+            ("create view v as select 1", false),
+            ("create function f() returns int language c as 'f'", true),
+            (
+                "create function f() returns void language plpgsql as $$ begin
+                 if a then set work_mem = '1MB'; end if; end $$",
+                true,
+            ),
+            (
+                "create function f() returns int language sql as 'select enter(1)'",
+                true,
+            ),
+            (
+                "create function f() returns void language plpgsql as $$ begin execute 'x'; end $$",
+                true,
+            ),
+            (
+                "create trigger t before insert on a execute function f()",
+                true,
+            ),
+            ("alter function enter rename to go", true),
+            ("create extension e", true),
+        ] {
+            assert_eq!(
+                effects.may_change_by(sql.as_bytes(), true),
+                expected,
+                "{sql}"
+            );
         }
     }
 

@@ -82,6 +82,9 @@ impl Session {
     /// Takes what the server has answered.
     pub fn inspected(&mut self, server: &mut ServerState) {
         let facts = std::mem::take(&mut server.facts);
+        if std::mem::take(&mut server.unanswered) {
+            return self.not_inspected();
+        }
         if !self.unjudged.is_empty() {
             let effects = Arc::new(Effects::read(&facts));
             let shared = self.shared.clone();
@@ -115,6 +118,22 @@ impl Session {
             {
                 self.pins.found(*pin, name.as_deref().unwrap_or(b""));
             }
+        }
+    }
+}
+
+impl Session {
+    /// The server could not answer: something was dropped while it looked, say. What it was asked for
+    /// is taken to be so.
+    fn not_inspected(&mut self) {
+        if self.unjudged.is_empty() {
+            self.uncertain = false;
+            self.config_names.clear();
+            self.pins.assume_all();
+        } else {
+            self.unjudged.clear();
+            self.uncertain = true;
+            self.pins.look_at_all();
         }
     }
 }

@@ -86,6 +86,13 @@ impl Pins {
         self.suspects
     }
 
+    /// What is suspected can't be known: all of it is taken to be there, and the settings not to be
+    /// known.
+    pub fn assume_all(&mut self) {
+        self.held.0 |= std::mem::take(&mut self.suspects).0;
+        self.held.insert(Pin::Settings);
+    }
+
     /// The server is about to tell all about what is suspected: what it does not name is not there.
     pub fn begin_report(&mut self) {
         self.held.0 &= !self.suspects.0;

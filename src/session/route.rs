@@ -158,6 +158,14 @@ pub fn read_route<N: Candidate>(
     if policy.guarantee == Guarantee::Primary {
         return ReadRoute::Primary(Reason::Level);
     }
+    let alone;
+    let floors = match primary_load {
+        Some(_) => floors,
+        None => {
+            alone = floors.without_primary();
+            &alone
+        }
+    };
     let mut fresh: SmallVec<[(usize, Incarnation); 8]> = SmallVec::new();
     let mut missed = Reason::NoReplica;
     let mut nearly = false;
@@ -365,6 +373,22 @@ mod tests {
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
         assert!(matches!(route(&floors), ReadRoute::Replica { .. }));
+    }
+
+    #[test]
+    fn a_new_session_reads_what_others_were_told_before_it() {
+        let (primary, nodes) = (Clock::new(), cluster(2));
+        let mut floors = Floors::default();
+        floors.begin(primary.begin());
+        let route = |load| read_route(&floors, &POLICY, &primary, &nodes, load, 0);
+        assert_eq!(route(Some(1.0)), ReadRoute::Gate);
+        assert!(
+            matches!(route(None), ReadRoute::Replica { .. }),
+            "there is no primary to say what that was"
+        );
+        let tick = primary.begin();
+        primary.complete(tick, Lsn(100));
+        assert!(matches!(route(Some(1.0)), ReadRoute::Replica { .. }));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct ServerState {
     pub(super) copy_in: Option<CopyIn>,
     /// Rows of the answer to a question of the proxy's own.
     pub(super) facts: Vec<Fact>,
+    /// It could not answer it.
+    pub(super) unanswered: bool,
 }
 
 impl ServerState {
@@ -73,6 +75,7 @@ impl ServerState {
             drawn_by: None,
             copy_in: None,
             facts: Vec::new(),
+            unanswered: false,
         }
     }
 
