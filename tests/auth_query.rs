@@ -387,10 +387,14 @@ fn a_replica_knows_roles_while_there_is_no_primary() {
     let cluster = start(1);
     make(&cluster, "reader", "LOGIN PASSWORD 'secret'");
     let gateway = gateway(&cluster, AS_SUPERUSER);
-    assert_eq!(
-        log_in(&cluster, gateway.port, ("reader", "secret")),
-        "reader"
-    );
+    // From then on a new session needs no more of the primary than the replica has.
+    wait_for("the replica to serve a new session", || {
+        assert_eq!(
+            log_in(&cluster, gateway.port, ("reader", "secret")),
+            "reader"
+        );
+        gateway.metric("tidegate_queries_total", "route=\"replica\"") > 0.0
+    });
     cluster.primary().stop(StopMode::Immediate).expect("stop");
     assert_eq!(
         log_in(&cluster, gateway.port, ("reader", "secret")),
