@@ -277,7 +277,7 @@ fn refusals_are_clear() {
         "SELECT 1",
     );
     assert!(
-        replication.contains("replication connections are not supported"),
+        replication.contains("replication connections are not passed through"),
         "{replication}"
     );
 
