@@ -1,6 +1,7 @@
 //! Who may log in, and how both ends of a login speak: clients here, and this proxy at the servers.
 //! Never reads or writes a socket: message bodies go in, and what to answer comes out.
 
+mod channel;
 mod client;
 pub mod lookup;
 pub mod md5;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::config::{Auth, AuthMethod, Secret, User};
 use scram::{Verifier, VerifierError};
 
+pub use channel::{CertificateCause, Channel, Shown};
 pub use client::{Accepted, AuthRequest, Cause, ClientAuth, Rejection, Step};
 pub use scram::Credential;
 pub use server::{AuthError, Reply, ServerAuth};

@@ -22,6 +22,7 @@ use self::pool::{Pool, PoolKey};
 use self::roles::Roles;
 use crate::auth::Proven;
 use crate::config::{self, Config, Secret};
+use crate::net::tls::{Material, NodeSide};
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica, Tick};
 use crate::telemetry;
 
@@ -64,11 +65,10 @@ pub struct Topology {
 }
 
 impl Cluster {
-    fn new(config: &Arc<Config>, cluster: &config::Cluster) -> Arc<Cluster> {
-        let nodes = cluster
-            .nodes
-            .iter()
-            .map(|node| Arc::new(Node::new(&cluster.name, node, &config.routing)));
+    fn new(config: &Arc<Config>, tls: &Material, cluster: &config::Cluster) -> Arc<Cluster> {
+        let tls = tls.for_cluster(&cluster.name);
+        let new = |node| Node::new(&cluster.name, node, &config.routing, tls.clone());
+        let nodes = cluster.nodes.iter().map(|node| Arc::new(new(node)));
         let topology = Topology {
             nodes: nodes.collect(),
             primary: None,
@@ -295,7 +295,12 @@ impl Cluster {
     }
 
     /// Applies a changed configuration: nodes come and go, the others stay as they are.
-    fn apply(self: &Arc<Self>, config: &Arc<Config>, cluster: &config::Cluster) {
+    fn apply(
+        self: &Arc<Self>,
+        config: &Arc<Config>,
+        tls: &Arc<NodeSide>,
+        cluster: &config::Cluster,
+    ) {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.topology.load_full();
         let same =
@@ -304,9 +309,10 @@ impl Cluster {
         for wanted in &cluster.nodes {
             if let Some(known) = old.nodes.iter().find(|node| same(node, wanted)) {
                 known.configure(wanted, &config.routing);
+                known.tls.store(tls.clone());
                 nodes.push(known.clone());
             } else {
-                let node = Arc::new(Node::new(&self.name, wanted, &config.routing));
+                let node = Arc::new(Node::new(&self.name, wanted, &config.routing, tls.clone()));
                 tracing::info!(cluster = %self.name, node = %node.name, "node added");
                 nodes.push(node);
             }
@@ -332,6 +338,12 @@ impl Cluster {
         }
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
+        }
+        let previous = old.config.clusters.iter().find(|c| c.name == self.name);
+        if previous.is_some_and(|previous| previous.tls != cluster.tls) {
+            // Idle servers were opened under other rules.
+            let pools = nodes.iter().flat_map(|node| node.pools.iter());
+            pools.for_each(|pool| pool.close_stale(Incarnation(0)));
         }
         self.reconsider();
     }
@@ -437,11 +449,11 @@ pub struct Clusters {
 
 impl Clusters {
     /// Starts watching every node. To be called within the runtime that is to do so.
-    pub fn start(config: &Arc<Config>) -> Clusters {
+    pub fn start(config: &Arc<Config>, tls: &Material) -> Clusters {
         let list = config
             .clusters
             .iter()
-            .map(|cluster| Cluster::new(config, cluster))
+            .map(|cluster| Cluster::new(config, tls, cluster))
             .collect();
         Clusters {
             list: ArcSwap::from_pointee(list),
@@ -476,16 +488,16 @@ impl Clusters {
     }
 
     /// Applies a changed configuration.
-    pub fn apply(&self, config: &Arc<Config>) {
+    pub fn apply(&self, config: &Arc<Config>, tls: &Material) {
         let old = self.list.load_full();
         let mut list = Vec::with_capacity(config.clusters.len());
         for wanted in &config.clusters {
             match old.iter().find(|cluster| cluster.name == wanted.name) {
                 Some(known) => {
-                    known.apply(config, wanted);
+                    known.apply(config, &tls.for_cluster(&wanted.name), wanted);
                     list.push(known.clone());
                 }
-                None => list.push(Cluster::new(config, wanted)),
+                None => list.push(Cluster::new(config, tls, wanted)),
             }
         }
         let gone = old

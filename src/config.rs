@@ -5,15 +5,17 @@ pub mod diff;
 mod error;
 mod parse;
 mod section;
+mod tls;
 mod units;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use diff::{Diff, diff};
 pub use error::{ConfigError, Fault};
+pub use tls::{ListenTls, NodeTls, OfferMode, SslMode};
 pub use units::DURATION_MAX;
 
 /// One file's worth of configuration. Equal configs behave alike.
@@ -39,12 +41,24 @@ impl Config {
             path: path.to_owned(),
             error,
         })?;
-        Config::parse(&text, &path.display().to_string())
+        let origin = path.display().to_string();
+        let directory = path.parent().unwrap_or(Path::new(""));
+        parse::config(error::Source {
+            origin: &origin,
+            text: &text,
+            directory,
+        })
     }
 
-    /// Reads a config from its text; `origin` is the name it goes by in errors.
+    /// Reads a config from its text; `origin` is the name it goes by in errors. Files that it names
+    /// are relative to the current directory.
     pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
-        parse::config(error::Source { origin, text })
+        let directory = Path::new("");
+        parse::config(error::Source {
+            origin,
+            text,
+            directory,
+        })
     }
 
     /// What is allowed, and most likely not meant: one sentence each.
@@ -65,6 +79,17 @@ impl Config {
                 r#"auth.method = "trust" lets anyone who can reach {address} log in without a password"#
             ));
         }
+        for cluster in &self.clusters {
+            let NodeTls {
+                mode, root_cert, ..
+            } = &cluster.tls;
+            if root_cert.is_some() && *mode < SslMode::Require {
+                warnings.push(format!(
+                    r#"cluster "{}": a node whose certificate is not from sslrootcert is spoken to without TLS; sslmode = "verify-ca" or "verify-full" would refuse it"#,
+                    cluster.name
+                ));
+            }
+        }
         warnings
     }
 }
@@ -73,6 +98,10 @@ impl Config {
 pub struct Listen {
     /// At least one.
     pub address: Vec<SocketAddr>,
+    /// Where there is a Unix socket for each of the addresses' ports.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// `None` offers no TLS.
+    pub tls: Option<ListenTls>,
     pub max_clients: usize,
     /// How many threads serve clients; 0 is one per core.
     pub workers: usize,
@@ -86,6 +115,8 @@ impl Default for Listen {
     fn default() -> Listen {
         Listen {
             address: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 6432))],
+            unix_socket_dir: None,
+            tls: None,
             max_clients: 10_000,
             workers: 0,
             login_timeout: Duration::from_secs(60),
@@ -148,10 +179,12 @@ pub enum AuthMethod {
     Md5,
     #[default]
     ScramSha256,
+    /// By a certificate whose common name is the user's name.
+    Cert,
 }
 
 /// Somebody who may log in, by a password or by a verifier but not both; by neither under
-/// [`AuthMethod::Trust`] only.
+/// [`AuthMethod::Trust`] and [`AuthMethod::Cert`] only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub name: String,
@@ -355,6 +388,7 @@ pub struct Cluster {
     pub databases: Vec<String>,
     /// Who probes the nodes.
     pub monitor: Option<Monitor>,
+    pub tls: NodeTls,
     /// At least one.
     pub nodes: Vec<Node>,
 }
@@ -371,7 +405,8 @@ pub struct Monitor {
 pub struct Node {
     /// Distinct in its cluster; the address unless given.
     pub name: String,
-    /// A host name or an IP address, without brackets.
+    /// A host name, an IP address without brackets, or the directory of a Unix socket, which
+    /// begins with a slash.
     pub host: String,
     pub port: u16,
     pub zone: Option<String>,
@@ -380,10 +415,15 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether it is reached through a Unix socket.
+    pub fn is_local(&self) -> bool {
+        self.host.starts_with('/')
+    }
+
     /// `host:port`, with an IPv6 address in brackets.
     pub fn address(&self) -> String {
         let Node { host, port, .. } = self;
-        match host.contains(':') {
+        match host.contains(':') && !self.is_local() {
             true => format!("[{host}]:{port}"),
             false => format!("{host}:{port}"),
         }
@@ -445,6 +485,8 @@ mod tests {
                 assert_eq!(lookup.cache, Lookup::CACHE);
             }
             sample.routing.zone = None;
+            sample.listen.tls = None;
+            sample.listen.unix_socket_dir = None;
             sample.routing.safe_functions.clear();
             sample.routing.unsafe_functions.clear();
             assert_eq!(sample, Config::default());

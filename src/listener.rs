@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -18,6 +18,8 @@ use crate::auth::{Users, UsersError};
 use crate::cluster::Clusters;
 use crate::config::{self, Config, ConfigError};
 use crate::net::stream::Stream;
+use crate::net::tls::{FileError, Material};
+use crate::net::unix::{self, SocketError, SocketFile};
 use crate::proxy::cancel::Sessions;
 use crate::proxy::{self, Proxy, handshake};
 use crate::session::Shared;
@@ -46,6 +48,10 @@ pub enum RunError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error("cannot listen on the Unix socket {}: {error}", path.display())]
+    Socket { path: PathBuf, error: SocketError },
+    #[error("{0}")]
+    Tls(#[from] FileError),
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
@@ -56,24 +62,26 @@ pub enum RunError {
 /// When it cannot start; once it runs, it runs.
 pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     let users = Users::new(&config.auth)?;
+    let tls = Material::load(&config)?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let config = Arc::new(config);
     let workers = start_workers(config.listen.workers)?;
     control.block_on(async {
-        let listeners = listen(&config.listen.address)?;
+        let (listeners, socket_files) = listen(&config.listen)?;
         let http = match config.http.address {
             Some(address) => Some(bind(address)?),
             None => None,
         };
-        for warning in config.warnings() {
+        for warning in config.warnings().iter().chain(&tls.warnings) {
             tracing::warn!("{warning}");
         }
         let proxy = Arc::new(Proxy {
             shared: ArcSwap::from_pointee(shared(&config)),
             users: ArcSwap::from_pointee(users),
-            clusters: Clusters::start(&config),
+            clusters: Clusters::start(&config, &tls),
+            tls: ArcSwap::from_pointee(tls),
             sessions: Sessions::default(),
             welcomes: handshake::Welcomes::default(),
             draining: false.into(),
@@ -92,6 +100,8 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         for task in accepting {
             task.abort();
         }
+        // Whoever takes our place may have the name.
+        drop(socket_files);
         shut_down(&proxy, &mut signals).await;
         Ok(())
     })
@@ -161,13 +171,69 @@ impl Workers {
     }
 }
 
-fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, RunError> {
-    let listeners: Result<Vec<_>, _> = addresses.iter().map(|&address| bind(address)).collect();
-    let listeners = listeners?;
-    for listener in &listeners {
-        tracing::info!(address = %listener.local_addr()?, "listening");
+/// Where clients come in.
+enum Entrance {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A client's socket, on its way to a worker's runtime.
+enum Arrived {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Entrance {
+    async fn accept(&self) -> io::Result<Arrived> {
+        match self {
+            Entrance::Tcp(listener) => {
+                let (socket, _) = listener.accept().await?;
+                socket.into_std().map(Arrived::Tcp)
+            }
+            Entrance::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                socket.into_std().map(Arrived::Unix)
+            }
+        }
     }
-    Ok(listeners)
+}
+
+impl Arrived {
+    /// Makes it the current thread's.
+    fn settle(self) -> io::Result<Stream> {
+        match self {
+            Arrived::Tcp(socket) => Stream::tcp(TcpStream::from_std(socket)?),
+            Arrived::Unix(socket) => Ok(Stream::Unix(UnixStream::from_std(socket)?)),
+        }
+    }
+}
+
+/// Listens on every address, and on a Unix socket for each of their ports. The files of these are
+/// removed when the second value is dropped.
+fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), RunError> {
+    let (mut entrances, mut ports) = (Vec::new(), Vec::new());
+    for &address in &config.address {
+        let listener = bind(address)?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "listening");
+        ports.push(address.port());
+        entrances.push(Entrance::Tcp(listener));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    let mut files = Vec::new();
+    for (directory, port) in
+        (config.unix_socket_dir.iter()).flat_map(|d| ports.iter().map(move |p| (d, *p)))
+    {
+        let (listener, file) = unix::listen(directory, port).map_err(|error| RunError::Socket {
+            path: unix::path(directory, port),
+            error,
+        })?;
+        tracing::info!(path = %file.path().display(), "listening");
+        entrances.push(Entrance::Unix(listener));
+        files.push(file);
+    }
+    Ok((entrances, files))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
@@ -184,14 +250,10 @@ fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
     bind().map_err(|error| RunError::Listen { address, error })
 }
 
-async fn accept(listener: TcpListener, proxy: Arc<Proxy>, workers: Workers) {
+async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Workers) {
     loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                if let Err(error) = hand_over(socket, &proxy, &workers) {
-                    tracing::debug!(%error, "client lost before it was served");
-                }
-            }
+        match entrance.accept().await {
+            Ok(socket) => hand_over(socket, &proxy, &workers),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a client");
                 // Out of descriptors, most likely: some may be free soon.
@@ -201,19 +263,17 @@ async fn accept(listener: TcpListener, proxy: Arc<Proxy>, workers: Workers) {
     }
 }
 
-fn hand_over(socket: TcpStream, proxy: &Arc<Proxy>, workers: &Workers) -> io::Result<()> {
+fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Workers) {
     let worker = workers.next();
     let (proxy, clients) = (proxy.clone(), worker.clients.clone());
-    let socket = socket.into_std()?;
     clients.fetch_add(1, Ordering::Relaxed);
     worker.runtime.spawn(async move {
-        let stream = TcpStream::from_std(socket).and_then(Stream::tcp);
-        if let Ok(stream) = stream {
-            proxy::serve(proxy, stream).await;
+        match socket.settle() {
+            Ok(stream) => proxy::serve(proxy, stream).await,
+            Err(error) => tracing::debug!(%error, "client lost before it was served"),
         }
         clients.fetch_sub(1, Ordering::Relaxed);
     });
-    Ok(())
 }
 
 /// For how many seconds what is known of functions' effects is believed. Changes that pass through
@@ -288,7 +348,10 @@ fn reload(proxy: &Proxy, path: PathBuf) {
 fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
     let old = proxy.config.load_full();
     let diff = config::diff(&old, &new);
-    if diff.is_empty() {
+    // Read anew even if nothing has changed in the configuration: certificates are renewed so.
+    let tls = Material::load(&new)?;
+    let renewed = tls.hash != proxy.tls.load().hash;
+    if diff.is_empty() && !renewed {
         tracing::info!("configuration reloaded: nothing has changed");
         return Ok(());
     }
@@ -299,9 +362,14 @@ fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
         // Sessions that are open keep the rules and classes that they have.
         proxy.shared.store(Arc::new(shared(&new)));
     }
-    proxy.clusters.apply(&new);
+    proxy.clusters.apply(&new, &tls);
+    for warning in &tls.warnings {
+        tracing::warn!("{warning}");
+    }
+    proxy.tls.store(Arc::new(tls));
     proxy.config.store(new);
-    tracing::info!(changes = %diff, "configuration reloaded");
+    let files = if renewed { "changed" } else { "unchanged" };
+    tracing::info!(changes = %diff, certificates = files, "configuration reloaded");
     for section in diff.needs_restart {
         tracing::warn!(section, "this change applies after a restart");
     }

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use tidegate::auth::Users;
 use tidegate::config::{Config, LogFormat};
 use tidegate::demo::walk;
+use tidegate::net::tls::Material;
 use tidegate::{listener, telemetry};
 
 #[global_allocator]
@@ -75,7 +76,9 @@ fn run(config: Config, path: &std::path::Path) -> ExitCode {
     }
     match listener::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ listener::RunError::Users(_)) => fail(EXIT_CONFIG, &error),
+        Err(error @ (listener::RunError::Users(_) | listener::RunError::Tls(_))) => {
+            fail(EXIT_CONFIG, &error)
+        }
         Err(error) => fail(EXIT_FAILED, &error),
     }
 }
@@ -84,7 +87,11 @@ fn check(config: &Config) -> ExitCode {
     if let Err(error) = Users::new(&config.auth) {
         return fail(EXIT_CONFIG, &error);
     }
-    for warning in config.warnings() {
+    let tls = match Material::load(config) {
+        Ok(tls) => tls,
+        Err(error) => return fail(EXIT_CONFIG, &error),
+    };
+    for warning in config.warnings().iter().chain(&tls.warnings) {
         eprintln!("warning: {warning}");
     }
     println!("configuration is valid");

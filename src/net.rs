@@ -1,9 +1,11 @@
 //! Sockets and the buffers that are used with them.
 //!
-//! Owns: byte streams, plain today, with the place where TLS goes. Never: knows what the bytes mean.
+//! Owns: byte streams, over TCP, TLS and Unix sockets. Never: knows what the bytes mean.
 
 pub mod buffers;
 pub mod stream;
+pub mod tls;
+pub mod unix;
 
 use std::cell::Cell;
 

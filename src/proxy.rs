@@ -49,6 +49,7 @@ use crate::cluster::{Cluster, Clusters};
 use crate::config::{Config, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
+use crate::net::tls::Material;
 use crate::session::answers::{Answer, ServerFault};
 use crate::session::consistency::{NodeId, Replica};
 use crate::session::pipeline::{Batch, End, Planned};
@@ -63,6 +64,7 @@ use crate::wire::message::Status;
 pub struct Proxy {
     pub config: ArcSwap<Config>,
     pub users: ArcSwap<Users>,
+    pub tls: ArcSwap<Material>,
     pub clusters: Clusters,
     pub sessions: Sessions,
     /// What new sessions share; replaced when the rules for functions change.
@@ -82,10 +84,11 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
     if let Some(Admitted::Session(welcome)) = admitted {
         let mut client = Client::new(&proxy, *welcome, guest.handle.clone());
         let PoolKey { user, database } = &client.key;
-        tracing::debug!(?peer, user, database, "client logged in");
+        let tls = client.stream.tls().map(|tls| tls.parameters());
+        tracing::debug!(%peer, user, database, tls, "client logged in");
         client.run().await;
         client.end().await;
-        tracing::debug!(?peer, "client gone");
+        tracing::debug!(%peer, "client gone");
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
         upstream.pass(stream, inbox, &guest.handle).await;
     }

@@ -52,6 +52,8 @@ pub fn metrics() -> &'static Metrics {
 pub struct Metrics {
     pub clients: Gauge,
     pub client_connects: Counter,
+    pub tls_handshakes: Counter,
+    pub tls_failures: Counter,
     pub client_bytes_received: Counter,
     pub client_bytes_sent: Counter,
     pub pinned_sessions: Gauge,
@@ -83,9 +85,13 @@ impl Metrics {
         let gate = |result| counter!("tidegate_gate_waits_total", "result" => result);
         let reloads = |result| counter!("tidegate_config_reloads_total", "result" => result);
         let lookups = |result| counter!("tidegate_role_lookups_total", "result" => result);
+        let handshakes =
+            |result| counter!("tidegate_client_tls_handshakes_total", "result" => result);
         Metrics {
             clients: gauge!("tidegate_clients"),
             client_connects: counter!("tidegate_client_connects_total"),
+            tls_handshakes: handshakes("ok"),
+            tls_failures: handshakes("failed"),
             client_bytes_received: counter!("tidegate_client_bytes_total", "direction" => "received"),
             client_bytes_sent: counter!("tidegate_client_bytes_total", "direction" => "sent"),
             pinned_sessions: gauge!("tidegate_pinned_sessions"),
@@ -268,6 +274,10 @@ fn describe() {
     counter!(
         "tidegate_client_connects_total",
         "Clients that have connected."
+    );
+    counter!(
+        "tidegate_client_tls_handshakes_total",
+        "TLS handshakes with clients."
     );
     counter!(
         "tidegate_client_bytes_total",

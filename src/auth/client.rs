@@ -2,8 +2,10 @@
 //! Never lets a client find out under SCRAM whether a user exists. Under trust it does, and under md5 it
 //! sees SCRAM for a user with a verifier, as with PostgreSQL.
 
+use super::channel::{CertificateCause, Channel};
 use super::lookup::{Role, Stored};
 use super::md5;
+use super::scram::binding::MECHANISM_PLUS;
 use super::scram::{
     self, Credential, MECHANISM, NONCE_BYTES, ScramError, ServerExchange, Verifier,
 };
@@ -79,6 +81,13 @@ pub enum Rejection {
     UnknownRole(String),
     #[error(r#"password authentication failed for user "{user}""#)]
     WrongPassword { user: String, cause: Cause },
+    #[error("connection requires a valid client certificate")]
+    NoCertificate,
+    #[error(r#"certificate authentication failed for user "{user}""#)]
+    WrongCertificate {
+        user: String,
+        cause: CertificateCause,
+    },
     #[error("client selected a SASL mechanism that was not offered")]
     Mechanism,
     #[error("malformed password message: {0}")]
@@ -110,6 +119,8 @@ pub enum Cause {
 }
 
 const MECHANISMS: &[&str] = &[MECHANISM];
+/// Over TLS, the better one first.
+const MECHANISMS_TLS: &[&str] = &[MECHANISM_PLUS, MECHANISM];
 
 impl ClientAuth {
     /// Begins the login of a user who is looked up, `role` being the outcome. As PostgreSQL does, this
@@ -118,6 +129,7 @@ impl ClientAuth {
     pub fn of_role(
         users: &Users,
         user: &str,
+        channel: &Channel,
         role: Option<&Role>,
         nonce: [u8; NONCE_BYTES],
         md5_salt: [u8; 4],
@@ -136,7 +148,7 @@ impl ClientAuth {
                     Some(Stored::Unusable) => (None, Some(Cause::Unusable)),
                     None => (None, Some(Cause::NoRole)),
                 };
-                let (state, step) = scram_login(users, user, verifier, doomed, nonce);
+                let (state, step) = scram_login(users, user, channel, verifier, doomed, nonce);
                 (doomed, state, step)
             }
         };
@@ -168,6 +180,7 @@ impl ClientAuth {
     pub fn new(
         users: &Users,
         user: &str,
+        channel: &Channel,
         nonce: [u8; NONCE_BYTES],
         md5_salt: [u8; 4],
     ) -> (ClientAuth, Step) {
@@ -181,6 +194,17 @@ impl ClientAuth {
                         credential: password.clone().map(Credential::Password),
                     }),
                     None => Step::Reject(Rejection::UnknownRole(user.to_owned())),
+                };
+                (None, State::Over, step)
+            }
+            AuthMethod::Cert => {
+                let step = match (entry, channel.require_certificate_of(user)) {
+                    (_, Err(rejection)) => Step::Reject(rejection),
+                    (None, _) => Step::Reject(Rejection::UnknownRole(user.to_owned())),
+                    (Some(_), Ok(())) => Step::Accept(Accepted {
+                        sasl_final: None,
+                        credential: password.clone().map(Credential::Password),
+                    }),
                 };
                 (None, State::Over, step)
             }
@@ -199,7 +223,7 @@ impl ClientAuth {
             AuthMethod::Md5 | AuthMethod::ScramSha256 => {
                 let verifier = entry.and_then(|entry| entry.verifier.clone());
                 let doomed = missing(entry, verifier.is_some());
-                let (state, step) = scram_login(users, user, verifier, doomed, nonce);
+                let (state, step) = scram_login(users, user, channel, verifier, doomed, nonce);
                 (doomed, state, step)
             }
         };
@@ -222,11 +246,19 @@ impl ClientAuth {
                 Some((0, answer)) => self.check_md5(known, salt, answer),
                 _ => Step::Reject(Rejection::Malformed("it does not end in a zero byte")),
             },
-            State::SaslInitial(exchange) => match parse_initial_response(body) {
-                Ok(Some(data)) => self.on_client_first(exchange, data),
-                Ok(None) => {
-                    self.state = State::SaslFirst(exchange);
-                    Step::Send(AuthRequest::SaslContinue(Vec::new()))
+            State::SaslInitial(mut exchange) => match parse_initial_response(body) {
+                Ok((plus, _)) if plus && !exchange.offers_binding() => {
+                    Step::Reject(Rejection::Mechanism)
+                }
+                Ok((plus, data)) => {
+                    exchange.choose(plus);
+                    match data {
+                        Some(data) => self.on_client_first(exchange, data),
+                        None => {
+                            self.state = State::SaslFirst(exchange);
+                            Step::Send(AuthRequest::SaslContinue(Vec::new()))
+                        }
+                    }
                 }
                 Err(rejection) => Step::Reject(rejection),
             },
@@ -301,7 +333,13 @@ impl ClientAuth {
 impl Rejection {
     pub fn sqlstate(&self) -> &'static str {
         match self {
-            Rejection::UnknownRole(_) | Rejection::NoLogin(_) => "28000",
+            Rejection::UnknownRole(_)
+            | Rejection::NoLogin(_)
+            | Rejection::NoCertificate
+            | Rejection::WrongCertificate { .. }
+            | Rejection::Scram(
+                ScramError::ChannelBindingDowngraded | ScramError::ChannelBindingFailed,
+            ) => "28000",
             Rejection::WrongPassword { .. } => "28P01",
             Rejection::Mechanism
             | Rejection::Malformed(_)
@@ -323,31 +361,37 @@ fn missing(entry: Option<&Entry>, has_secret: bool) -> Option<Cause> {
 fn scram_login(
     users: &Users,
     user: &str,
+    channel: &Channel,
     verifier: Option<Verifier>,
     doomed: Option<Cause>,
     nonce: [u8; NONCE_BYTES],
 ) -> (State, Step) {
     let verifier = verifier.unwrap_or_else(|| Verifier::mock(&users.secret, user));
-    let exchange = ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce));
-    let request = AuthRequest::Sasl {
-        mechanisms: MECHANISMS,
+    let exchange = ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce))
+        .offering(channel.end_point.clone());
+    let mechanisms = match channel.end_point {
+        Some(_) => MECHANISMS_TLS,
+        None => MECHANISMS,
     };
+    let request = AuthRequest::Sasl { mechanisms };
     (State::SaslInitial(exchange), Step::Send(request))
 }
 
 /// SASLInitialResponse: the mechanism, then the length of its data (−1 for none) and the data.
-fn parse_initial_response(body: &[u8]) -> Result<Option<&[u8]>, Rejection> {
+/// Whether the mechanism is the one with channel binding, and the data.
+fn parse_initial_response(body: &[u8]) -> Result<(bool, Option<&[u8]>), Rejection> {
     let mechanism_end = (body.iter().position(|byte| *byte == 0))
         .ok_or(Rejection::Malformed("the SASL mechanism has no end"))?;
     let (mechanism, rest) = (&body[..mechanism_end], &body[mechanism_end + 1..]);
-    if mechanism != MECHANISM.as_bytes() {
+    let plus = mechanism == MECHANISM_PLUS.as_bytes();
+    if !plus && mechanism != MECHANISM.as_bytes() {
         return Err(Rejection::Mechanism);
     }
     let (length, data) = (rest.split_first_chunk())
         .ok_or(Rejection::Malformed("the SASL response has no length"))?;
     match i32::from_be_bytes(*length) {
-        -1 if data.is_empty() => Ok(None),
-        length if usize::try_from(length) == Ok(data.len()) => Ok(Some(data)),
+        -1 if data.is_empty() => Ok((plus, None)),
+        length if usize::try_from(length) == Ok(data.len()) => Ok((plus, Some(data))),
         _ => Err(Rejection::Malformed(
             "the SASL response is not of the length that it tells",
         )),

@@ -1,6 +1,7 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: verifiers, keys and both ends.
 //! Never touches a socket, a clock or a random number generator: nonces come in from outside.
 
+pub mod binding;
 mod client;
 mod server;
 
@@ -160,6 +161,15 @@ pub enum ScramError {
     MandatoryExtension,
     #[error("client asked for SCRAM channel binding, which was not offered")]
     ChannelBindingRequested,
+    #[error(
+        "SCRAM channel binding negotiation error: the client supports SCRAM channel binding but \
+         thinks the server does not; however, this server does support channel binding"
+    )]
+    ChannelBindingDowngraded,
+    #[error("unsupported SCRAM channel-binding type \"{0}\"")]
+    ChannelBindingType(String),
+    #[error("SCRAM channel binding check failed")]
+    ChannelBindingFailed,
     #[error("client asked to act as another user, which is not supported")]
     AuthorizationIdentity,
     #[error("SCRAM channel binding does not match what the exchange began with")]

@@ -2,6 +2,7 @@
 //! Never takes a server's word that a SCRAM login is done before the server has proved itself.
 
 use super::md5;
+use super::scram::binding::{ClientBinding, MECHANISM_PLUS};
 use super::scram::{self, ClientExchange, Credential, MECHANISM, NONCE_BYTES, ScramError};
 use crate::config::Secret;
 
@@ -12,6 +13,7 @@ pub struct ServerAuth {
     user: String,
     credential: Option<Credential>,
     nonce: [u8; NONCE_BYTES],
+    end_point: Option<Vec<u8>>,
     state: State,
 }
 
@@ -74,8 +76,15 @@ impl ServerAuth {
             user: user.to_owned(),
             credential,
             nonce,
+            end_point: None,
             state: State::Start,
         }
+    }
+
+    /// The same over TLS, to a server whose certificate has this hash.
+    pub fn with_end_point(mut self, end_point: Option<Vec<u8>>) -> ServerAuth {
+        self.end_point = end_point;
+        self
     }
 
     /// Takes an Authentication message (`R`): its code, and its body behind the code. After an error
@@ -98,14 +107,15 @@ impl ServerAuth {
                 Ok(reply)
             }
             (10, State::Start) => {
-                require_scram(body)?;
+                let (mechanism, binding) = self.choose_mechanism(body)?;
                 let credential = match &self.credential {
                     Some(Credential::Md5(_)) => return Err(self.only_hash("SCRAM")),
                     Some(credential) => credential.clone(),
                     None => return Err(self.missing_password()),
                 };
-                let exchange = ClientExchange::new(credential, scram::nonce_text(self.nonce));
-                let reply = initial_response(&exchange.client_first());
+                let exchange =
+                    ClientExchange::new(credential, scram::nonce_text(self.nonce)).bound(binding);
+                let reply = initial_response(mechanism, &exchange.client_first());
                 self.state = State::ScramFirst(exchange);
                 Ok(reply)
             }
@@ -128,6 +138,24 @@ impl ServerAuth {
             (7 | 8, _) => Err(AuthError::Unsupported("GSSAPI")),
             (9, _) => Err(AuthError::Unsupported("SSPI")),
             _ => Err(AuthError::Unknown(code)),
+        }
+    }
+
+    /// As libpq with `channel_binding=prefer`: bound if both ends can.
+    fn choose_mechanism(&self, body: &[u8]) -> Result<(&'static str, ClientBinding), AuthError> {
+        let offered = mechanisms(body)?;
+        let offers = |mechanism: &str| offered.contains(&mechanism.as_bytes());
+        match &self.end_point {
+            Some(data) if offers(MECHANISM_PLUS) => {
+                Ok((MECHANISM_PLUS, ClientBinding::EndPoint(data.clone())))
+            }
+            Some(_) if offers(MECHANISM) => Ok((MECHANISM, ClientBinding::NotOffered)),
+            None if offers(MECHANISM) => Ok((MECHANISM, ClientBinding::Unable)),
+            _ => {
+                let names = String::from_utf8_lossy(&offered.join(&b", "[..])).into_owned();
+                let shown = names.escape_debug().take(MECHANISMS_SHOWN_MAX).collect();
+                Err(AuthError::Mechanisms(shown))
+            }
         }
     }
 
@@ -167,23 +195,15 @@ fn password_message(password: &str) -> Reply {
 }
 
 /// SASLInitialResponse: the mechanism, then the data's length and the data.
-fn initial_response(data: &[u8]) -> Reply {
+fn initial_response(mechanism: &str, data: &[u8]) -> Reply {
     let length = i32::try_from(data.len()).expect("client-first is under 100 bytes");
-    Reply::Send([MECHANISM.as_bytes(), b"\0", &length.to_be_bytes(), data].concat())
+    Reply::Send([mechanism.as_bytes(), b"\0", &length.to_be_bytes(), data].concat())
 }
 
 /// AuthenticationSASL: zero-ended names, and an empty one at the end.
-fn require_scram(body: &[u8]) -> Result<(), AuthError> {
+fn mechanisms(body: &[u8]) -> Result<Vec<&[u8]>, AuthError> {
     let names = (body.strip_suffix(b"\0\0")).ok_or(AuthError::Malformed(
         "the list of SASL mechanisms has no end",
     ))?;
-    if names
-        .split(|byte| *byte == 0)
-        .any(|name| name == MECHANISM.as_bytes())
-    {
-        return Ok(());
-    }
-    let names = String::from_utf8_lossy(names).replace('\0', ", ");
-    let shown: String = names.escape_debug().take(MECHANISMS_SHOWN_MAX).collect();
-    Err(AuthError::Mechanisms(shown))
+    Ok(names.split(|byte| *byte == 0).collect())
 }

@@ -40,7 +40,7 @@ fn users(method: AuthMethod) -> Users {
 }
 
 fn begin(users: &Users, user: &str) -> (ClientAuth, Step) {
-    ClientAuth::new(users, user, NONCE, SALT)
+    ClientAuth::new(users, user, &Channel::default(), NONCE, SALT)
 }
 
 fn password(text: &str) -> Option<Credential> {
@@ -208,7 +208,14 @@ fn cost(users: &Users, user: &str) -> String {
 /// A login of a role that is looked up, whose stored password is `stored`.
 fn log_in_as_role(method: AuthMethod, stored: &str, credential: Option<Credential>) -> Step {
     let role = Role::read(Some(stored), None);
-    let begun = ClientAuth::of_role(&users(method), "role", Some(&role), NONCE, SALT);
+    let begun = ClientAuth::of_role(
+        &users(method),
+        "role",
+        &Channel::default(),
+        Some(&role),
+        NONCE,
+        SALT,
+    );
     finish(begun, "role", credential)
 }
 
@@ -247,7 +254,7 @@ fn roles_without_a_password_and_no_roles_fail_alike() {
     let expired = Role::read(None, None);
     for (role, cause) in [(None, Cause::NoRole), (Some(&expired), Cause::NoPassword)] {
         // SCRAM is what a role most likely has.
-        let begun = ClientAuth::of_role(&users, "role", role, NONCE, SALT);
+        let begun = ClientAuth::of_role(&users, "role", &Channel::default(), role, NONCE, SALT);
         assert!(matches!(begun.1, Step::Send(AuthRequest::Sasl { .. })));
         let refused = finish(begun, "role", password("secret"));
         assert_eq!(refused, wrong_password("role", cause));
@@ -259,7 +266,16 @@ fn only_who_knows_the_password_is_told_that_a_role_may_not_log_in() {
     let users = users(AuthMethod::Md5);
     for stored in [cheap_verifier().to_string(), md5::stored("role", "secret")] {
         let role = Role::read(Some(&stored), Some("f"));
-        let begin = || ClientAuth::of_role(&users, "role", Some(&role), NONCE, SALT);
+        let begin = || {
+            ClientAuth::of_role(
+                &users,
+                "role",
+                &Channel::default(),
+                Some(&role),
+                NONCE,
+                SALT,
+            )
+        };
         assert_eq!(
             finish(begin(), "role", password("Secret")),
             wrong_password("role", Cause::Mismatch)
@@ -285,7 +301,14 @@ fn an_md5_answer_can_be_checked_against_a_newer_hash() {
         ]
         .concat()
     };
-    let (mut auth, _) = ClientAuth::of_role(&users, "role", Some(&role("old")), NONCE, SALT);
+    let (mut auth, _) = ClientAuth::of_role(
+        &users,
+        "role",
+        &Channel::default(),
+        Some(&role("old")),
+        NONCE,
+        SALT,
+    );
     let refused = wrong_password("role", Cause::Mismatch);
     assert_eq!(auth.on_password_message(&answer("new")), refused);
     assert_eq!(auth.recheck(None), None);
@@ -295,7 +318,14 @@ fn an_md5_answer_can_be_checked_against_a_newer_hash() {
     assert_eq!(accepted, Some(Credential::Md5(hash)));
     // A SCRAM proof was made with a salt.
     let scram = Role::read(Some(&cheap_verifier().to_string()), None);
-    let (mut auth, _) = ClientAuth::of_role(&users, "role", Some(&scram), NONCE, SALT);
+    let (mut auth, _) = ClientAuth::of_role(
+        &users,
+        "role",
+        &Channel::default(),
+        Some(&scram),
+        NONCE,
+        SALT,
+    );
     assert_eq!(auth.recheck(Some(&scram)), None);
 }
 

@@ -5,10 +5,13 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::net::TcpStream;
 
+use super::node::Node;
 use crate::auth::{AuthError, Credential, Reply, ServerAuth};
+use crate::config::SslMode;
 use crate::net::stream::Stream;
+use crate::net::tls::NodeSide;
+use crate::net::tls::certificate::Certificate;
 use crate::session::server::Params;
 use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, error_field};
@@ -19,6 +22,7 @@ use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode, startup};
 pub struct Target<'a> {
     pub host: &'a str,
     pub port: u16,
+    pub tls: &'a NodeSide,
     pub database: &'a str,
     pub user: &'a str,
     pub credential: Option<Credential>,
@@ -50,6 +54,12 @@ pub enum ConnectError {
     Wire(#[from] WireError),
     #[error("server sent a message of type {0:?} out of turn")]
     Unexpected(char),
+    #[error("server does not support TLS, and sslmode asks for it")]
+    NoTls,
+    #[error("server sent unencrypted data after its answer to the request for TLS")]
+    EarlyData,
+    #[error("TLS with the server failed: {0}")]
+    Tls(io::Error),
     #[error("{0}")]
     Auth(#[from] AuthError),
     /// The body of an ErrorResponse.
@@ -75,7 +85,9 @@ impl ConnectError {
     /// attempt may succeed without anything being changed.
     pub fn is_node_away(&self) -> bool {
         match self {
-            ConnectError::Io(_) | ConnectError::Timeout(_) | ConnectError::Closed => true,
+            // Bad data is what TLS makes of a certificate that is refused.
+            ConnectError::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+            ConnectError::Timeout(_) | ConnectError::Closed => true,
             // Starting up, shutting down, in recovery; killed; crash of another backend.
             ConnectError::Refused(_) => {
                 matches!(self.sqlstate(), Some(b"57P03" | b"57P01" | b"57P02"))
@@ -88,6 +100,17 @@ impl ConnectError {
     /// database or the role was made, or changed.
     pub fn is_for_primary_to_say(&self) -> bool {
         matches!(self, ConnectError::Refused(_) | ConnectError::Auth(_))
+    }
+
+    /// Whether the same might succeed with TLS instead of without, or the other way round: TLS
+    /// itself failed, or the server's rules for hosts refuse the login.
+    fn may_be_for_encryption(&self) -> bool {
+        match self {
+            ConnectError::Tls(_) => true,
+            ConnectError::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+            ConnectError::Refused(_) => self.sqlstate() == Some(b"28000"),
+            _ => false,
+        }
     }
 }
 
@@ -118,16 +141,77 @@ pub async fn connect_with(
     }
 }
 
+/// By libpq's rules for each `sslmode`. The error of the first attempt tells more than that of a
+/// second one.
 async fn log_in(
     target: &Target<'_>,
     parameters: &[(&str, &str)],
 ) -> Result<Connection, ConnectError> {
-    let socket = TcpStream::connect((target.host, target.port)).await?;
-    let mut stream = Stream::tcp(socket)?;
     let hello = [&[("user", target.user)], parameters].concat();
-    stream.write_all(&startup::encode(&hello)).await?;
+    let hello = startup::encode(&hello);
+    let first = log_in_over(target, &hello, target.tls.mode > SslMode::Allow).await;
+    let second = match target.tls.mode {
+        SslMode::Allow => true,
+        SslMode::Prefer => false,
+        _ => return first,
+    };
+    match first {
+        Err(error) if error.may_be_for_encryption() && !target.host.starts_with('/') => {
+            let other = log_in_over(target, &hello, second).await;
+            other.map_err(|_| error)
+        }
+        first => first,
+    }
+}
+
+/// A stream to the server, encrypted if it is to be and is reached over TCP.
+async fn open(
+    host: &str,
+    port: u16,
+    tls: &NodeSide,
+    encrypt: bool,
+) -> Result<Stream, ConnectError> {
+    let mut stream = Stream::connect(host, port).await?;
+    if !encrypt || !matches!(stream, Stream::Tcp(_)) {
+        return Ok(stream);
+    }
+    stream.write_all(&startup::SSL_REQUEST_PACKET).await?;
+    let mut answer = BytesMut::with_capacity(16);
+    if stream.read(&mut answer).await? == 0 {
+        return Err(ConnectError::Closed);
+    }
+    match (&answer[..], stream) {
+        (b"S", Stream::Tcp(socket)) => {
+            let mut encrypted = tls.connect(socket, host).map_err(ConnectError::Tls)?;
+            let shaken = encrypted.shake_hands().await;
+            shaken.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => ConnectError::Tls(error),
+                // The connection was lost, whatever was said on it.
+                _ => ConnectError::Io(error),
+            })?;
+            Ok(Stream::Tls(Box::new(encrypted)))
+        }
+        (b"N", stream) if tls.mode == SslMode::Prefer => Ok(stream),
+        (b"N", _) => Err(ConnectError::NoTls),
+        ([b'S' | b'N', ..], _) => Err(ConnectError::EarlyData),
+        // Of an unencrypted error nobody knows who has written it.
+        ([tag, ..], _) => Err(ConnectError::Unexpected((*tag).into())),
+        ([], _) => Err(ConnectError::Closed),
+    }
+}
+
+async fn log_in_over(
+    target: &Target<'_>,
+    hello: &[u8],
+    encrypt: bool,
+) -> Result<Connection, ConnectError> {
+    let mut stream = open(target.host, target.port, target.tls, encrypt).await?;
+    stream.write_all(hello).await?;
     let mut buf = BytesMut::new();
-    let mut auth = ServerAuth::new(target.user, target.credential.clone(), rand::random());
+    let certificate = stream.tls().and_then(|tls| tls.peer_certificate());
+    let end_point = certificate.and_then(|der| Certificate::parse(der).ok()?.end_point());
+    let mut auth = ServerAuth::new(target.user, target.credential.clone(), rand::random())
+        .with_end_point(end_point);
     let mut params = Vec::new();
     let mut key = (0, Vec::new());
     loop {
@@ -292,19 +376,25 @@ async fn next(stream: &mut Stream, buf: &mut BytesMut) -> Result<BytesMut, Conne
 }
 
 /// Asks the node to cancel what the server process `pid` is doing, and waits until it has read the
-/// request.
+/// request. It goes as encrypted as a login would.
 ///
 /// # Errors
 /// When the request could not be delivered.
 pub async fn cancel(
-    host: &str,
-    port: u16,
+    node: &Node,
     pid: i32,
     secret: &[u8],
     limit: Duration,
 ) -> Result<(), ConnectError> {
     let deliver = async {
-        let mut stream = Stream::tcp(TcpStream::connect((host, port)).await?)?;
+        let (tls, host, port) = (node.tls.load_full(), &node.host, node.port);
+        let opened = open(host, port, &tls, tls.mode > SslMode::Allow).await;
+        let mut stream = match opened {
+            Err(ConnectError::Tls(_)) if tls.mode == SslMode::Prefer => {
+                open(host, port, &tls, false).await?
+            }
+            opened => opened?,
+        };
         stream
             .write_all(&startup::encode_cancel(pid, secret))
             .await?;

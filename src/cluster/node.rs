@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
 use super::pool::{Pool, PoolKey};
 use crate::config;
+use crate::net::tls::NodeSide;
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica};
 use crate::session::route::{Candidate, Serving};
 use crate::telemetry::NodeMetrics;
@@ -21,6 +23,8 @@ pub struct Node {
     pub host: String,
     pub port: u16,
     pub cluster: String,
+    /// How new connections to it use TLS.
+    pub tls: ArcSwap<NodeSide>,
     weight: AtomicU32,
     near: AtomicBool,
     role: AtomicU8,
@@ -58,8 +62,14 @@ pub enum Role {
 const LAG_UNKNOWN: u64 = u64::MAX;
 
 impl Node {
-    pub fn new(cluster: &str, node: &config::Node, routing: &config::Routing) -> Node {
+    pub fn new(
+        cluster: &str,
+        node: &config::Node,
+        routing: &config::Routing,
+        tls: Arc<NodeSide>,
+    ) -> Node {
         let new = Node::unknown(cluster, node);
+        new.tls.store(tls);
         new.configure(node, routing);
         new
     }
@@ -72,6 +82,7 @@ impl Node {
             host: node.host.clone(),
             port: node.port,
             cluster: cluster.to_owned(),
+            tls: ArcSwap::default(),
             weight: AtomicU32::new(node.weight),
             near: AtomicBool::new(false),
             role: AtomicU8::new(0),

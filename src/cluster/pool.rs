@@ -323,9 +323,11 @@ impl Pool {
             let limit = inner.limits.connect_timeout;
             (inner.credential.credential.clone(), limit, inner.generation)
         };
+        let tls = self.node.tls.load_full();
         let target = Target {
             host: &self.node.host,
             port: self.node.port,
+            tls: &tls,
             database: &self.key.database,
             user: &self.key.user,
             credential,

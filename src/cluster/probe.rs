@@ -88,9 +88,11 @@ impl Probe {
     async fn open(cluster: &Cluster, node: &Node) -> Result<Probe, ProbeError> {
         let config = cluster.topology().config.clone();
         let (user, password, database) = cluster.monitor(&config);
+        let tls = node.tls.load_full();
         let target = Target {
             host: &node.host,
             port: node.port,
+            tls: &tls,
             database: &database,
             user: &user,
             credential: password.map(Credential::Password),

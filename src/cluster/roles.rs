@@ -293,9 +293,11 @@ struct Line {
 
 impl Line {
     async fn open(node: &Arc<Node>, lookup: &Lookup, limit: Duration) -> Result<Line, LookupError> {
+        let tls = node.tls.load_full();
         let target = Target {
             host: &node.host,
             port: node.port,
+            tls: &tls,
             database: &lookup.database,
             user: &lookup.user,
             credential: lookup.password.clone().map(Credential::Password),

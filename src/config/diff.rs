@@ -33,12 +33,14 @@ pub struct ClusterDiff {
     pub nodes_changed: Vec<Node>,
     pub databases: bool,
     pub monitor: bool,
+    /// How TLS is used; new connections use it so.
+    pub tls: bool,
 }
 
 /// Sections with a changed value that a reload can apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tunables {
-    /// `listen` but for its address and workers.
+    /// `listen` but for its addresses and workers.
     pub listen: bool,
     pub auth_method: bool,
     /// How users are looked up.
@@ -58,6 +60,10 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let users = compare(&old.auth.users, &new.auth.users, |a, b| a.name == b.name);
     let restarts = [
         ("listen.address", old.listen.address != new.listen.address),
+        (
+            "listen.unix_socket_dir",
+            old.listen.unix_socket_dir != new.listen.unix_socket_dir,
+        ),
         ("listen.workers", old.listen.workers != new.listen.workers),
         ("http.address", old.http.address != new.http.address),
         ("log", old.log != new.log),
@@ -111,6 +117,7 @@ impl fmt::Display for Diff {
             for (what, changed) in [
                 ("databases", cluster.databases),
                 ("monitor", cluster.monitor),
+                ("TLS", cluster.tls),
             ] {
                 if changed {
                     note("cluster changed:", &[format!("{} ({what})", cluster.name)]);
@@ -179,6 +186,7 @@ fn cluster_diff(old: &Cluster, new: &Cluster) -> ClusterDiff {
             .collect(),
         databases: old.databases != new.databases,
         monitor: old.monitor != new.monitor,
+        tls: old.tls != new.tls,
     }
 }
 
@@ -186,6 +194,7 @@ fn tunables(old: &Config, new: &Config) -> Tunables {
     let listen = |config: &Config| {
         let listen = &config.listen;
         (
+            listen.tls.clone(),
             listen.max_clients,
             listen.login_timeout,
             listen.shutdown_timeout,
@@ -344,6 +353,23 @@ mod tests {
                 (r#"name = "other""#, "name = \"other\"\ndatabases = [\"b\"]"),
             ],
             "cluster changed: main (databases), cluster changed: main (monitor), cluster changed: other (databases)",
+        );
+    }
+
+    #[test]
+    fn tls() {
+        check(
+            &[
+                (
+                    r#"databases = ["a"]"#,
+                    "databases = [\"a\"]\nsslmode = \"require\"",
+                ),
+                (
+                    "[listen]",
+                    "[listen]\ntls = { cert = 'c', key = 'k' }\nunix_socket_dir = '/x'",
+                ),
+            ],
+            "cluster changed: main (TLS), changed: listen, needs a restart: listen.unix_socket_dir",
         );
     }
 

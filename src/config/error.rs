@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -58,6 +58,8 @@ impl fmt::Display for Fault {
 pub(super) struct Source<'a> {
     pub origin: &'a str,
     pub text: &'a str,
+    /// What paths are relative to.
+    pub directory: &'a Path,
 }
 
 impl Source<'_> {
@@ -108,6 +110,7 @@ mod tests {
         let source = Source {
             origin: "a.toml",
             text,
+            directory: Path::new(""),
         };
         source.fault(&span, "it is wrong").to_string()
     }

@@ -1,6 +1,8 @@
 //! From the file's tables to the typed config: which keys there are, and what must hold among them.
 //! Never invents a default; those belong to the types.
 
+mod tls;
+
 use std::collections::HashSet;
 
 use toml::de::DeTable;
@@ -9,8 +11,8 @@ use super::error::{ConfigError, Source};
 use super::section::{Keys, Section, Value};
 use super::{
     Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
-    Log, LogFormat, Lookup, Monitor, Node, OnNoReplica, Pool, PoolMode, ReadPrimary, Replication,
-    Routing, User,
+    Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Pool, PoolMode, ReadPrimary,
+    Replication, Routing, User,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -41,12 +43,14 @@ const ROOT: Keys = Keys {
 const LISTEN: Keys = Keys {
     known: &[
         "address",
+        "unix_socket_dir",
+        "tls",
         "max_clients",
         "workers",
         "login_timeout",
         "shutdown_timeout",
     ],
-    later: &["tls", "unix_socket_dir"],
+    later: &[],
 };
 const HTTP: Keys = Keys {
     known: &["address"],
@@ -118,8 +122,17 @@ const LOG: Keys = Keys {
     later: &[],
 };
 const CLUSTER: Keys = Keys {
-    known: &["name", "databases", "monitor", "node"],
-    later: &["sslmode", "sslrootcert"],
+    known: &[
+        "name",
+        "databases",
+        "monitor",
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
+        "node",
+    ],
+    later: &[],
 };
 const MONITOR: Keys = Keys {
     known: &["user", "password", "database"],
@@ -160,6 +173,13 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
             false => health_section.fault_at("interval", message),
         });
     }
+    // Without these, nobody could ever show a certificate.
+    let tls = config.listen.tls.as_ref();
+    let shows = tls.is_some_and(|tls| tls.mode >= OfferMode::Require && tls.client_ca.is_some());
+    if config.auth.method == AuthMethod::Cert && !shows {
+        let message = r#"auth.method = "cert" needs "listen.tls" with a "client_ca" and the mode "require" or above"#;
+        return Err(root.section("auth", &AUTH)?.fault_at("method", message));
+    }
     Ok(config)
 }
 
@@ -167,6 +187,10 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
     let default = Listen::default();
     let listen = Listen {
         address: section.get("address", default.address, Value::socket_addresses)?,
+        unix_socket_dir: section.optional("unix_socket_dir", Value::socket_directory)?,
+        tls: section.get("tls", default.tls, |value| {
+            tls::listen(&value.section(&tls::LISTEN_TLS)?)
+        })?,
         max_clients: section.get("max_clients", default.max_clients, |value| {
             value.integer(1..=CLIENTS_MAX)
         })?,
@@ -201,10 +225,9 @@ fn auth(section: &Section<'_>) -> Result<Auth> {
         ("trust", AuthMethod::Trust),
         ("md5", AuthMethod::Md5),
         ("scram-sha-256", AuthMethod::ScramSha256),
+        ("cert", AuthMethod::Cert),
     ];
-    let method = section.get("method", AuthMethod::default(), |v| {
-        v.choice(METHODS, &["cert"])
-    })?;
+    let method = section.get("method", AuthMethod::default(), |v| v.choice(METHODS, &[]))?;
     let mut users: Vec<User> = Vec::new();
     for section in section.sections("user", &USER)? {
         let user = user(&section, method)?;
@@ -269,9 +292,11 @@ fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
                 "verifier",
                 r#""auth.user.verifier" must begin with "SCRAM-SHA-256$""#,
             )),
-        (None, None) if method != AuthMethod::Trust => Err(section.fault(format!(
-            r#"user "{name}" needs a password or a verifier, unless auth.method is "trust""#
-        ))),
+        (None, None) if !matches!(method, AuthMethod::Trust | AuthMethod::Cert) => {
+            Err(section.fault(format!(
+                r#"user "{name}" needs a password or a verifier, unless auth.method is "trust" or "cert""#
+            )))
+        }
         _ => Ok(user),
     }
 }
@@ -500,6 +525,7 @@ fn cluster(section: &Section<'_>) -> Result<Cluster> {
         name,
         databases,
         monitor,
+        tls: tls::nodes(section)?,
         nodes,
     })
 }
@@ -537,6 +563,7 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
     let tables = [
         ROOT,
         LISTEN,
+        tls::LISTEN_TLS,
         HTTP,
         AUTH,
         USER,

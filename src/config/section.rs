@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
@@ -15,6 +16,10 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 /// How far a typing error may be from the name it is taken for, in edits.
 const TYPO_EDITS_MAX: usize = 3;
+
+/// What the operating system leaves for the directory of a Unix socket: 107 bytes, less the longest
+/// `/.s.PGSQL.65535`.
+const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - 15;
 
 /// The keys of a table: those that are read, and those that a later version will read.
 pub(super) struct Keys {
@@ -201,6 +206,11 @@ impl<'a> Value<'a> {
         self.string().map(Secret::new)
     }
 
+    /// A path, relative to the file's own directory.
+    pub fn path(&self) -> Result<PathBuf> {
+        Ok(self.source.directory.join(self.string()?))
+    }
+
     pub fn strings(&self) -> Result<Vec<String>> {
         self.items()?.iter().map(Value::string).collect()
     }
@@ -288,13 +298,46 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A node's `host:port`, with an IPv6 address in brackets.
+    /// A node's `host:port`, with an IPv6 address in brackets; or its Unix socket's
+    /// `/directory:port`.
     pub fn host_and_port(&self) -> Result<(String, u16)> {
         let text = self.text()?;
         if text.starts_with('/') {
-            return Err(self.fault("a node on a Unix socket is not supported yet"));
+            return self.directory_and_port(text);
         }
         split_host_and_port(text).ok_or_else(|| self.not_of_form(r#""host:port""#))
+    }
+
+    fn directory_and_port(&self, text: &str) -> Result<(String, u16)> {
+        const FORM: &str =
+            r#"the directory and the port of a Unix socket, such as "/run/postgresql:5432""#;
+        let (directory, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        let port = port
+            .parse()
+            .ok()
+            .filter(|_| port.starts_with(|c: char| c.is_ascii_digit()));
+        let port: u16 = port
+            .filter(|port| *port != 0)
+            .ok_or_else(|| self.not_of_form(FORM))?;
+        self.check_socket_directory(directory.len())?;
+        Ok((directory.to_owned(), port))
+    }
+
+    /// The directory of a Unix socket of our own.
+    pub fn socket_directory(&self) -> Result<PathBuf> {
+        let path = self.path()?;
+        self.check_socket_directory(path.as_os_str().len())?;
+        Ok(path)
+    }
+
+    fn check_socket_directory(&self, bytes: usize) -> Result<()> {
+        const MAX: usize = SOCKET_DIRECTORY_BYTES_MAX;
+        match bytes > MAX {
+            true => Err(self.fault(format!(
+                "the directory of a Unix socket may have {MAX} bytes at most"
+            ))),
+            false => Ok(()),
+        }
     }
 
     pub fn section(&self, keys: &'static Keys) -> Result<Section<'a>> {

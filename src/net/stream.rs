@@ -1,20 +1,47 @@
 //! Owns: one byte stream, to a client or to a server. Never: waits: every call is a poll.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
-/// A byte stream. TLS will be another variant, with the same calls.
+use super::tls::stream::Tls;
+
+/// A byte stream.
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
+    Unix(UnixStream),
+    /// Boxed: it is large, and the others are not.
+    Tls(Box<Tls>),
     /// What is left in the place of a stream that has been moved away.
     Closed,
+}
+
+/// The other end, as logs and errors show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Address(SocketAddr),
+    /// On this machine, through a Unix socket.
+    Local,
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Address(address) => address.fmt(f),
+            // As PostgreSQL has it.
+            Peer::Local => f.write_str("[local]"),
+            Peer::Unknown => f.write_str("[unknown]"),
+        }
+    }
 }
 
 impl Stream {
@@ -31,11 +58,36 @@ impl Stream {
         Ok(Stream::Tcp(socket))
     }
 
+    /// Connects to a server: on a host, or through the socket for `port` in a directory, which
+    /// begins with a slash.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn connect(host: &str, port: u16) -> io::Result<Stream> {
+        if host.starts_with('/') {
+            let path = super::unix::path(Path::new(host), port);
+            return Ok(Stream::Unix(UnixStream::connect(path).await?));
+        }
+        Stream::tcp(TcpStream::connect((host, port)).await?)
+    }
+
     /// The other end.
-    pub fn peer(&self) -> Option<SocketAddr> {
-        match self {
-            Stream::Tcp(socket) => socket.peer_addr().ok(),
+    pub fn peer(&self) -> Peer {
+        let socket = match self {
+            Stream::Tcp(socket) => Some(socket),
+            Stream::Tls(tls) => tls.socket(),
+            Stream::Unix(_) => return Peer::Local,
             Stream::Closed => None,
+        };
+        let address = socket.and_then(|socket| socket.peer_addr().ok());
+        address.map_or(Peer::Unknown, Peer::Address)
+    }
+
+    /// The encrypted stream, if it is one.
+    pub fn tls(&self) -> Option<&Tls> {
+        match self {
+            Stream::Tls(tls) => Some(tls),
+            _ => None,
         }
     }
 
@@ -44,6 +96,8 @@ impl Stream {
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(socket) => socket.poll_read_ready(cx),
+            Stream::Tls(tls) => tls.poll_readable(cx),
+            Stream::Unix(socket) => socket.poll_read_ready(cx),
             Stream::Closed => Poll::Ready(Ok(())),
         }
     }
@@ -57,18 +111,40 @@ impl Stream {
         match self {
             // The future has no state of its own: one for each poll is the same as one kept.
             Stream::Tcp(socket) => pin!(socket.read_buf(buf)).poll(cx),
+            Stream::Tls(tls) => tls.poll_read(cx, buf),
+            Stream::Unix(socket) => pin!(socket.read_buf(buf)).poll(cx),
             Stream::Closed => Poll::Ready(Ok(0)),
         }
     }
 
+    /// Takes some of `bytes` to be sent. What an encrypted stream has taken is not on its way until
+    /// the stream has been flushed.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Stream::Tls(tls) => tls.poll_write(cx, bytes),
+            Stream::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
-    /// Writes all of `bytes`.
+    /// Ready when the socket has taken all that was written. Without encryption it always has.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tls(tls) => tls.poll_flush(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether something was written that the socket has not taken.
+    pub fn has_unsent(&self) -> bool {
+        match self {
+            Stream::Tls(tls) => tls.has_unsent(),
+            _ => false,
+        }
+    }
+
+    /// Writes all of `bytes`, and flushes.
     ///
     /// # Errors
     /// What the operating system says; how much was written is not known then.
@@ -80,7 +156,7 @@ impl Stream {
             }
             bytes = bytes.get(n..).unwrap_or(&[]);
         }
-        Ok(())
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Reads some bytes into `buf`. 0 is the end of the stream.
@@ -117,6 +193,11 @@ impl Stream {
     pub fn moved_here(self) -> io::Result<Stream> {
         match self {
             Stream::Tcp(socket) => Ok(Stream::Tcp(TcpStream::from_std(socket.into_std()?)?)),
+            Stream::Tls(mut tls) => {
+                tls.move_here()?;
+                Ok(Stream::Tls(tls))
+            }
+            Stream::Unix(socket) => Ok(Stream::Unix(UnixStream::from_std(socket.into_std()?)?)),
             Stream::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }

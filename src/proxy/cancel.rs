@@ -100,8 +100,7 @@ impl Sessions {
             return;
         };
         let node = &server.node;
-        let sent =
-            connect::cancel(&node.host, node.port, server.pid, &server.secret, DELIVERY).await;
+        let sent = connect::cancel(node, server.pid, &server.secret, DELIVERY).await;
         handle.end_delivery();
         match sent {
             Ok(()) => telemetry::metrics().cancels.increment(1),

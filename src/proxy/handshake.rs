@@ -2,6 +2,7 @@
 //! start-up message, the login, the greeting. Never: lets anything a client sends before it is
 //! logged in cost more than a little memory.
 
+mod encryption;
 mod lookup;
 mod welcomes;
 
@@ -11,21 +12,22 @@ use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
 use tokio::time::timeout;
 
+use self::encryption::Agreed;
 use self::lookup::LookedUp;
 pub use self::welcomes::Welcomes;
 use super::Proxy;
 use super::cancel::Handle;
 use super::refusal::Refusal;
 use super::replication::{self, Kind, Upstream};
-use crate::auth::{AuthRequest, ClientAuth, Proven, Rejection, Step};
+use crate::auth::{AuthRequest, Channel, ClientAuth, Proven, Rejection, Step};
 use crate::cluster::Cluster;
 use crate::cluster::pool::PoolKey;
 use crate::config::Replication;
 use crate::net::buffers;
 use crate::net::stream::Stream;
+use crate::net::tls::Offer;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
-use crate::telemetry;
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
@@ -65,11 +67,12 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
     let mut guest = Guest {
         stream,
         inbox: buffers::take(),
+        offer: None,
     };
     let refusal = tokio::select! {
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
             Ok(Ok(Some(Entry::Session(login)))) => {
-                let Guest { stream, inbox } = guest;
+                let Guest { stream, inbox, .. } = guest;
                 let Login { cluster, key, credential, settings, params } = login;
                 let welcome = Welcome { stream, inbox, cluster, key, credential, settings, params };
                 return Some(Admitted::Session(Box::new(welcome)));
@@ -96,6 +99,8 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
 struct Guest {
     stream: Stream,
     inbox: BytesMut,
+    /// What the stream was encrypted by, if it is.
+    offer: Option<Arc<Offer>>,
 }
 
 /// What a login has come to.
@@ -147,12 +152,14 @@ impl Guest {
                 to have them passed through to the primary.";
             return Err(Refusal::hinted("0A000", message, hint));
         }
+        let channel = self.channel(proxy, user, database)?;
         let mut cluster = proxy.clusters.serving(database);
         if replication == Some(Kind::Physical) {
             cluster = cluster.or_else(|| proxy.clusters.only());
         }
         let who = (user, cluster.as_ref());
-        let Some(credential) = self.authenticate(proxy, who, &mut out).await? else {
+        let login = self.authenticate(proxy, who, &channel, &mut out);
+        let Some(credential) = login.await? else {
             return Ok(None);
         };
         encode::authentication(&mut out, &Authentication::Ok);
@@ -176,6 +183,12 @@ impl Guest {
     async fn start(&mut self, proxy: &Proxy) -> Result<Option<Parameters>, Refusal> {
         let mut requests = 0;
         loop {
+            if requests == 0 && self.begins_tls() {
+                requests = REQUESTS_MAX;
+                if let Agreed::Over = self.go_direct(proxy).await {
+                    return Ok(None);
+                }
+            }
             let parsed = startup::parse(&self.inbox);
             // Who sends a cancel request is told nothing, that it is malformed included.
             if parsed == Err(WireError::Value) {
@@ -203,17 +216,16 @@ impl Guest {
                     proxy.sessions.cancel(pid, &secret).await;
                     return Ok(None);
                 }
-                Startup::Ssl | Startup::GssEnc => {
+                request @ (Startup::Ssl | Startup::GssEnc) => {
                     requests += 1;
                     if requests > REQUESTS_MAX {
                         return Err(Refusal::protocol("08P01", "too many encryption requests"));
                     }
-                    if !self.inbox.is_empty() {
-                        let message = "received unencrypted data after encryption request";
-                        return Err(Refusal::protocol("08P01", message));
-                    }
-                    // Neither is offered: the client goes on in plain text, or leaves.
-                    if self.stream.write_all(b"N").await.is_err() {
+                    let agreed = match request {
+                        Startup::Ssl => self.answer_ssl_request(proxy).await?,
+                        _ => self.answer_gss_request().await?,
+                    };
+                    if let Agreed::Over = agreed {
                         return Ok(None);
                     }
                 }
@@ -226,13 +238,14 @@ impl Guest {
         &mut self,
         proxy: &Proxy,
         (user, cluster): (&str, Option<&Arc<Cluster>>),
+        channel: &Channel,
         out: &mut BytesMut,
     ) -> Result<Option<Proven>, Refusal> {
         let users = proxy.users.load_full();
         let mut looked_up = LookedUp::find(proxy, &users, user, cluster).await?;
         let (mut auth, mut step) = match &looked_up {
-            Some(looked_up) => looked_up.begin(&users, user),
-            None => ClientAuth::new(&users, user, rand::random(), rand::random()),
+            Some(looked_up) => looked_up.begin(&users, user, channel),
+            None => ClientAuth::new(&users, user, channel, rand::random(), rand::random()),
         };
         loop {
             match step {
@@ -250,10 +263,7 @@ impl Guest {
                         step = rechecked;
                         continue;
                     }
-                    let sqlstate = rejection.sqlstate();
-                    telemetry::count_refused_login(sqlstate);
-                    tracing::info!(user, peer = ?self.stream.peer(), ?rejection, "login refused");
-                    return Err(Refusal::protocol(sqlstate, rejection.to_string()));
+                    return Err(self.rejected(user, &rejection));
                 }
                 Step::Send(request) => encode::authentication(out, &message(request)),
             }

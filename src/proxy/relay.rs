@@ -156,7 +156,8 @@ impl<'a> Relay<'a> {
 
     fn is_done(&self) -> bool {
         let quiet = self.server.state.is_quiet() && self.to_server.is_empty() && self.beyond == 0;
-        (quiet && !self.open || self.leave) && self.client.outbox.is_empty()
+        let sent = self.client.outbox.is_empty() && !self.client.stream.has_unsent();
+        (quiet && !self.open || self.leave) && sent
     }
 
     /// `true` when the client has been sent everything.
@@ -172,7 +173,11 @@ impl<'a> Relay<'a> {
                 Poll::Pending => return Ok(false),
             }
         }
-        Ok(true)
+        match self.client.stream.poll_flush(cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(_)) => Err(Broken::Client),
+            Poll::Pending => Ok(false),
+        }
     }
 
     /// `true` when the server has been sent everything.
@@ -193,7 +198,11 @@ impl<'a> Relay<'a> {
                 Poll::Pending => return Ok(false),
             }
         }
-        Ok(true)
+        match self.server.stream.poll_flush(cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(error)) => self.server_gone(error),
+            Poll::Pending => Ok(false),
+        }
     }
 
     /// A write has failed. The server may have said why, and that is worth more.

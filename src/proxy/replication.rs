@@ -85,9 +85,11 @@ impl Upstream {
                 (topology.primary.clone(), topology.config.clone())
             };
             if let Some(node) = primary {
+                let tls = node.tls.load_full();
                 let target = Target {
                     host: &node.host,
                     port: node.port,
+                    tls: &tls,
                     database: "",
                     user,
                     credential: credential.credential.clone(),
@@ -128,7 +130,7 @@ impl Upstream {
             pid: self.connection.pid,
             secret: std::mem::take(&mut self.connection.secret),
         }));
-        tracing::info!(node = %node.name, peer = ?client.peer(), "replication connection passed through");
+        tracing::info!(node = %node.name, peer = %client.peer(), "replication connection passed through");
         let mut up = Direction::new(inbox);
         let mut down = Direction::new(self.connection.take_unread());
         let server = &mut self.connection.stream;
@@ -206,6 +208,7 @@ impl Direction {
                 self.buffer.advance(n);
                 self.passed += n as u64;
             }
+            ready!(to.poll_flush(cx))?;
             if self.buffer.capacity() == 0 {
                 self.buffer = buffers::take();
             }

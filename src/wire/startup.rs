@@ -17,6 +17,9 @@ pub const CANCEL_KEY_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 
 const CANCEL_REQUEST: i32 = (1234 << 16) | 5678;
 const SSL_REQUEST: i32 = (1234 << 16) | 5679;
+/// The whole packet: a length and [`SSL_REQUEST`].
+pub const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
 const GSSENC_REQUEST: i32 = (1234 << 16) | 5680;
 
 /// The first packet of a client's connection.
@@ -177,6 +180,7 @@ mod tests {
     fn knows_requests() {
         let packet = |code: i32| [8i32.to_be_bytes(), code.to_be_bytes()].concat();
         assert_eq!(parse(&packet(SSL_REQUEST)), Ok(Some((Startup::Ssl, 8))));
+        assert_eq!(packet(SSL_REQUEST), SSL_REQUEST_PACKET);
         assert_eq!(
             parse(&packet(GSSENC_REQUEST)),
             Ok(Some((Startup::GssEnc, 8)))

@@ -5,14 +5,12 @@ use base64::Engine;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::binding::ClientBinding;
 use super::{
     BASE64, ITERATIONS_MAX, Key, Keys, ScramError, auth_message, hmac, is_nonce, message_text,
     take_attribute, xor_into,
 };
 use crate::config::Secret;
-
-/// `n,,`: no channel binding, no other identity.
-const GS2_HEADER: &str = "n,,";
 
 /// What a login is made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +25,7 @@ pub enum Credential {
 pub struct ClientExchange {
     credential: Credential,
     nonce: String,
+    binding: ClientBinding,
     state: State,
 }
 
@@ -43,13 +42,21 @@ impl ClientExchange {
         ClientExchange {
             credential,
             nonce,
+            binding: ClientBinding::Unable,
             state: State::First,
         }
     }
 
+    /// The same, bound to its connection.
+    pub fn bound(mut self, binding: ClientBinding) -> ClientExchange {
+        self.binding = binding;
+        self
+    }
+
     /// client-first. The user is left empty, as libpq does: the server knows it from the startup message.
     pub fn client_first(&self) -> Vec<u8> {
-        format!("{GS2_HEADER}{}", self.client_first_bare()).into_bytes()
+        let header = self.binding.gs2_header();
+        format!("{header}{}", self.client_first_bare()).into_bytes()
     }
 
     /// Takes server-first, gives client-final. With a password this costs the iterations that the
@@ -79,7 +86,7 @@ impl ClientExchange {
             }
             Credential::Keys(_) | Credential::Md5(_) => return Err(ScramError::OtherVerifier),
         };
-        let channel_binding = BASE64.encode(GS2_HEADER);
+        let channel_binding = self.binding.attribute();
         let without_proof = format!("c={channel_binding},r={nonce}");
         let auth_message = auth_message(&self.client_first_bare(), server_first, &without_proof);
         let stored_key: Key = Sha256::digest(keys.client_key).into();

@@ -1,10 +1,11 @@
 //! The server's end of a SCRAM exchange: it checks that a client knows the password.
-//! Never offers channel binding, and never tells a user that does not exist from a wrong password.
+//! Never tells a user that does not exist from a wrong password.
 
 use base64::Engine;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::binding::ServerBinding;
 use super::{
     BASE64, Key, Keys, ScramError, Verifier, auth_message, decode_key, hmac, is_nonce,
     message_text, take_attribute, xor_into,
@@ -14,6 +15,7 @@ pub struct ServerExchange {
     verifier: Verifier,
     genuine: bool,
     nonce: String,
+    binding: ServerBinding,
     state: State,
 }
 
@@ -26,7 +28,7 @@ enum State {
 
 /// What the first messages settled.
 struct Begun {
-    /// `n,,` or `y,,`, which the client has to repeat.
+    /// The channel binding flag, which the client has to repeat.
     gs2_header: String,
     client_first_bare: String,
     /// The client's and the server's.
@@ -42,8 +44,24 @@ impl ServerExchange {
             verifier,
             genuine,
             nonce,
+            binding: ServerBinding::default(),
             state: State::First,
         }
+    }
+
+    /// The same, where clients are offered to bind the exchange to `end_point`.
+    pub fn offering(mut self, end_point: Option<Vec<u8>>) -> ServerExchange {
+        self.binding.end_point = end_point;
+        self
+    }
+
+    pub fn offers_binding(&self) -> bool {
+        self.binding.end_point.is_some()
+    }
+
+    /// The client has chosen the mechanism with or without channel binding.
+    pub fn choose(&mut self, plus: bool) {
+        self.binding.chosen = plus;
     }
 
     /// Takes client-first, gives server-first.
@@ -51,7 +69,7 @@ impl ServerExchange {
         let State::First = std::mem::replace(&mut self.state, State::Failed) else {
             return Err(ScramError::OutOfTurn);
         };
-        let (gs2_header, client_first_bare) = split_gs2_header(message_text(message)?)?;
+        let (gs2_header, client_first_bare) = self.binding.split_header(message_text(message)?)?;
         let client_nonce = client_nonce(client_first_bare)?;
         let nonce = format!("{client_nonce}{}", self.nonce);
         let salt = BASE64.encode(&self.verifier.salt);
@@ -73,9 +91,8 @@ impl ServerExchange {
             return Err(ScramError::OutOfTurn);
         };
         let message = ClientFinal::parse(message_text(message)?)?;
-        if message.channel_binding != BASE64.encode(&begun.gs2_header) {
-            return Err(ScramError::ChannelBindingMismatch);
-        }
+        self.binding
+            .check(&begun.gs2_header, message.channel_binding)?;
         if message.nonce != begun.nonce {
             return Err(ScramError::NonceMismatch);
         }
@@ -147,27 +164,6 @@ impl<'a> ClientFinal<'a> {
             proof,
             without_proof,
         })
-    }
-}
-
-/// client-first = `n,,<bare>` or `y,,<bare>`. A `y` says that the client could bind but saw no offer of
-/// it, which is true here.
-fn split_gs2_header(message: &str) -> Result<(&str, &str), ScramError> {
-    match message.as_bytes() {
-        [b'p', b'=', ..] => return Err(ScramError::ChannelBindingRequested),
-        [b'n' | b'y', b',', ..] => {}
-        _ => {
-            return Err(ScramError::Malformed(
-                "client-first has no channel binding flag",
-            ));
-        }
-    }
-    match message.as_bytes().get(2) {
-        Some(b',') => Ok(message.split_at(3)),
-        Some(b'a') => Err(ScramError::AuthorizationIdentity),
-        _ => Err(ScramError::Malformed(
-            "client-first has no authorization identity field",
-        )),
     }
 }
 

@@ -39,6 +39,7 @@ fn the_least_config_has_every_default() {
         name: "m".to_owned(),
         databases: vec!["*".to_owned()],
         monitor: None,
+        tls: NodeTls::default(),
         nodes: vec![node],
     };
     assert_eq!(
@@ -55,6 +56,8 @@ fn every_key_is_read() {
     let text = r#"
         [listen]
         address = ["0.0.0.0:1", "[::]:2"]
+        unix_socket_dir = "/run/x"
+        tls = { mode = "verify-ca", cert = "c", key = "/k", client_ca = "ca" }
         max_clients = 1_000
         workers = 0x4
         login_timeout = "1s"
@@ -105,6 +108,10 @@ fn every_key_is_read() {
         [[cluster]]
         name = "one"
         databases = ["x", "y"]
+        sslmode = "verify-full"
+        sslrootcert = "r"
+        sslcert = "sc"
+        sslkey = "sk"
         [cluster.monitor]
         user = "mon"
         [[cluster.node]]
@@ -131,6 +138,13 @@ fn every_key_is_read() {
             address: ["0.0.0.0:1", "[::]:2"]
                 .map(|a| a.parse::<SocketAddr>().unwrap())
                 .to_vec(),
+            unix_socket_dir: Some("/run/x".into()),
+            tls: Some(ListenTls {
+                mode: OfferMode::VerifyCa,
+                cert: "c".into(),
+                key: "/k".into(),
+                client_ca: Some("ca".into()),
+            }),
             max_clients: 1000,
             workers: 4,
             login_timeout: seconds(1),
@@ -207,12 +221,19 @@ fn every_key_is_read() {
                     password: None,
                     database: owned("postgres"),
                 }),
+                tls: NodeTls {
+                    mode: SslMode::VerifyFull,
+                    root_cert: Some("r".into()),
+                    cert: Some("sc".into()),
+                    key: Some("sk".into()),
+                },
                 nodes: vec![node("n", Some("z"), 5)],
             },
             Cluster {
                 name: owned("two"),
                 databases: vec![owned("*")],
                 monitor: None,
+                tls: NodeTls::default(),
                 nodes: vec![node("db:5432", None, 1)],
             },
         ],
@@ -283,18 +304,6 @@ fn unknown_keys() {
 fn what_a_later_version_will_know() {
     check(&[
         (
-            "listen.tls = {}",
-            r#"t.toml:1:8: "listen.tls" is not supported yet"#,
-        ),
-        (
-            "listen.unix_socket_dir = '/x'",
-            r#"t.toml:1:8: "listen.unix_socket_dir" is not supported yet"#,
-        ),
-        (
-            "auth.method = 'cert'",
-            r#"t.toml:1:15: "auth.method" = "cert" is not supported yet"#,
-        ),
-        (
             "routing.transaction_reads = 'replica'",
             r#"t.toml:1:29: "routing.transaction_reads" = "replica" is not supported yet"#,
         ),
@@ -307,22 +316,95 @@ fn what_a_later_version_will_know() {
             r#"t.toml:1:21: "consistency.level" = "global" is not supported yet"#,
         ),
         (
-            "[[cluster]]\nname = 'a'\nsslmode = 'prefer'",
-            r#"t.toml:3:1: "cluster.sslmode" is not supported yet"#,
-        ),
-        (
-            "[[cluster]]\nname = 'a'\nsslrootcert = 'x'",
-            r#"t.toml:3:1: "cluster.sslrootcert" is not supported yet"#,
-        ),
-        (
             "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:2', tags = ['x'] }]",
             r#"t.toml:3:28: "cluster.node.tags" is not supported yet"#,
         ),
+    ]);
+}
+
+#[test]
+fn tls() {
+    check(&[
         (
-            "[[cluster]]\nname = 'a'\nnode = [{ address = '/tmp:5432' }]",
-            "t.toml:3:21: a node on a Unix socket is not supported yet",
+            "listen.tls = {}",
+            r#"t.toml:1:14: missing key "listen.tls.cert""#,
+        ),
+        (
+            "listen.tls = { mode = 'allow' }",
+            r#"t.toml:1:23: "listen.tls.mode" must be "disable" or "prefer" or "require" or "verify-ca" or "verify-full", not "allow""#,
+        ),
+        (
+            "listen.tls = { mode = 'verify-full', cert = 'c', key = 'k' }",
+            r#"t.toml:1:23: "listen.tls.client_ca" must name the authority whose certificates clients are to show"#,
+        ),
+        (
+            "auth.method = 'cert'",
+            r#"t.toml:1:15: auth.method = "cert" needs "listen.tls" with a "client_ca" and the mode "require" or above"#,
+        ),
+        (
+            "auth.method = 'cert'\nlisten.tls = { cert = 'c', key = 'k', client_ca = 'a' }",
+            r#"t.toml:1:15: auth.method = "cert" needs "listen.tls" with a "client_ca" and the mode "require" or above"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:1' }]\nsslmode = 'verify-ca'",
+            r#"t.toml:4:11: "cluster.sslrootcert" must name the authority that the nodes' certificates are from"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:1' }]\nsslcert = 'c'",
+            r#"t.toml:4:11: "cluster.sslkey" must name the key of "cluster.sslcert""#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:1' }]\nsslkey = 'k'",
+            r#"t.toml:4:10: "cluster.sslcert" must name the certificate of "cluster.sslkey""#,
         ),
     ]);
+    let text = format!("listen.tls = {{ mode = 'disable' }}\n{CLUSTER}");
+    assert_eq!(parse(&text).unwrap().listen.tls, None);
+    let text = format!(
+        "auth.method = 'cert'\nauth.user = [{{ name = 'a' }}]\n\
+         listen.tls = {{ mode = 'require', cert = 'c', key = 'k', client_ca = 'a' }}\n{CLUSTER}"
+    );
+    assert_eq!(parse(&text).unwrap().auth.method, AuthMethod::Cert);
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tidegate.toml");
+    std::fs::write(
+        &path,
+        format!("listen.tls = {{ cert = 'c/d', key = '/k' }}\n{CLUSTER}"),
+    )
+    .unwrap();
+    let tls = Config::load(&path).unwrap().listen.tls.unwrap();
+    assert_eq!(tls.cert, directory.path().join("c/d"));
+    assert_eq!(tls.key, Path::new("/k"));
+}
+
+#[test]
+fn unix_sockets() {
+    const FORM: &str = r#""cluster.node.address" must be the directory and the port of a Unix socket, such as "/run/postgresql:5432""#;
+    for address in ["/tmp", "/tmp:", "/tmp:0", "/tmp:x", "/tmp:+1", "/tmp:65536"] {
+        let text = format!("[[cluster]]\nname = 'a'\nnode = [{{ address = '{address}' }}]");
+        let expected = format!(r#"t.toml:3:21: {FORM}, not "{address}""#);
+        assert_eq!(fault(&text), expected);
+    }
+    let long = format!("/{}", "x".repeat(92));
+    for text in [
+        format!("listen.unix_socket_dir = '{long}'\n{CLUSTER}"),
+        format!("[[cluster]]\nname = 'a'\nnode = [{{ address = '{long}:1' }}]"),
+    ] {
+        let fault = fault(&text);
+        assert!(
+            fault.ends_with("the directory of a Unix socket may have 92 bytes at most"),
+            "{fault}"
+        );
+    }
+    let text = "[[cluster]]\nname = 'm'\n[[cluster.node]]\naddress = '/run/my:pg:5432'\n";
+    let node = &parse(text).unwrap().clusters[0].nodes[0];
+    assert_eq!((node.host.as_str(), node.port), ("/run/my:pg", 5432));
+    assert_eq!(node.address(), "/run/my:pg:5432");
+    assert!(node.is_local());
 }
 
 #[test]
@@ -396,7 +478,7 @@ fn wrong_values() {
         ),
         (
             "auth.method = 'scram'",
-            r#"t.toml:1:15: "auth.method" must be "trust" or "md5" or "scram-sha-256", not "scram""#,
+            r#"t.toml:1:15: "auth.method" must be "trust" or "md5" or "scram-sha-256" or "cert", not "scram""#,
         ),
         (
             "consistency.level = 'Session'",
@@ -498,7 +580,7 @@ fn users() {
         ),
         (
             "[[auth.user]]\nname = 'a'",
-            r#"t.toml:1:1: user "a" needs a password or a verifier, unless auth.method is "trust""#,
+            r#"t.toml:1:1: user "a" needs a password or a verifier, unless auth.method is "trust" or "cert""#,
         ),
         (
             "[[auth.user]]\nname = 'a'\npassword = 'x'\nverifier = 'SCRAM-SHA-256$'",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Refusal;
 use crate::auth::lookup::Role;
-use crate::auth::{ClientAuth, Step, Users};
+use crate::auth::{Channel, ClientAuth, Step, Users};
 use crate::cluster::Cluster;
 use crate::cluster::roles::Told;
 use crate::config::Lookup;
@@ -51,8 +51,9 @@ impl LookedUp {
         }))
     }
 
-    pub fn begin(&self, users: &Users, user: &str) -> (ClientAuth, Step) {
-        ClientAuth::of_role(users, user, self.role(), rand::random(), rand::random())
+    pub fn begin(&self, users: &Users, user: &str, channel: &Channel) -> (ClientAuth, Step) {
+        let (nonce, salt) = (rand::random(), rand::random());
+        ClientAuth::of_role(users, user, channel, self.role(), nonce, salt)
     }
 
     /// The password was wrong. If it was checked against what was remembered, the role is looked up
