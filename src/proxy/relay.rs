@@ -155,7 +155,8 @@ impl<'a> Relay<'a> {
     }
 
     fn is_done(&self) -> bool {
-        let quiet = self.server.state.is_quiet() && self.to_server.is_empty() && self.beyond == 0;
+        let said = self.to_server.is_empty() && !self.server.stream.has_unsent();
+        let quiet = self.server.state.is_quiet() && said && self.beyond == 0;
         let sent = self.client.outbox.is_empty() && !self.client.stream.has_unsent();
         (quiet && !self.open || self.leave) && sent
     }

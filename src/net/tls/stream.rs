@@ -203,7 +203,7 @@ impl Tls {
         if let Err(error) = self.connection.process_new_packets() {
             // The peer learns why.
             let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, describe(&error)));
         }
         if self.raw.is_empty() || n == 0 {
             buffers::give_back(&mut self.raw);
@@ -220,6 +220,18 @@ impl Drop for Tls {
             let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
         }
         buffers::give_back(&mut self.raw);
+    }
+}
+
+/// What went wrong, in words for a person.
+fn describe(error: &rustls::Error) -> String {
+    use rustls::{CertificateError, Error, OtherError};
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => error.to_string(),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "certificate is of an authority that is not trusted here".to_owned()
+        }
+        error => error.to_string(),
     }
 }
 
