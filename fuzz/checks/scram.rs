@@ -16,7 +16,7 @@ use tidegate::auth::scram::{
     ClientExchange, ITERATIONS_MAX, Key, Keys, MESSAGE_BYTES_MAX, ServerExchange, Verifier,
 };
 use tidegate::auth::{
-    AuthRequest, ClientAuth, Credential, Rejection, Reply, ServerAuth, Step, Users, md5,
+    AuthRequest, Channel, ClientAuth, Credential, Rejection, Reply, ServerAuth, Step, Users, md5,
 };
 use tidegate::config::{Auth, AuthMethod, Secret, User};
 
@@ -315,7 +315,8 @@ fn users(method: AuthMethod) -> Users {
 /// A client's login at the proxy.
 fn login(messages: &[Vec<u8>], method: AuthMethod, user: &str) {
     let users = users(method);
-    let (mut auth, mut step) = ClientAuth::new(&users, user, [7; 18], MD5_SALT);
+    let (mut auth, mut step) =
+        ClientAuth::new(&users, user, &Channel::default(), [7; 18], MD5_SALT);
     let mut said: Vec<Vec<u8>> = Vec::new();
     let mut asked = Vec::new();
     for message in messages {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::lookup::Role;
-use super::scram::{ClientExchange, Keys, ServerExchange};
+use super::scram::{ClientExchange, Keys, ScramError, ServerExchange};
 use super::*;
 
 const NONCE: [u8; scram::NONCE_BYTES] = [7; scram::NONCE_BYTES];
@@ -661,4 +661,131 @@ proptest! {
             let _ = login.on_request(*code, body);
         }
     }
+}
+
+const HASH: &[u8] = b"the hash of a certificate";
+
+fn over_tls() -> Channel {
+    Channel {
+        end_point: Some(HASH.to_vec()),
+        certificate: None,
+    }
+}
+
+/// The whole login of our client's end, over connections whose ends see these hashes.
+fn log_in_over_tls(at_client: Option<&[u8]>, at_server: Option<&[u8]>) -> (Vec<u8>, Step) {
+    let users = users(AuthMethod::ScramSha256);
+    let channel = Channel {
+        end_point: at_server.map(<[u8]>::to_vec),
+        certificate: None,
+    };
+    let (mut server, mut step) = ClientAuth::new(&users, "plain", &channel, NONCE, SALT);
+    let mut client = ServerAuth::new("plain", password("secret"), [8; scram::NONCE_BYTES])
+        .with_end_point(at_client.map(<[u8]>::to_vec));
+    let mut first = Vec::new();
+    loop {
+        let (code, body) = match step {
+            Step::Send(AuthRequest::Sasl { mechanisms }) => (
+                10,
+                mechanisms
+                    .join("\0")
+                    .into_bytes()
+                    .into_iter()
+                    .chain([0, 0])
+                    .collect(),
+            ),
+            Step::Send(AuthRequest::SaslContinue(data)) => (11, data),
+            step => return (first, step),
+        };
+        let Ok(Reply::Send(answer)) = client.on_request(code, &body) else {
+            panic!("an answer")
+        };
+        if first.is_empty() {
+            first.clone_from(&answer);
+        }
+        step = server.on_password_message(&answer);
+    }
+}
+
+#[test]
+fn both_ends_bind_where_both_can() {
+    let (first, step) = log_in_over_tls(Some(HASH), Some(HASH));
+    assert!(first.starts_with(b"SCRAM-SHA-256-PLUS\0"));
+    assert_eq!(accepted(step), password("secret"));
+    // A server whose certificate has no such hash does not offer it.
+    let (first, step) = log_in_over_tls(Some(HASH), None);
+    assert!(first.starts_with(b"SCRAM-SHA-256\0"));
+    assert!(first.windows(3).any(|flag| flag == b"y,,"));
+    assert_eq!(accepted(step), password("secret"));
+    let (first, step) = log_in_over_tls(None, Some(HASH));
+    assert!(first.windows(3).any(|flag| flag == b"n,,"));
+    assert_eq!(accepted(step), password("secret"));
+}
+
+#[test]
+fn somebody_in_the_middle_is_noticed() {
+    // With a certificate of its own.
+    let (_, step) = log_in_over_tls(Some(b"another"), Some(HASH));
+    let Step::Reject(rejection) = step else {
+        panic!("{step:?}")
+    };
+    assert_eq!(rejection.sqlstate(), "28000");
+    assert_eq!(rejection.to_string(), "SCRAM channel binding check failed");
+
+    // Having taken the offer away.
+    let users = users(AuthMethod::ScramSha256);
+    let (mut auth, _) = ClientAuth::new(&users, "plain", &over_tls(), NONCE, SALT);
+    let step = auth.on_password_message(&sasl_initial("SCRAM-SHA-256", 9, b"y,,n=,r=c"));
+    let downgraded = Rejection::Scram(ScramError::ChannelBindingDowngraded);
+    assert_eq!(downgraded.sqlstate(), "28000");
+    assert_eq!(step, Step::Reject(downgraded));
+}
+
+#[test]
+fn binding_is_taken_only_where_it_was_offered() {
+    let users = users(AuthMethod::ScramSha256);
+    let (mut auth, step) = ClientAuth::new(&users, "plain", &Channel::default(), NONCE, SALT);
+    let mechanisms: &[&str] = &["SCRAM-SHA-256"];
+    assert_eq!(step, Step::Send(AuthRequest::Sasl { mechanisms }));
+    let first = b"p=tls-server-end-point,,n=,r=c";
+    let message = sasl_initial("SCRAM-SHA-256-PLUS", first.len() as i32, first);
+    assert_eq!(
+        auth.on_password_message(&message),
+        Step::Reject(Rejection::Mechanism)
+    );
+
+    // And a server that offers nothing else over an unencrypted connection is not answered.
+    let mut client = server_auth(password("secret"));
+    let only_plus = b"SCRAM-SHA-256-PLUS\0\0";
+    let refused = client.on_request(10, only_plus).unwrap_err();
+    assert_eq!(
+        refused,
+        AuthError::Mechanisms("SCRAM-SHA-256-PLUS".to_owned())
+    );
+}
+
+#[test]
+fn a_certificate_is_for_one_user() {
+    let users = users(AuthMethod::Cert);
+    let begin = |user: &str, certificate: Option<&str>| {
+        let shown = |name: &str| Shown {
+            common_name: Some(name.to_owned()).filter(|name| !name.is_empty()),
+        };
+        let channel = Channel {
+            end_point: None,
+            certificate: certificate.map(shown),
+        };
+        ClientAuth::new(&users, user, &channel, NONCE, SALT).1
+    };
+    assert_eq!(accepted(begin("plain", Some("plain"))), password("secret"));
+    assert_eq!(begin("plain", None), Step::Reject(Rejection::NoCertificate));
+    let wrong = |cause| {
+        let user = "plain".to_owned();
+        Step::Reject(Rejection::WrongCertificate { user, cause })
+    };
+    let other = CertificateCause::OtherName("Plain".to_owned());
+    assert_eq!(begin("plain", Some("Plain")), wrong(other));
+    assert_eq!(begin("plain", Some("")), wrong(CertificateCause::Nameless));
+    let unknown = Rejection::UnknownRole("nobody".to_owned());
+    assert_eq!(begin("nobody", Some("nobody")), Step::Reject(unknown));
 }

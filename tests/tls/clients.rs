@@ -299,7 +299,7 @@ fn a_direct_handshake_must_name_the_protocol() {
         offering.log().contains("without ALPN protocol negotiation")
     });
     let http = handshake(connect(offering.port), &ours, &["http/1.1"]);
-    let error = http.err().expect("a refusal").to_string();
+    let error = http.map(drop).expect_err("a refusal").to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
     drop(offering);
 
