@@ -79,6 +79,12 @@ impl Config {
                 r#"auth.method = "trust" lets anyone who can reach {address} log in without a password"#
             ));
         }
+        if self.auth.method == AuthMethod::Cert && self.listen.unix_socket_dir.is_some() {
+            warnings.push(
+                r#"auth.method = "cert" lets nobody in through listen.unix_socket_dir, where there is no TLS to show a certificate by"#
+                    .to_owned(),
+            );
+        }
         for cluster in &self.clusters {
             let NodeTls {
                 mode, root_cert, ..
@@ -563,6 +569,22 @@ mod tests {
                 r#"auth.method = "trust" lets anyone who can reach 0.0.0.0:6432 log in without a password"#
             ]
         );
+    }
+
+    #[test]
+    fn warns_of_tls_that_is_not_what_it_seems() {
+        let text = "auth.method = 'cert'\nauth.user = [{ name = 'a' }]\n\
+                    [listen]\nunix_socket_dir = '/x'\n\
+                    tls = { mode = 'require', cert = 'c', key = 'k', client_ca = 'a' }\n\
+                    [[cluster]]\nname = 'm'\nsslrootcert = 'r'\nnode = [{ address = 'h:1' }]\n";
+        let warnings = Config::parse(text, "t").unwrap().warnings();
+        let [socket, cluster] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(socket.contains("lets nobody in through listen.unix_socket_dir"));
+        assert!(cluster.starts_with(r#"cluster "m": a node whose certificate is not from"#));
+        let strict = text.replace("sslrootcert", "sslmode = 'require'\nsslrootcert");
+        assert_eq!(Config::parse(&strict, "t").unwrap().warnings().len(), 1);
     }
 
     #[test]

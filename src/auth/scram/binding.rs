@@ -123,6 +123,7 @@ mod tests {
     use super::super::{ClientExchange, Credential, ServerExchange, Verifier};
     use super::*;
     use crate::config::Secret;
+    use proptest::prelude::*;
 
     const HASH: &[u8] = b"the hash of a certificate";
 
@@ -193,6 +194,27 @@ mod tests {
             server(Some(HASH), true).client_first(b"p=tls-unique,,n=,r=c"),
             Err(ScramError::ChannelBindingType("tls-unique".to_owned()))
         );
+    }
+
+    proptest! {
+        /// A client without the hash in its exchange does not get past a check for it.
+        #[test]
+        fn no_other_value_binds(
+            flag in "n|y|p=tls-server-end-point|p=[a-z]{0,9}|.{0,4}",
+            rest in ",n=,r=[!-+]{1,5}|,a=x,n=,r=c|.{0,9}",
+            value in "biws|eSws|cD10bHMtc2VydmVyLWVuZC1wb2ludCwsAQID|.{0,9}",
+        ) {
+            let first = format!("{flag},{rest}");
+            let binding = ServerBinding { end_point: Some(HASH.to_vec()), chosen: true };
+            if let Ok((header, bare)) = binding.split_header(&first) {
+                prop_assert_eq!(header, "p=tls-server-end-point,,");
+                prop_assert_eq!(&format!("{header}{bare}"), &first);
+                prop_assert_eq!(
+                    binding.check(header, &value),
+                    Err(ScramError::ChannelBindingFailed)
+                );
+            }
+        }
     }
 
     #[test]
