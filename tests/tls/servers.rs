@@ -285,6 +285,7 @@ fn all_traffic_is_encrypted_on_both_sides() {
         config
             .replacen("[listen]\n", &listen, 1)
             .replacen("name = \"main\"\n", &name, 1)
+            .replacen("[auth]\n", "[routing]\nreplication = \"primary\"\n\n[auth]\nquery_user = \"postgres\"\nquery_password = \"postgres\"\n", 1)
     });
     let parameters = format!(
         "host=localhost hostaddr=127.0.0.1 sslmode=verify-full channel_binding=require sslrootcert={}",
@@ -295,8 +296,7 @@ fn all_traffic_is_encrypted_on_both_sides() {
     wait_for("the replica to serve", || {
         asked("SELECT 1") == Ok("1".to_owned()) && on_replica() > 0.0
     });
-    let on_primary = "BEGIN; SELECT txid_current() > 0; COMMIT";
-    assert_eq!(asked(on_primary), Ok("t".to_owned()));
+    asked("CREATE TABLE big (i int, t text)").unwrap();
     // Sessions' servers and the probes.
     for node in cluster.nodes() {
         let servers = "SELECT usename, bool_and(ssl), min(client_dn) FROM pg_stat_ssl \
@@ -306,8 +306,45 @@ fn all_traffic_is_encrypted_on_both_sides() {
         assert_eq!(node.sql("postgres", servers).unwrap(), expected);
     }
 
+    // Who is looked up proves a password with channel binding, and is passed through with the same.
+    let primary = cluster.primary();
+    primary
+        .sql("postgres", "CREATE ROLE found LOGIN PASSWORD 'found'")
+        .unwrap();
+    cluster.wait_caught_up().unwrap();
+    let conninfo = format!(
+        "port={} dbname=app user=found password=found {parameters}",
+        gateway.port
+    );
+    let found = |sql: &str| {
+        let mut psql = psql(&cluster, gateway.directory(), &conninfo);
+        let output = psql.args(["-c", sql]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let mine = "SELECT ssl, current_user FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(found(mine), "t|found");
+
+    // A replication connection is as encrypted.
+    let conninfo = format!(
+        "port={} dbname=app user=postgres password=postgres replication=database {parameters}",
+        gateway.port
+    );
+    let mut backup = Command::new(cluster.postgres().bindir().join("pg_basebackup"));
+    let backup = backup
+        .args([
+            "-D", "-", "-Ft", "-X", "none", "-c", "fast", "-d", &conninfo,
+        ])
+        .env("HOME", gateway.directory())
+        .output()
+        .unwrap();
+    assert!(
+        backup.status.success(),
+        "{}",
+        String::from_utf8_lossy(&backup.stderr)
+    );
+    assert!(backup.stdout.len() > 20_000_000, "{}", backup.stdout.len());
+
     // psql sends and fetches much, on one line.
-    asked("CREATE TABLE big (i int, t text)").unwrap();
     let lines: String = (0..60_000)
         .map(|i| format!("{i}\t{}\n", "x".repeat(1000)))
         .collect();
