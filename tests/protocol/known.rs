@@ -6,8 +6,15 @@ use std::path::Path;
 
 use super::script::Script;
 
-/// The names in the file with their causes: `name: cause`, or `mode/name: cause` for one mode alone.
-pub fn read(path: &Path, mode: &str, scripts: &[Script]) -> HashMap<String, String> {
+/// A difference that is known.
+pub struct Known {
+    pub cause: String,
+    /// It depends on which servers are lent.
+    pub sometimes: bool,
+}
+
+/// The names in the file with their causes, as the file itself explains them.
+pub fn read(path: &Path, mode: &str, scripts: &[Script]) -> HashMap<String, Known> {
     let text = fs::read_to_string(path).expect("the list of known differences");
     let mut known = HashMap::new();
     for line in text.lines() {
@@ -15,16 +22,20 @@ pub fn read(path: &Path, mode: &str, scripts: &[Script]) -> HashMap<String, Stri
             continue;
         }
         let (name, cause) = line.split_once(": ").expect("name: cause");
-        let name = match name.split_once('/') {
-            Some((only, name)) if only == mode => name,
-            Some(("transaction" | "session", _)) => continue,
-            _ => name,
+        let (when, name) = match name.split_once('/') {
+            Some((when @ ("transaction" | "session" | "sometimes"), name)) => (when, name),
+            _ => (mode, name),
         };
         assert!(
             scripts.iter().any(|script| script.name == name),
             "known.txt names no script: {name}"
         );
-        known.insert(name.to_owned(), cause.to_owned());
+        let sometimes = when == "sometimes";
+        if sometimes || when == mode {
+            let cause = cause.to_owned();
+            let twice = known.insert(name.to_owned(), Known { cause, sometimes });
+            assert!(twice.is_none(), "known.txt names {name} twice");
+        }
     }
     known
 }
