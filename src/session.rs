@@ -55,8 +55,12 @@ pub struct Shared {
 /// One client's session.
 pub struct Session {
     id: u64,
-    /// Whose prepared statements it may share.
+    /// Whose prepared statements it may share, where they mean the same.
     scope: Arc<str>,
+    /// The part of its sessions to which texts mean what they mean to this one, under which settings.
+    meaning: (Settings, Arc<str>),
+    /// SET LOCAL has run in the open transaction.
+    localised: bool,
     /// The part of it that names the cluster and the database.
     database: Arc<str>,
     shared: Arc<Shared>,
@@ -114,6 +118,9 @@ impl Session {
         Session {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             scope: scope.into(),
+            // Of no settings, until they are looked at.
+            meaning: (Settings::default(), scope.into()),
+            localised: false,
             database: scope
                 .rsplit_once('\0')
                 .map_or(scope, |(database, _)| database)
@@ -192,6 +199,22 @@ impl Session {
         self.config_names.clear();
         self.unjudged.clear();
         self.portals.clear();
+    }
+
+    /// Whose prepared statements mean the same as this session's.
+    fn meaning(&mut self) -> Arc<str> {
+        if self.localised {
+            // Under settings of its own, which nobody else has.
+            return format!("{}\0{}", self.scope, self.id).into();
+        }
+        if self.meaning.0 != self.settings {
+            let scope = match self.settings.meaning() {
+                Some(digest) => format!("{}\0={digest:x}", self.scope).into(),
+                None => self.scope.clone(),
+            };
+            self.meaning = (self.settings.clone(), scope);
+        }
+        self.meaning.1.clone()
     }
 
     /// The class of `sql` under the session's string syntax.
@@ -300,6 +323,7 @@ impl Session {
                 Some(text) => self.set(text, server),
                 None => self.uncertain = true,
             },
+            Verb::SettingLocal => self.localised = true,
             Verb::DiscardAll => {
                 self.statements.clear_named();
                 self.pins.discard();
@@ -452,6 +476,7 @@ impl Session {
                 self.roll_back_settings(server);
             }
             self.before = None;
+            self.localised = false;
             if self.did.wrote {
                 self.has_drawn();
             }

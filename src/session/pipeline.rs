@@ -496,10 +496,11 @@ impl Session {
         if self.statements.is_full() {
             return Err(ClientFault::TooManyStatements(super::Statements::NAMED_MAX));
         }
+        let scope = self.meaning();
         let prepared = self
             .shared
             .registry
-            .intern(&self.scope, parse.sql, parse.types, &class);
+            .intern(&scope, parse.sql, parse.types, &class);
         self.statements.insert(parse.name, prepared.clone());
         batch.steps.push(Step::Parse { name, prepared });
         Ok(())
@@ -659,7 +660,7 @@ impl Session {
     pub fn is_local(&self, batch: &Batch) -> bool {
         let local = |step: &Step| match step {
             Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. } => true,
-            Step::Parse { prepared, .. } => prepared.is_proven() && !self.settings.change_names(),
+            Step::Parse { prepared, .. } => prepared.is_proven(),
             _ => false,
         };
         batch.beyond == 0 && batch.steps.iter().all(local)

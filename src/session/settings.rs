@@ -30,6 +30,24 @@ const ENCODING: &str = "client_encoding";
 /// A SET of it changes a part of the value: it is restated whole from what the server reports.
 pub const DATE_STYLE: &str = "datestyle";
 
+/// Settings that are often set and change how a statement runs, but not what it is.
+const MEANINGLESS: [&str; 14] = [
+    "application_name",
+    "client_min_messages",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "log_statement",
+    "maintenance_work_mem",
+    "statement_timeout",
+    "synchronous_commit",
+    TRANSACTION_CHARACTERISTICS,
+    "work_mem",
+];
+
 /// Settings of the transaction at hand, however they are set: they end with it.
 const ENDS_WITH_TRANSACTION: [&str; 3] = [
     "transaction_isolation",
@@ -115,11 +133,18 @@ impl Settings {
         self.0.get("search_path").is_some_and(|path| names_it(path))
     }
 
-    /// Whether names in a text may mean something else than without these settings.
-    pub fn change_names(&self) -> bool {
-        [ROLE, SESSION_AUTHORIZATION, "search_path"]
-            .iter()
-            .any(|&name| self.0.contains_key(name))
+    /// A digest of all that may change what a text means when it is prepared: how its bytes and its
+    /// constants are read, and what its names stand for. `None` where nothing is set that does.
+    pub fn meaning(&self) -> Option<u64> {
+        use std::hash::{BuildHasher, Hash, Hasher};
+        let mut digest = foldhash::quality::FixedState::with_seed(0).build_hasher();
+        let settings = self.0.iter().map(|(name, sql)| (&**name, &**sql));
+        let mut settings = settings
+            .filter(|(name, _)| !MEANINGLESS.contains(name))
+            .peekable();
+        settings.peek()?;
+        settings.for_each(|setting| setting.hash(&mut digest));
+        Some(digest.finish())
     }
 
     /// Whether one more statement may be remembered: each change copies them all, and each is said
@@ -374,6 +399,18 @@ mod tests {
         assert_eq!(settings.names().collect::<Vec<_>>(), ["a.c", "work_mem"]);
         let settings = Settings::listed([("role", &b"carol"[..])].into_iter(), b"bob");
         assert!(Settings::default().differs_in_identity(&settings));
+    }
+
+    #[test]
+    fn only_what_texts_mean_by_counts_for_their_meaning() {
+        let mut settings = Settings::default();
+        settings.set("application_name", b"SET application_name = 'a'");
+        settings.set("work_mem", b"SET work_mem = 1");
+        assert_eq!(settings.meaning(), None);
+        settings.set("datestyle", b"SET datestyle = dmy");
+        let dmy = settings.meaning();
+        settings.set("datestyle", b"SET datestyle = mdy");
+        assert!(dmy.is_some() && dmy != settings.meaning());
     }
 
     #[test]
