@@ -75,6 +75,27 @@ pub fn run(script: &Script, peer: &Peer<'_>, until_not: Option<&Stream>) -> Stre
 /// What the next clients find of this one's session: nothing. Each keeps its server while the next
 /// one looks, so that no server is looked at twice.
 fn left_behind(script: &Script, peer: &Peer<'_>) -> Vec<String> {
+    const POOLED: usize = 3;
+    let login = script.login.plain();
+    let clients = if peer.gateway.is_some() { POOLED } else { 1 };
+    let mut seen = Vec::new();
+    let mut kept = Vec::new();
+    for _ in 0..clients {
+        let (mut client, _, instead) = Client::log_in(peer.port, &login);
+        let found = match instead {
+            None => look_around(&mut client),
+            Some(instead) => vec![format!("no login: {instead:?}")],
+        };
+        // All are to find the same.
+        if !seen.ends_with(&found) {
+            seen.extend(found);
+        }
+        kept.push(client);
+    }
+    seen
+}
+
+fn look_around(client: &mut Client) -> Vec<String> {
     const LOOKS: [&str; 7] = [
         "BEGIN",
         "SELECT name, setting FROM pg_settings WHERE source = 'session' \
@@ -87,33 +108,22 @@ fn left_behind(script: &Script, peer: &Peer<'_>) -> Vec<String> {
          UNION ALL SELECT name FROM pg_cursors WHERE is_holdable",
         "SELECT pg_listening_channels()",
     ];
-    const CLIENTS: usize = 3;
-    let login = script.login.plain();
-    let mut seen = Vec::new();
-    let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
-        let (mut client, _, instead) = Client::log_in(peer.port, &login);
-        if instead.is_some() {
-            seen.push("no login".to_owned());
-            return seen;
-        }
-        for look in LOOKS {
-            client.send(&query(look).expect("SQL"));
-            loop {
-                match client.next() {
-                    Ok(message) if message[0] == b'Z' => break,
-                    Ok(message) if message[0] == b'T' => {}
-                    Ok(message) => seen.push(Names::default().show(&message, false)),
-                    Err(instead) => {
-                        seen.push(format!("{instead:?}"));
-                        return seen;
-                    }
+    let mut found = Vec::new();
+    for look in LOOKS {
+        client.send(&query(look).expect("SQL"));
+        loop {
+            match client.next() {
+                Ok(message) if message[0] == b'Z' => break,
+                Ok(message) if message[0] == b'T' => {}
+                Ok(message) => found.push(Names::default().show(&message, false)),
+                Err(instead) => {
+                    found.push(format!("{instead:?}"));
+                    return found;
                 }
             }
         }
-        clients.push(client);
     }
-    seen
+    found
 }
 
 struct Run<'a> {
