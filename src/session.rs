@@ -380,20 +380,25 @@ impl Session {
         let Some(Changes { names, unknown }) = changes else {
             return;
         };
-        let literals = names.iter().filter_map(|name| match name {
-            Name::Literal(name) => Some(name.clone()),
+        self.note_names(names.iter().filter_map(|name| match name {
+            Name::Literal(name) => Some(name),
             Name::Parameter(_) => None,
-        });
-        let mut unknown = *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_)));
-        for name in literals {
-            if self.config_names.len() >= CONFIG_NAMES_MAX {
-                unknown = true;
-            } else if !self.config_names.contains(&name) {
-                self.config_names.push(name);
-            }
-        }
-        if unknown {
+        }));
+        if *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_))) {
             self.pins.touched(Pin::Settings);
+        }
+    }
+
+    /// Functions may have changed the settings of these names.
+    fn note_names<'a>(&mut self, names: impl Iterator<Item = &'a Box<str>>) {
+        for name in names {
+            if self.config_names.contains(name) {
+                continue;
+            }
+            if self.config_names.len() >= CONFIG_NAMES_MAX {
+                return self.pins.touched(Pin::Settings);
+            }
+            self.config_names.push(name.clone());
         }
     }
 
@@ -403,7 +408,7 @@ impl Session {
             return;
         };
         self.uncertain = true;
-        self.config_names.extend_from_slice(effects.settings());
+        self.note_names(effects.settings().iter());
         self.pins.look_at_all();
         if suspicion == Suspicion::UnknownSettings {
             self.pins.touched(Pin::Settings);

@@ -115,6 +115,8 @@ fn compare(mode: &str) {
         assert!(served.repairs >= 1.0, "nothing was repaired");
         let gateway = open();
         garbage::is_one_clients_own_problem(&gateway);
+        garbage::answers_that_are_held_back_come(&gateway);
+        garbage::nothing_is_said_within_a_row(&gateway, &cluster);
         garbage::whoever_leaves_in_a_transaction_leaves_nothing_behind(&gateway, &cluster);
     }
 }

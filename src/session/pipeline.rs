@@ -21,7 +21,12 @@ use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
 pub const PIPELINE_BYTES_MAX: usize = 256 << 10;
 
 /// A pipeline of more messages than this is sent before its Sync has been seen.
-pub const PIPELINE_MESSAGES_MAX: usize = 8192;
+pub const PIPELINE_MESSAGES_MAX: usize = 32 << 10;
+
+/// How many texts, and how long in bytes, are kept to be judged when it is known what they do to the
+/// session. Of the others the most is assumed that the server can be asked about.
+pub(super) const UNJUDGED_MAX: usize = 64;
+const UNJUDGED_BYTES_MAX: usize = 64 << 10;
 
 /// The room for messages that a batch keeps for the next one.
 const MESSAGES_KEPT: usize = 256;
@@ -48,6 +53,8 @@ pub struct Batch {
     /// known.
     pub(super) suspicion: Option<Suspicion>,
     pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
+    /// There are more of them than are kept.
+    pub(super) unjudged_more: bool,
     /// It creates, alters or drops a database: every name that its text has.
     pub databases: Vec<Box<[u8]>>,
     end: Option<End>,
@@ -192,6 +199,7 @@ impl Batch {
             reads_sequences: false,
             suspicion: None,
             unjudged: Vec::new(),
+            unjudged_more: false,
             databases: Vec::new(),
             end: None,
             flushed: false,
@@ -584,7 +592,12 @@ impl Session {
                 let suspicion = effects.judge(class, sql, self.has_conforming_strings());
                 batch.suspicion = batch.suspicion.max(suspicion);
             }
-            None => batch.unjudged.push((class.clone(), sql.into())),
+            // One statement is often bound many times.
+            None if batch.unjudged.iter().any(|(_, known)| **known == *sql) => {}
+            None if batch.unjudged.len() < UNJUDGED_MAX && sql.len() <= UNJUDGED_BYTES_MAX => {
+                batch.unjudged.push((class.clone(), sql.into()));
+            }
+            None => batch.unjudged_more = true,
         }
     }
 

@@ -9,18 +9,13 @@ use smallvec::SmallVec;
 
 use super::Session;
 use super::effects::{Effects, Suspicion};
-use super::pipeline::{Batch, ClientFault, Of, Renames, Step};
+use super::pipeline::{Batch, ClientFault, Of, Renames, Step, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
-
-/// How many texts, and how long in bytes, are kept to be judged when it is known what they do to the
-/// session. Of the others the most is assumed that the server can be asked about.
-const UNJUDGED_MAX: usize = 64;
-const UNJUDGED_BYTES_MAX: usize = 64 << 10;
 
 impl Session {
     /// Says `batch` to `server`: appends to `out` what must be sent, and to the server's queue
@@ -53,17 +48,21 @@ impl Session {
 
     /// What the batch may do to the session is looked at when it has run.
     fn note_suspicion(&mut self, batch: &Batch, server: &ServerState) {
-        if batch.suspicion.is_none() && batch.unjudged.is_empty() {
+        if batch.suspicion.is_none() && batch.unjudged.is_empty() && !batch.unjudged_more {
             return;
         }
         self.remember_settings(server);
+        let mut more = batch.unjudged_more;
         for (class, sql) in &batch.unjudged {
-            if self.unjudged.len() < UNJUDGED_MAX && sql.len() <= UNJUDGED_BYTES_MAX {
-                self.unjudged.push((class.clone(), sql.clone()));
+            if self.unjudged.len() >= UNJUDGED_MAX {
+                more = true;
             } else {
-                self.uncertain = true;
-                self.pins.look_at_all();
+                self.unjudged.push((class.clone(), sql.clone()));
             }
+        }
+        if more {
+            self.uncertain = true;
+            self.pins.look_at_all();
         }
         if let Some(effects) = self.shared.effects.get(&self.database) {
             self.suspect(batch.suspicion, &effects);
@@ -145,8 +144,8 @@ impl Session {
                 for (_, prepared) in names {
                     missing |= ensure(server, prepared, speech.own());
                 }
-                // If it can't be prepared, the server is not to skip the Query over that. What it has
-                // been told before may make it skip both, as it would without the proxy.
+                // If one can't be prepared, the server is not to skip the Query over that. What it has
+                // been told before may make it skip all of them, as it would without the proxy.
                 if missing && apart {
                     speech.own().extend_from_slice(encode::SYNC);
                     server.expect_hidden(Expect::Sync);
@@ -180,7 +179,7 @@ impl Session {
                         let own = speech.own();
                         encode::statement_target(own, b'C', &prepared.server_name());
                         server.statements.pop(&prepared.id);
-                        server.expect_hidden(Expect::Close);
+                        server.expect_hidden(Expect::Evict { id: prepared.id });
                     }
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();

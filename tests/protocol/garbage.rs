@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use tidegate::demo::LocalCluster;
+use tidegate::session::server::OWED_MAX;
+use tidegate::wire::encode;
 use tidegate::wire::frame::body;
 
 use super::client::Client;
@@ -106,6 +108,44 @@ pub fn is_one_clients_own_problem(gateway: &Gateway) {
         assert_eq!(ask(&mut raw, "SELECT 1").last().unwrap(), "Z I");
     }
     assert_eq!(ask(&mut bystander, "SELECT 1").last().unwrap(), "Z I");
+}
+
+/// The server holds back the answer to a Parse until it is asked for it; what the proxy answers
+/// itself waits behind that, and the client sends more than may wait.
+pub fn answers_that_are_held_back_come(gateway: &Gateway) {
+    const CLOSES: usize = 3 * OWED_MAX;
+    let mut raw = log_in(gateway);
+    ask(&mut raw, "BEGIN");
+    let close = frame(b'C', b"Snothing\0");
+    let parse = frame(b'P', b"held\0SELECT 1\0\0\0");
+    raw.send(&[parse, close.repeat(CLOSES), encode::SYNC.to_vec()].concat());
+    let mut tags = Vec::new();
+    while tags.last() != Some(&b'Z') {
+        tags.push(raw.next().expect("an answer")[0]);
+    }
+    assert_eq!((tags.len(), tags[0]), (CLOSES + 2, b'1'));
+    assert!(tags[1..=CLOSES].iter().all(|&tag| tag == b'3'));
+}
+
+/// An error in the middle of a row would be taken for a part of it: the client's connection ends.
+pub fn nothing_is_said_within_a_row(gateway: &Gateway, cluster: &LocalCluster) {
+    const ROW_BYTES: usize = 64 << 20;
+    let mut raw = log_in(gateway);
+    let sql = format!("SELECT repeat('x', {ROW_BYTES}) FROM of_app LIMIT 1 FOR UPDATE");
+    raw.send(&query(&sql).expect("SQL"));
+    // Its server has more to send than the client takes.
+    let waits = "FROM pg_stat_activity WHERE wait_event = 'ClientWrite'";
+    support::wait_for("a server that waits for its client", || {
+        let count = format!("SELECT count(*) {waits}");
+        cluster.primary().sql("postgres", &count).unwrap() == "1"
+    });
+    let end = format!("SELECT pg_terminate_backend(pid) {waits}");
+    cluster.primary().sql("postgres", &end).unwrap();
+    let mut seen = Vec::new();
+    let _ = raw.socket.read_to_end(&mut seen);
+    let row = seen.iter().position(|&byte| byte == b'D').expect("a row");
+    assert!(seen.len() < ROW_BYTES);
+    assert!(seen[row + 11..].iter().all(|&byte| byte == b'x'));
 }
 
 /// A client that vanishes in a transaction: what it did is undone, its locks are gone, and the next
