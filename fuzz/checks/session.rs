@@ -167,6 +167,8 @@ struct Play {
     current: usize,
     /// What the server has said and is not dealt with.
     received: Vec<u8>,
+    /// A batch that is planned, and how it ends, while the server prepares what it uses.
+    unsaid: Option<End>,
     /// More of the pipeline is to come.
     open: bool,
     /// Bytes of a message to the server that are still to come from the client.
@@ -200,6 +202,7 @@ impl Play {
             held: false,
             current: 0,
             received: Vec::new(),
+            unsaid: None,
             open: false,
             beyond: 0,
             inspects: false,
@@ -283,10 +286,21 @@ impl Play {
         }
         let repairable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         state.repairable = repairable && end == End::Ready && self.current == 1;
+        self.session.say_sequences(&self.batch, state, &mut out);
+        let missing = self.session.say_missing(&self.batch, state, &mut out);
         self.told.takes(&out);
-        self.open = end == End::Open;
-        self.say();
+        self.unsaid = Some(end);
+        if !missing {
+            self.say_planned();
+        }
         true
+    }
+
+    fn say_planned(&mut self) {
+        if let Some(end) = self.unsaid.take() {
+            self.open = end == End::Open;
+            self.say();
+        }
     }
 
     fn say(&mut self) {
@@ -402,6 +416,10 @@ impl Play {
         if !self.held || self.open || !self.is_quiet() {
             return true;
         }
+        if self.unsaid.is_some() {
+            self.say_planned();
+            return true;
+        }
         let state = &mut self.servers[self.current];
         if self.inspects {
             self.inspects = false;
@@ -426,6 +444,10 @@ impl Play {
     /// `false` when that ends the client's connection too.
     fn lose_server(&mut self) -> bool {
         let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
+        if self.unsaid.take().is_some() {
+            self.session.forget_batch(&self.batch);
+            self.drop_batch();
+        }
         self.session.lost_server();
         assert_eq!(self.session.status(), Status::Idle);
         self.servers[self.current] = server();
