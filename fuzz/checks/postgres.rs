@@ -42,6 +42,9 @@ impl Postgres {
                 break;
             }
             let frame: Vec<u8> = self.inbox.drain(..head.len).collect();
+            if head.tag == b'X' {
+                return None;
+            }
             if self.skips && head.tag != b'S' {
                 // Known to differ: the session forgets the unnamed statement that this would have
                 // replaced or dropped.
