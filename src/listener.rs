@@ -278,7 +278,7 @@ fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Workers) {
 
 /// For how many seconds what is known of functions' effects is believed. Changes that pass through
 /// the proxy are known at once.
-const EFFECTS_SECONDS: u64 = 300;
+const EFFECTS_SECONDS: u64 = 60;
 
 /// What is done every second.
 async fn tend(proxy: Arc<Proxy>) {
