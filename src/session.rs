@@ -4,6 +4,7 @@
 //! socket or a clock, so that all of it can be tested with scripted peers and virtual time.
 
 pub mod answers;
+pub mod batch;
 pub mod consistency;
 pub mod effects;
 mod inspection;
@@ -181,7 +182,7 @@ impl Session {
 
     /// A batch is being run. What it does counts until the floors have been raised for it, whatever
     /// else runs before that.
-    pub fn note(&mut self, batch: &pipeline::Batch) {
+    pub fn note(&mut self, batch: &batch::Batch) {
         if batch.executes {
             self.did.wrote |= batch.need == Need::Write;
             self.did.read |= batch.shows_data;

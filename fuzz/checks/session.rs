@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use tidegate::session::answers::{Answer, Run};
-use tidegate::session::pipeline::{Batch, End, PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned};
+use tidegate::session::batch::{Batch, End};
+use tidegate::session::pipeline::{PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned};
 use tidegate::session::server::{OWED_MAX, Params, ServerState};
 use tidegate::session::settings::Settings;
 use tidegate::session::statements::Registry;

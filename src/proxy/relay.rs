@@ -12,7 +12,8 @@ use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run};
-use crate::session::pipeline::{Batch, End, Planned};
+use crate::session::batch::{Batch, End};
+use crate::session::pipeline::Planned;
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
 
 /// How much of what the client sends ahead is taken in while its answer is under way, in bytes.

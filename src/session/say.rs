@@ -8,8 +8,9 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
+use super::batch::{Batch, Of, Renames, Step};
 use super::effects::{Effects, Suspicion};
-use super::pipeline::{Batch, ClientFault, Of, Renames, Step, UNJUDGED_MAX};
+use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;

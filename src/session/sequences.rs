@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use dashmap::DashSet;
 
 use super::Session;
-use super::pipeline::Batch;
+use super::batch::Batch;
 use super::server::{Expect, ServerState};
 use crate::sql::Pin;
 use crate::wire::encode;

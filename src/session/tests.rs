@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 
 use super::answers::{Answer, Run, ServerFault};
-use super::pipeline::{Batch, End, PIPELINE_MESSAGES_MAX, Planned};
+use super::batch::{Batch, End};
+use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
 use super::*;
 use crate::sql::functions::Rules;
 use crate::wire::frame::{body, header};

@@ -1,0 +1,218 @@
+//! Owns: what is known of the client's messages up to where it waits for answers: what they need of a
+//! server, and each by its place. Never: reads them; planning does.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::effects::Suspicion;
+use super::server::{Forgotten, Tracked};
+use super::statements::{Prepared, Unnamed};
+use crate::sql::{Class, Need, Why};
+
+/// The room for messages that a batch keeps for the next one.
+const MESSAGES_KEPT: usize = 256;
+
+/// The client's messages up to the next point where it waits for answers.
+#[derive(Debug)]
+pub struct Batch {
+    /// The strictest need of all its statements, and why.
+    pub need: Need,
+    pub why: Why,
+    /// Bytes of the client's buffer that it covers so far.
+    pub len: usize,
+    /// Bytes of its last message that are not in the buffer, to be passed on as they come.
+    pub beyond: usize,
+    /// It opens a portal or executes something.
+    pub executes: bool,
+    /// Something in it may show the client data.
+    pub shows_data: bool,
+    /// A read that may need what only the session's own server has.
+    pub needs_server: bool,
+    /// It asks for what the session has last drawn from a sequence.
+    pub reads_sequences: bool,
+    /// What it may do to the session by the names that it uses; and its texts, where that is not
+    /// known.
+    pub(super) suspicion: Option<Suspicion>,
+    pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
+    /// There are more of them than are kept.
+    pub(super) unjudged_more: bool,
+    /// It creates, alters or drops a database: every name that its text has.
+    pub databases: Vec<Box<[u8]>>,
+    pub(super) end: Option<End>,
+    pub(super) flushed: bool,
+    pub(super) steps: Vec<Step>,
+}
+
+/// How a batch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With Sync, Query or FunctionCall: the server will be ready after it.
+    Ready,
+    /// More of the same pipeline follows.
+    Open,
+}
+
+/// One message of a batch, by its place in the client's buffer.
+#[derive(Debug)]
+pub(super) enum Step {
+    Query {
+        at: Range<usize>,
+        tracked: Option<Tracked>,
+    },
+    /// It names statements that the client prepared by message, which have other names there.
+    Renamed {
+        text: Range<usize>,
+        names: Renames,
+        tracked: Option<Tracked>,
+    },
+    Parse {
+        name: Box<[u8]>,
+        prepared: Arc<Prepared>,
+    },
+    ParseAgain {
+        name: Box<[u8]>,
+        existing: Arc<Prepared>,
+    },
+    /// Parse by a name that PREPARE has taken.
+    ParseTaken {
+        at: Range<usize>,
+    },
+    ParseUnnamed {
+        at: Range<usize>,
+        unnamed: Arc<Unnamed>,
+        /// The statements that it names and that have other names on servers.
+        rewritten: Renames,
+    },
+    Bind {
+        at: Range<usize>,
+        names: usize,
+        beyond: usize,
+        of: Of,
+    },
+    Describe {
+        at: Range<usize>,
+        of: Of,
+    },
+    DescribePortal {
+        at: Range<usize>,
+    },
+    Execute {
+        at: Range<usize>,
+        tracked: Option<Tracked>,
+    },
+    /// Close of a statement: it only forgets the name.
+    CloseStatement {
+        forgotten: Option<Forgotten>,
+    },
+    /// Close of a statement that PREPARE has made.
+    ClosePrepared {
+        at: Range<usize>,
+    },
+    ClosePortal {
+        at: Range<usize>,
+    },
+    FunctionCall {
+        at: Range<usize>,
+    },
+    /// One of the extended protocol whose contents are wrong.
+    Malformed {
+        at: Range<usize>,
+    },
+    Sync {
+        at: Range<usize>,
+    },
+    Flush {
+        at: Range<usize>,
+    },
+}
+
+/// Names in a text, by their places, of statements that have other names on servers.
+pub(super) type Renames = SmallVec<[(Range<usize>, Arc<Prepared>); 1]>;
+
+/// The statement that a message names.
+#[derive(Clone, Debug)]
+pub(super) enum Of {
+    Named(Arc<Prepared>),
+    Unnamed(Arc<Unnamed>),
+    /// None that the session knows: the server says so.
+    Unknown,
+}
+
+impl Batch {
+    pub fn new() -> Batch {
+        Batch {
+            need: Need::Read,
+            why: Why::Empty,
+            len: 0,
+            beyond: 0,
+            executes: false,
+            shows_data: false,
+            needs_server: false,
+            reads_sequences: false,
+            suspicion: None,
+            unjudged: Vec::new(),
+            unjudged_more: false,
+            databases: Vec::new(),
+            end: None,
+            flushed: false,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Makes it an empty batch; its memory is kept for the next.
+    pub fn clear(&mut self) {
+        self.steps.clear();
+        self.steps.shrink_to(MESSAGES_KEPT);
+        *self = Batch {
+            steps: std::mem::take(&mut self.steps),
+            ..Batch::new()
+        };
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// How it ends, as far as it has been planned.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// It was taken for a read and is none.
+    pub fn distrust(&mut self) {
+        self.need = Need::Write;
+    }
+
+    /// Whether the server takes the next batch after an error in this one: a pipeline that ends in a
+    /// Query, say, is skipped with it.
+    pub fn ends_with_an_error(&self) -> bool {
+        matches!(
+            &self.steps[..],
+            [Step::Query { .. }] | [.., Step::Sync { .. }]
+        )
+    }
+
+    /// Whether a replica that the pipeline began on may not go on with it.
+    pub fn must_leave_replica(&self) -> bool {
+        self.need > Need::Read || self.end == Some(End::Open) && self.executes
+    }
+
+    pub(super) fn needs(&mut self, need: Need, why: Why) {
+        if need > self.need || self.why == Why::Empty {
+            (self.need, self.why) = (self.need.max(need), why);
+        }
+    }
+
+    pub(super) fn needs_class(&mut self, class: &Class) {
+        self.shows_data |= class.may_show_data();
+        self.needs(class.need, class.why);
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch::new()
+    }
+}
