@@ -208,7 +208,8 @@ fn try_out(
     let on_replicas = || served(gateway, REPLICA) - before;
     let is_content = || match script.on_replicas {
         OnReplicas::Any => true,
-        OnReplicas::AtLeast(n) => on_replicas() >= f64::from(n),
+        // One more: each of these begins with a read that a replica serves.
+        OnReplicas::AtLeast(n) => on_replicas() > f64::from(n),
         OnReplicas::None => on_replicas() == 0.0,
     };
     // A batch is counted just after it has been answered.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tidegate::demo::LocalNode;
 
 use super::client::{Client, Instead, PATIENCE};
-use super::script::{Action, Script, frame, query};
+use super::script::{Action, OnReplicas, Script, frame, query};
 use super::shown::{Names, sort_parameters};
 use crate::support::Gateway;
 
@@ -146,6 +146,13 @@ impl Run<'_> {
             if instead.is_some() {
                 return instead;
             }
+            // A new session may have to see what others were acknowledged before.
+            if matches!(self.script.on_replicas, OnReplicas::AtLeast(_))
+                && let Some(gateway) = self.peer.gateway
+                && let Some(instead) = self.settle(gateway, REPLICA_PATIENCE, seen)
+            {
+                return Some(instead);
+            }
         }
         match action {
             Action::Say { bytes, owes } => {
@@ -213,7 +220,10 @@ impl Run<'_> {
                 self.show_greeting(&greeting, seen);
                 instead
             }
-            Action::Settle => self.peer.gateway.and_then(|g| self.settle(g, seen)),
+            Action::Settle => {
+                let gateway = self.peer.gateway?;
+                self.settle(gateway, Duration::ZERO, seen)
+            }
             Action::Cancel { name } => {
                 self.cancel(name);
                 None
@@ -341,9 +351,17 @@ impl Run<'_> {
     }
 
     /// Reads until a replica serves it, and shows nothing but what nobody has asked for.
-    fn settle(&mut self, gateway: &Gateway, seen: &mut Vec<String>) -> Option<Instead> {
+    fn settle(
+        &mut self,
+        gateway: &Gateway,
+        at_least: Duration,
+        seen: &mut Vec<String>,
+    ) -> Option<Instead> {
         const TIMES: u32 = 50;
-        for _ in 0..TIMES {
+        let started = Instant::now();
+        let mut times = 0;
+        while times < TIMES || started.elapsed() < at_least {
+            times += 1;
             let (all, replica) = (served(gateway, ""), served(gateway, REPLICA));
             let mut answer = Vec::new();
             let instead = self.ask(&query("SELECT 1").expect("SQL"), &mut answer);
