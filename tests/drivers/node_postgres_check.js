@@ -41,8 +41,10 @@ function digest(unit, length, data) {
   return { [unit]: length, sha256: createHash('sha256').update(data).digest('hex') }
 }
 
+// Where it is the proxy that refuses a plan that no longer fits, there is no line in PostgreSQL's source.
 function fields(error) {
-  return Object.fromEntries(FIELDS.filter((name) => error[name] !== undefined).map((name) => [name, error[name]]))
+  const told = (name) => error[name] !== undefined && !(name === 'line' && error.routine === 'RevalidateCachedQuery')
+  return Object.fromEntries(FIELDS.filter(told).map((name) => [name, error[name]]))
 }
 
 // What a promise brings, or the server's error, in full.
