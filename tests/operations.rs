@@ -6,6 +6,8 @@ mod support;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::{Gateway, free_port, wait_for};
 use tidegate::demo::{LocalCluster, Options, StopMode};
 
@@ -471,4 +473,68 @@ fn a_bad_configuration_is_refused_with_its_place() {
     let (code, text) = run(&["run"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("cannot listen on"), "{text}");
+}
+
+/// Processes that stand still for as long as this lives.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    fn new(pids: Vec<Pid>) -> Stopped {
+        for &pid in &pids {
+            kill(pid, Signal::SIGSTOP).expect("it is there");
+        }
+        Stopped(pids)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for &pid in &self.0 {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+    }
+}
+
+#[test]
+fn wal_that_nobody_flushes_keeps_no_session_from_the_replicas() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start(&cluster);
+    let primary = cluster.primary();
+    // Whoever might flush it by and by.
+    let writers = primary.sql(
+        "app",
+        "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('walwriter', 'background writer')",
+    );
+    let writers = writers.expect("the server's own processes");
+    let writers: Vec<Pid> = writers
+        .lines()
+        .map(|pid| Pid::from_raw(pid.parse().expect("a process id")))
+        .collect();
+    assert_eq!(writers.len(), 2);
+    let _stopped = Stopped::new(writers);
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let connected = tokio_postgres::connect(&gateway.url("app"), tokio_postgres::NoTls).await;
+        let (client, connection) = connected.expect("a session");
+        tokio::spawn(connection);
+        let insert = "SELECT pg_logical_emit_message(false, 'test', 'no commit')";
+        primary.sql("app", insert).expect("a message");
+        // May have written, for all the proxy knows.
+        let lock = "SELECT pg_advisory_xact_lock(1)";
+        client.batch_execute(lock).await.expect("a lock");
+        let on_replicas = || gateway.metric("tidegate_queries_total", "route=\"replica\"");
+        let before = on_replicas();
+        let limit = std::time::Duration::from_secs(60);
+        let read = async {
+            while on_replicas() == before {
+                client.batch_execute("SELECT 1").await.expect("a read");
+            }
+        };
+        let read = tokio::time::timeout(limit, read).await;
+        read.expect("the session's reads move to the replica");
+    });
 }

@@ -19,10 +19,19 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How often nodes are asked while there is no primary, at most.
 const SEARCH: Duration = Duration::from_millis(100);
 
-/// Where the node is, in whichever role it has.
+/// Where the node is, in whichever role it has; and how far a primary has flushed.
 const POSITION: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-    ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+    ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
+    CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END";
+
+/// Makes the primary flush what it has inserted: a commit does. One that waits for standbys would
+/// take as long as they do.
+const FLUSH: &str = "SET LOCAL synchronous_commit = local; \
+    SELECT pg_catalog.pg_logical_emit_message(true, 'tidegate', '')";
+
+/// After so many samples of the primary the WAL that somebody waits for should be flushed.
+const UNFLUSHED_MAX: u32 = 10;
 
 /// The timeline a primary writes: `pg_control_checkpoint()` shows it only after a checkpoint.
 const TIMELINE: &str = "SELECT pg_catalog.substr(\
@@ -82,6 +91,10 @@ struct Probe {
     last_start: Instant,
     /// Polls since the position last changed, while somebody waits for it.
     stalled: u32,
+    /// Of a primary: a position that somebody waits for and that is not flushed, so that no replica
+    /// can reach it; and the samples since. What is no commit (pruning, say) is flushed only with one,
+    /// and on an idle primary that may be long.
+    unflushed: Option<(Lsn, u32)>,
 }
 
 impl Probe {
@@ -110,6 +123,7 @@ impl Probe {
             segment: 0,
             last_start: Instant::now(),
             stalled: 0,
+            unflushed: None,
         };
         let rows = probe.ask(SIZES, limit).await?;
         let [[Some(block), Some(segment), Some(system)]] =
@@ -179,7 +193,7 @@ impl Probe {
 
     fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
         if cluster.is_primary(node) {
-            return cluster.is_sample_wanted();
+            return cluster.is_sample_wanted() || self.unflushed.is_some();
         }
         node.role() == Role::Replica && node.position().is_none_or(|(_, at)| at < cluster.goal())
     }
@@ -199,7 +213,8 @@ impl Probe {
         };
         let tick = clock.begin();
         let rows = self.ask(POSITION, limit).await?;
-        let (in_recovery, lsn) = position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
+        let (in_recovery, lsn, flushed) =
+            position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
         if in_recovery {
             node.set_role(Role::Replica);
             self.note_replica(cluster, node, tick, lsn);
@@ -216,9 +231,36 @@ impl Probe {
             node.set_position(lsn);
             // A sample that began on the cluster's clock belongs to the primary of that moment.
             if for_cluster && cluster.is_primary(node) {
+                let waited_for = cluster.is_sample_wanted();
                 cluster.sampled(tick, lsn);
+                self.see_to_flush(flushed, waited_for.then_some(lsn), limit)
+                    .await?;
             }
         }
+        Ok(())
+    }
+
+    /// Has the primary flush what somebody waits for, if it does not do so by itself.
+    async fn see_to_flush(
+        &mut self,
+        flushed: Lsn,
+        waited_for: Option<Lsn>,
+        limit: Duration,
+    ) -> Result<(), ProbeError> {
+        let is_unflushed = |(lsn, _): &(Lsn, u32)| flushed < *lsn;
+        self.unflushed = match self.unflushed.filter(is_unflushed) {
+            Some((lsn, samples)) if samples < UNFLUSHED_MAX => Some((lsn, samples + 1)),
+            Some(_) => match self.ask(FLUSH, limit).await {
+                Ok(_) => None,
+                Err(ProbeError::Connect(ConnectError::Refused(error))) => {
+                    let error = ConnectError::Refused(error);
+                    tracing::debug!(%error, "primary can't be asked to flush its WAL");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+            None => waited_for.map(|lsn| (lsn, 0)).filter(is_unflushed),
+        };
         Ok(())
     }
 
@@ -249,12 +291,13 @@ impl Probe {
     }
 }
 
-/// A standby that has replayed nothing yet reports NULL: it is at the beginning.
-fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn)> {
+/// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby
+/// that has replayed nothing yet reports NULL: it is at the beginning.
+fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn, Lsn)> {
     let [row] = rows else { return None };
-    let [Some(in_recovery), lsn] = &row[..] else {
+    let [Some(in_recovery), lsn, flushed] = &row[..] else {
         return None;
     };
-    let lsn = lsn.as_deref().map_or(Some(Lsn(1)), Lsn::parse)?;
-    Some((in_recovery == "t", lsn))
+    let parse = |lsn: &Option<String>| lsn.as_deref().map_or(Some(Lsn(1)), Lsn::parse);
+    Some((in_recovery == "t", parse(lsn)?, parse(flushed)?))
 }

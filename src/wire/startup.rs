@@ -17,7 +17,7 @@ pub const CANCEL_KEY_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 
 const CANCEL_REQUEST: i32 = (1234 << 16) | 5678;
 const SSL_REQUEST: i32 = (1234 << 16) | 5679;
-/// The whole packet: a length and [`SSL_REQUEST`].
+/// The whole packet: a length and the code of the request.
 pub const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 const GSSENC_REQUEST: i32 = (1234 << 16) | 5680;
