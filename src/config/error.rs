@@ -86,20 +86,31 @@ impl Source<'_> {
     }
 }
 
-/// The line up to its first secret: a failed reload goes to the log, line and all.
+/// The line up to its first secret: a failed reload goes to the log, line and all. A key that is
+/// nearly that of a secret is most likely meant to be it, and is an error for that.
 fn without_secrets(line: &str) -> String {
-    let secret_at = (["password", "verifier"].iter())
-        .filter_map(|key| line.find(key))
-        .min()
-        .and_then(|key_at| {
-            line[key_at..]
-                .find('=')
-                .map(|equals_at| key_at + equals_at + 1)
-        });
-    match secret_at {
-        Some(at) => format!("{} ***", &line[..at]),
-        None => line.to_owned(),
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut rest = line;
+    while let Some(start) = rest.find(is_part) {
+        let word = &rest[start..];
+        let end = word.find(|c| !is_part(c)).unwrap_or(word.len());
+        rest = &word[end..];
+        if names_secret(&word[..end])
+            && let Some(equals_at) = rest.find('=')
+        {
+            let shown = line.len() - rest.len() + equals_at + 1;
+            return format!("{} ***", &line[..shown]);
+        }
     }
+    line.to_owned()
+}
+
+fn names_secret(word: &str) -> bool {
+    const TYPOS_MAX: usize = 2;
+    let word = word.to_lowercase();
+    ["password", "verifier"]
+        .iter()
+        .any(|key| word.contains(key) || strsim::osa_distance(&word, key) <= TYPOS_MAX)
 }
 
 #[cfg(test)]
@@ -152,6 +163,13 @@ mod tests {
             ),
             ("verifier = 'x", "verifier = ***"),
             ("# the password", "# the password"),
+            ("pasword = 'x'", "pasword = ***"),
+            (
+                "{ name = 'a', Passwrod='x' }",
+                "{ name = 'a', Passwrod= ***",
+            ),
+            ("\"password\" = 'x'", "\"password\" = ***"),
+            ("address = 'é', max = 1", "address = 'é', max = 1"),
         ];
         for (line, expected) in cases {
             assert_eq!(without_secrets(line), expected);
