@@ -49,8 +49,8 @@ impl Postgres {
                 // Known to differ: the session forgets the unnamed statement that this would have
                 // replaced or dropped.
                 let names_none = match head.tag {
-                    b'Q' => true,
-                    b'P' => body(&frame).starts_with(b"\0"),
+                    b'Q' => message::query(body(&frame)).is_ok(),
+                    b'P' => Parse::read(body(&frame)).is_ok_and(|parse| parse.name.is_empty()),
                     b'C' => body(&frame) == b"S\0",
                     _ => false,
                 };
