@@ -30,7 +30,7 @@ enum Transaction {
 }
 
 /// An SQLSTATE and a message.
-type Error = (&'static str, String);
+type Error = (&'static str, Vec<u8>);
 
 impl Postgres {
     /// What it answers to these bytes, at once and in full. `None` after what it does not know.
@@ -143,7 +143,7 @@ impl Postgres {
             ));
         }
         if statements(parse.sql, true).count() > 1 || says_fail(parse.sql) {
-            return Err(("42601", "syntax error".to_owned()));
+            return Err(("42601", b"syntax error".to_vec()));
         }
         self.prepared
             .insert(parse.name.to_vec(), parse.sql.to_vec());
@@ -203,7 +203,7 @@ impl Postgres {
             b"commit" | b"end" | b"rollback" | b"abort"
         );
         match self.transaction == Transaction::Failed && !ends {
-            true => Err(("25P02", "current transaction is aborted".to_owned())),
+            true => Err(("25P02", b"current transaction is aborted".to_vec())),
             false => Ok(()),
         }
     }
@@ -215,7 +215,7 @@ impl Postgres {
         let second_is = |word| second.is_some_and(|token| token.is(sql, word));
         let mut tag = word.to_ascii_uppercase();
         match &*word {
-            _ if says_fail(sql) => return Err(("22012", "division by zero".to_owned())),
+            _ if says_fail(sql) => return Err(("22012", b"division by zero".to_vec())),
             b"begin" | b"start" => self.transaction = Transaction::Open,
             b"commit" | b"end" => {
                 let failed = self.transaction == Transaction::Failed;
@@ -228,14 +228,14 @@ impl Postgres {
             }
             b"rollback" | b"abort" if second_is("to") => {
                 if self.transaction == Transaction::None {
-                    return Err(("25P01", "no transaction is open".to_owned()));
+                    return Err(("25P01", b"no transaction is open".to_vec()));
                 }
                 self.transaction = Transaction::Open;
             }
             b"rollback" | b"abort" => self.transaction = Transaction::None,
             b"discard" if second_is("all") => {
                 if self.transaction == Transaction::Open {
-                    return Err(("25001", "not in a transaction".to_owned()));
+                    return Err(("25001", b"not in a transaction".to_vec()));
                 }
                 self.prepared.clear();
                 self.portals.clear();
@@ -248,13 +248,13 @@ impl Postgres {
                 None if solid(sql, true).iter().any(|token| token.is(sql, "all")) => {
                     self.prepared.clear();
                 }
-                None => return Err(("42601", "syntax error".to_owned())),
+                None => return Err(("42601", b"syntax error".to_vec())),
             },
             b"select" => {
                 let length = (sql.len() as i32).to_be_bytes();
                 say(b'D', &[b"\0\x01", &length[..], sql].concat(), out);
             }
-            b"prepare" | b"execute" | b"copy" => return Err(("0A000", "no".to_owned())),
+            b"prepare" | b"execute" | b"copy" => return Err(("0A000", b"no".to_vec())),
             _ => {}
         }
         say(b'C', &[&tag[..], b"\0"].concat(), out);
@@ -278,13 +278,13 @@ fn unknown_statement(name: &[u8]) -> Error {
     ("26000", named("prepared statement", name, "does not exist"))
 }
 
-fn named(what: &str, name: &[u8], why: &str) -> String {
-    format!("{what} \"{}\" {why}", name.escape_ascii())
+fn named(what: &str, name: &[u8], why: &str) -> Vec<u8> {
+    [what.as_bytes(), b" \"", name, b"\" ", why.as_bytes()].concat()
 }
 
 fn say_error((state, text): Error, out: &mut Vec<u8>) {
-    let body = format!("SERROR\0VERROR\0C{state}\0M{text}\0\0");
-    say(b'E', body.as_bytes(), out);
+    let head = format!("SERROR\0VERROR\0C{state}\0M");
+    say(b'E', &[head.as_bytes(), &text, b"\0\0"].concat(), out);
 }
 
 fn say(tag: u8, body: &[u8], out: &mut Vec<u8>) {
