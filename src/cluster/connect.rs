@@ -120,10 +120,12 @@ impl ConnectError {
 /// Whatever keeps the login from succeeding; nothing is retried.
 pub async fn connect(target: &Target<'_>, limit: Duration) -> Result<Connection, ConnectError> {
     let parameters = [
-        ("database", target.database),
         ("application_name", target.application_name),
+        ("database", target.database),
     ];
-    connect_with(target, &parameters, limit).await
+    // None at all leaves it to the role's own default, which an empty one would hide.
+    let unnamed = usize::from(target.application_name.is_empty());
+    connect_with(target, parameters.get(unnamed..).unwrap_or(&[]), limit).await
 }
 
 /// As [`connect`], with these start-up parameters beside the user's name, and no others.

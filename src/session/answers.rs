@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -370,7 +369,11 @@ impl Session {
                 self.failed = true;
                 match &renamed[..] {
                     [] => answer.forward(at),
-                    renamed => answer.say(|out| self.in_clients_words(body, renamed, out)),
+                    renamed => {
+                        let names: Vec<_> =
+                            renamed.iter().map(|r| (&*r.prepared, &*r.name)).collect();
+                        answer.say(|out| in_clients_words(body, &names, out));
+                    }
                 }
                 return Ok(());
             }
@@ -407,13 +410,6 @@ impl Session {
         }
         self.skip_to_sync(server);
         Ok(())
-    }
-
-    /// An error with the client's names for these statements.
-    fn in_clients_words(&self, body: &[u8], renamed: &[Arc<Prepared>], out: &mut BytesMut) {
-        let name = |prepared| self.statements.name_of(prepared).unwrap_or(b"");
-        let names: Vec<_> = renamed.iter().map(|p| (&**p, name(p))).collect();
-        in_clients_words(body, &names, out);
     }
 
     /// A statement has failed. What it has locked by session-level advisory locks stays locked.

@@ -129,7 +129,15 @@ pub(super) enum Step {
 }
 
 /// Names in a text, by their places, of statements that have other names on servers.
-pub(super) type Renames = SmallVec<[(Range<usize>, Arc<Prepared>); 1]>;
+pub(super) type Renames = SmallVec<[Rename; 1]>;
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(super) struct Rename {
+    pub place: Range<usize>,
+    pub name: Box<[u8]>,
+    pub prepared: Arc<Prepared>,
+}
 
 /// The statement that a message names.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::batch::{Batch, End, Of, Renames, Step};
+use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::Text;
 use super::{Session, tracked};
 use crate::sql::lexer::Lexer;
@@ -256,7 +256,15 @@ impl Session {
         }
         command::prepared_names(sql, self.has_conforming_strings())
             .into_iter()
-            .filter_map(|(name, place)| Some((place, self.statements.get(&name)?.clone())))
+            .filter_map(|(name, place)| {
+                let prepared = self.statements.get(&name)?.clone();
+                let name = name.into_boxed_slice();
+                Some(Rename {
+                    place,
+                    name,
+                    prepared,
+                })
+            })
             .collect()
     }
 

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
-use super::batch::{Batch, Of, Renames, Step};
+use super::batch::{Batch, Of, Rename, Renames, Step};
 use super::effects::{Effects, Suspicion};
 use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, ServerState};
@@ -142,8 +142,8 @@ impl Session {
             } => {
                 let apart = !server.owes_within_pipeline();
                 let mut missing = false;
-                for (_, prepared) in names {
-                    missing |= ensure(server, prepared, speech.own());
+                for rename in names {
+                    missing |= ensure(server, &rename.prepared, speech.own());
                 }
                 // If one can't be prepared, the server is not to skip the Query over that. What it has
                 // been told before may make it skip all of them, as it would without the proxy.
@@ -158,7 +158,7 @@ impl Session {
                 server.expect(Expect::Query {
                     tracked: tracked.clone(),
                     statement: 0,
-                    renamed: names.iter().map(|(_, prepared)| prepared.clone()).collect(),
+                    renamed: names.clone(),
                     end: 0,
                 });
             }
@@ -209,8 +209,8 @@ impl Session {
                 if rewritten.is_empty() {
                     speech.forward(at);
                 } else {
-                    for (_, prepared) in rewritten {
-                        ensure(server, prepared, speech.own());
+                    for rename in rewritten {
+                        ensure(server, &rename.prepared, speech.own());
                     }
                     let sql = renamed(&unnamed.sql, rewritten);
                     encode::parse(speech.own(), b"", &sql, &unnamed.types);
@@ -463,13 +463,16 @@ fn ensure_none(server: &mut ServerState, name: &[u8], speech: &mut Speech<'_>) {
 fn renamed(sql: &[u8], names: &Renames) -> Vec<u8> {
     let mut text = Vec::with_capacity(sql.len() + 16 * names.len());
     let mut done = 0;
-    for (at, prepared) in names {
-        text.extend_from_slice(sql.get(done..at.start).unwrap_or(&[]));
+    for Rename {
+        place, prepared, ..
+    } in names
+    {
+        text.extend_from_slice(sql.get(done..place.start).unwrap_or(&[]));
         // In quotes, since `DEALLOCATE"a"` has no space.
         text.push(b'"');
         text.extend_from_slice(&prepared.server_name());
         text.push(b'"');
-        done = at.end;
+        done = place.end;
     }
     text.extend_from_slice(sql.get(done..).unwrap_or(&[]));
     text

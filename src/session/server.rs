@@ -7,8 +7,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use lru::LruCache;
-use smallvec::SmallVec;
 
+use super::batch::Renames;
 use super::inspection::Fact;
 use super::intern::Interner;
 use super::settings::Settings;
@@ -198,7 +198,7 @@ pub(super) enum Expect {
         statement: usize,
         end: usize,
         /// The statements that it names by the servers' names.
-        renamed: SmallVec<[Arc<Prepared>; 1]>,
+        renamed: Renames,
     },
     /// The proxy's SETs.
     Settings,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use crate::sql::Class;
+use crate::sql::command::clipped;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
 /// text with the same parameter types.
@@ -194,7 +195,7 @@ pub struct Unnamed {
     pub class: Arc<Class>,
 }
 
-/// One session's statements by the names that its client gave them.
+/// One session's statements by the names that its client gave them, of which the beginning counts.
 #[derive(Debug, Default)]
 pub struct Statements {
     named: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
@@ -208,7 +209,7 @@ impl Statements {
     pub const NAMED_MAX: usize = 100_000;
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
-        self.named.get(name)
+        self.named.get(clipped(name))
     }
 
     /// A name that the client has given `prepared`.
@@ -229,11 +230,11 @@ impl Statements {
     }
 
     pub fn insert(&mut self, name: &[u8], prepared: Arc<Prepared>) {
-        self.named.insert(name.into(), prepared);
+        self.named.insert(clipped(name).into(), prepared);
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
-        self.named.remove(name)
+        self.named.remove(clipped(name))
     }
 
     /// DEALLOCATE ALL and DISCARD ALL, which spare the unnamed statement.
