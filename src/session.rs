@@ -95,6 +95,8 @@ pub struct Session {
     did: Did,
     /// An error has occurred in the open pipeline: the server skips everything up to Sync.
     failed: bool,
+    /// The beginning of the client's last message was not said.
+    swallows: bool,
     pins: Pins,
     /// A replica has refused the batch for being one.
     misplaced: bool,
@@ -145,6 +147,7 @@ impl Session {
             status: Status::Idle,
             did: Did::default(),
             failed: false,
+            swallows: false,
             pins: Pins::default(),
             misplaced: false,
             foretold: None,

@@ -233,19 +233,24 @@ impl Postgres {
                 self.transaction = Transaction::Open;
             }
             b"rollback" | b"abort" => self.transaction = Transaction::None,
-            b"discard" if second_is("all") => {
+            b"discard" if is_words(sql, &["discard", "all"]) => {
                 if self.transaction == Transaction::Open {
                     return Err(("25001", b"not in a transaction".to_vec()));
                 }
                 self.prepared.clear();
                 self.portals.clear();
             }
+            b"discard" if !is_words(sql, &["discard", "plans"]) => {
+                return Err(("42601", b"syntax error".to_vec()));
+            }
             b"deallocate" => match command::deallocate(sql) {
                 Some((name, _)) if self.prepared.remove(&*name).is_none() => {
                     return Err(unknown_statement(&name));
                 }
                 Some(_) => {}
-                None if solid(sql, true).iter().any(|token| token.is(sql, "all")) => {
+                None if is_words(sql, &["deallocate", "all"])
+                    || is_words(sql, &["deallocate", "prepare", "all"]) =>
+                {
                     self.prepared.clear();
                 }
                 None => return Err(("42601", b"syntax error".to_vec())),
@@ -260,6 +265,12 @@ impl Postgres {
         say(b'C', &[&tag[..], b"\0"].concat(), out);
         Ok(())
     }
+}
+
+fn is_words(sql: &[u8], words: &[&str]) -> bool {
+    let tokens = solid(sql, true);
+    let mut pairs = tokens.iter().zip(words);
+    tokens.len() == words.len() && pairs.all(|(token, word)| token.is(sql, word))
 }
 
 /// Whether a word of the text says that it fails.

@@ -315,7 +315,9 @@ impl Play {
         }
         self.told.takes(&out);
         self.beyond = self.batch.beyond;
-        self.told.owes(self.beyond);
+        if !self.session.swallows_rest() {
+            self.told.owes(self.beyond);
+        }
         let mut answer = Answer::default();
         self.session.answer_in_turn(state, &mut answer);
         self.sees(&answer, &[]);
@@ -331,13 +333,19 @@ impl Play {
     fn pass_to_server(&mut self) -> bool {
         if self.beyond > 0 {
             let n = self.beyond.min(self.inbox.len());
-            self.pass(n);
+            if self.session.swallows_rest() {
+                assert!(self.told.is_between_messages());
+                self.inbox.drain(..n);
+            } else {
+                self.pass(n);
+            }
             self.beyond -= n;
             if self.beyond > 0 {
                 return true;
             }
         }
         if self.state().copies_in() {
+            self.session.unplan(&mut self.batch);
             let state = &mut self.servers[self.current];
             let Ok((n, beyond)) = self.session.copy_in(&self.inbox, state) else {
                 return false;

@@ -328,8 +328,10 @@ impl<'a> Relay<'a> {
         let mut took = false;
         if self.beyond > 0 && self.consumed && self.direct.is_empty() {
             let n = self.beyond.min(self.client.inbox.len());
-            self.to_server
-                .extend_from_slice(&self.client.inbox.split_to(n));
+            let rest = self.client.inbox.split_to(n);
+            if !self.client.session.swallows_rest() {
+                self.to_server.extend_from_slice(&rest);
+            }
             self.beyond -= n;
             took = n > 0;
             if self.beyond > 0 {
@@ -339,6 +341,7 @@ impl<'a> Relay<'a> {
         let state = &mut self.server.state;
         if state.copies_in() {
             self.consume();
+            self.client.session.unplan(self.client.batch);
             let state = &mut self.server.state;
             let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
             self.to_server

@@ -234,7 +234,8 @@ impl Session {
             b'G' => {
                 server.copy_in = Some(match server.queue.front().map(|e| &e.what) {
                     Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
-                    _ => CopyIn::Simple { done: false },
+                    Some(Expect::Query { .. }) => CopyIn::Simple { done: false },
+                    _ => return Err(ServerFault::Unexpected(tag.into())),
                 });
                 server.awaits_sync = matches!(server.copy_in, Some(CopyIn::Extended { .. }));
                 // A Sync that the client has sent already is ignored within the COPY.

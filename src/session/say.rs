@@ -36,6 +36,8 @@ impl Session {
             out,
             run: 0..0,
         };
+        // What is left of a COPY that has failed is said to nobody.
+        self.swallows = self.failed || batch.steps.is_empty();
         if self.failed {
             self.skip(batch);
         }
@@ -100,10 +102,22 @@ impl Session {
         said
     }
 
+    /// Whether what is still to come of the batch's last message must not reach the server, which
+    /// would take it for messages: its beginning was not said.
+    pub fn swallows_rest(&self) -> bool {
+        self.swallows
+    }
+
     /// The batch has not been run: what its planning did is undone.
     pub fn forget_batch(&mut self, batch: &Batch) {
         self.skip(batch);
         self.portals.clear();
+    }
+
+    /// What has been planned is not to be said after all: a COPY takes the client's bytes as they are.
+    pub fn unplan(&mut self, batch: &mut Batch) {
+        self.skip(batch);
+        batch.clear();
     }
 
     /// After an error the server would skip the batch; so what its planning did is undone, the last
@@ -286,7 +300,7 @@ impl Session {
     }
 
     fn say_bind(
-        &self,
+        &mut self,
         at: &Range<usize>,
         names: usize,
         beyond: usize,
@@ -299,6 +313,7 @@ impl Session {
                 // Names nothing, and has no values: whatever the client bound is not looked at.
                 encode::bind_head(speech.own(), b"", NO_STATEMENT, NO_VALUES.len());
                 speech.own().extend_from_slice(NO_VALUES);
+                self.swallows = true;
                 server.expect(Expect::Stale);
                 return;
             }

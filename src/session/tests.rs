@@ -409,6 +409,38 @@ fn a_pipeline_is_planned_in_parts_of_bounded_length() {
     assert_eq!(batch.len, PIPELINE_MESSAGES_MAX * close.len());
 }
 
+/// A server would take the values for messages.
+#[test]
+fn what_is_left_of_a_long_message_that_is_skipped_is_swallowed() {
+    let (mut session, mut server) = (session(), server());
+    let mut giant = frame(b'B', &[b"\0\0".to_vec(), vec![b'S'; 2 << 20]].concat());
+    giant.truncate(64 << 10);
+    let plan = |session: &mut Session, server: &mut ServerState| {
+        let (mut batch, mut out) = (Batch::new(), BytesMut::new());
+        let planned = session.plan(&giant, &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Open)));
+        assert!(batch.beyond > 0);
+        session.say(&batch, &giant, server, &mut out);
+        out
+    };
+    plan(&mut session, &mut server);
+    assert!(!session.swallows_rest());
+    heard(&mut session, &mut server, &[failed()]);
+    assert!(plan(&mut session, &mut server).is_empty());
+    assert!(session.swallows_rest());
+
+    // Of a COPY that has failed already, while a pipeline is open.
+    let (mut session, mut server) = (self::session(), self::server());
+    let mut data = frame(b'd', &vec![b'S'; 2 << 20]);
+    data.truncate(64 << 10);
+    let mut batch = Batch::new();
+    let planned = session.plan(&data, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Open)));
+    let mut out = BytesMut::new();
+    assert!(!session.say(&batch, &data, &mut server, &mut out) && out.is_empty());
+    assert!(batch.beyond > 0 && session.swallows_rest());
+}
+
 #[test]
 fn what_an_error_skips_has_not_happened() {
     let (mut session, mut server) = (session(), server());
