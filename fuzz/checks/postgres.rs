@@ -19,6 +19,11 @@ pub struct Postgres {
     transaction: Transaction,
     /// After an error in a pipeline, up to its Sync.
     skips: bool,
+    /// Known to differ: a session may forget the unnamed statement that a message which is skipped
+    /// would have replaced or dropped.
+    may_have_forgotten: bool,
+    /// It has been asked for that one since.
+    differs: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -33,6 +38,11 @@ enum Transaction {
 type Error = (&'static str, Vec<u8>);
 
 impl Postgres {
+    /// Whether its answers may be others than those of a session.
+    pub fn may_differ(&self) -> bool {
+        self.differs
+    }
+
     /// What it answers to these bytes, at once and in full. `None` after what it does not know.
     pub fn hear(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         self.inbox.extend(bytes);
@@ -46,17 +56,7 @@ impl Postgres {
                 return None;
             }
             if self.skips && head.tag != b'S' {
-                // Known to differ: the session forgets the unnamed statement that this would have
-                // replaced or dropped.
-                let names_none = match head.tag {
-                    b'Q' => message::query(body(&frame)).is_ok(),
-                    b'P' => Parse::read(body(&frame)).is_ok_and(|parse| parse.name.is_empty()),
-                    b'C' => body(&frame) == b"S\0",
-                    _ => false,
-                };
-                if names_none {
-                    self.prepared.remove(&b""[..]);
-                }
+                self.may_have_forgotten |= matches!(head.tag, b'Q' | b'P' | b'C');
                 continue;
             }
             self.message(head.tag, body(&frame), &mut out)?;
@@ -86,8 +86,8 @@ impl Postgres {
             b'E' => self.execute(message::execute(body).ok()?, out),
             b'C' => {
                 match message::target(body).ok()? {
-                    Target::Statement(name) => self.prepared.remove(name),
-                    Target::Portal(name) => self.portals.remove(name),
+                    Target::Statement(name) => self.prepared.remove(key(name)),
+                    Target::Portal(name) => self.portals.remove(key(name)),
                 };
                 say(b'3', b"", out);
                 Ok(())
@@ -121,6 +121,7 @@ impl Postgres {
     }
 
     fn query(&mut self, sql: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        self.may_have_forgotten = false;
         self.prepared.remove(&b""[..]);
         self.portals.remove(&b""[..]);
         let ranges: Vec<_> = statements(sql, true).collect();
@@ -135,8 +136,9 @@ impl Postgres {
 
     fn parse(&mut self, parse: &Parse<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
         if parse.name.is_empty() {
+            self.may_have_forgotten = false;
             self.prepared.remove(parse.name);
-        } else if self.prepared.contains_key(parse.name) {
+        } else if self.prepared.contains_key(key(parse.name)) {
             return Err((
                 "42P05",
                 named("prepared statement", parse.name, "already exists"),
@@ -146,19 +148,20 @@ impl Postgres {
             return Err(("42601", b"syntax error".to_vec()));
         }
         self.prepared
-            .insert(parse.name.to_vec(), parse.sql.to_vec());
+            .insert(key(parse.name).to_vec(), parse.sql.to_vec());
         say(b'1', b"", out);
         Ok(())
     }
 
     fn bind(&mut self, bind: &Bind<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
-        let sql = self.prepared.get(bind.statement).cloned();
+        self.differs |= bind.statement.is_empty() && self.may_have_forgotten;
+        let sql = self.prepared.get(key(bind.statement)).cloned();
         let sql = sql.ok_or_else(|| unknown_statement(bind.statement))?;
         self.allows(&sql)?;
-        if !bind.portal.is_empty() && self.portals.contains_key(bind.portal) {
+        if !bind.portal.is_empty() && self.portals.contains_key(key(bind.portal)) {
             return Err(("42P03", named("portal", bind.portal, "already exists")));
         }
-        self.portals.insert(bind.portal.to_vec(), sql);
+        self.portals.insert(key(bind.portal).to_vec(), sql);
         say(b'2', b"", out);
         Ok(())
     }
@@ -166,7 +169,8 @@ impl Postgres {
     fn describe(&mut self, target: Target<'_>, out: &mut Vec<u8>) -> Result<(), Error> {
         let sql = match target {
             Target::Statement(name) => {
-                let sql = self.prepared.get(name).cloned();
+                self.differs |= name.is_empty() && self.may_have_forgotten;
+                let sql = self.prepared.get(key(name)).cloned();
                 let sql = sql.ok_or_else(|| unknown_statement(name))?;
                 say(b't', b"\0\0", out);
                 sql
@@ -192,7 +196,7 @@ impl Postgres {
     }
 
     fn portal(&self, name: &[u8]) -> Result<Vec<u8>, Error> {
-        let sql = self.portals.get(name).cloned();
+        let sql = self.portals.get(key(name)).cloned();
         sql.ok_or_else(|| ("34000", named("portal", name, "does not exist")))
     }
 
@@ -265,6 +269,11 @@ impl Postgres {
         say(b'C', &[&tag[..], b"\0"].concat(), out);
         Ok(())
     }
+}
+
+/// What it tells names of statements and portals apart by.
+fn key(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(63)]
 }
 
 fn is_words(sql: &[u8], words: &[&str]) -> bool {

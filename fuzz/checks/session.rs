@@ -106,6 +106,9 @@ fn with_postgres(script: &[u8]) {
         let Some(answer) = alone.hear(&bytes) else {
             return;
         };
+        if alone.may_differ() {
+            return;
+        }
         expected.extend(answer);
         if !play.client(&bytes) {
             return;
