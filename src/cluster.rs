@@ -23,7 +23,7 @@ use self::roles::Roles;
 use crate::auth::Proven;
 use crate::config::{self, Config, Secret};
 use crate::net::tls::{Material, NodeSide};
-use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica, Tick};
+use crate::session::consistency::{Clock, Incarnation, Lsn, Mark, NodeId, Replica, Tick};
 use crate::telemetry;
 
 /// Nodes that share a system identifier.
@@ -37,6 +37,8 @@ pub struct Cluster {
     history: Mutex<History>,
     /// When a write through this proxy was last acknowledged, on the clock.
     last_write: AtomicU64,
+    /// The same, with the position by which it had been made: what new sessions begin with.
+    last_write_mark: Mutex<Mark>,
     /// The sample that somebody waits for, by its number.
     wanted: AtomicU64,
     /// The position that somebody waits for replicas to reach.
@@ -84,6 +86,7 @@ impl Cluster {
             update: Mutex::new(()),
             history: Mutex::default(),
             last_write: AtomicU64::new(0),
+            last_write_mark: Mutex::new(Mark::new(Tick(0))),
             wanted: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             resting: AtomicBool::new(false),
@@ -139,8 +142,15 @@ impl Cluster {
     }
 
     /// When a write was last acknowledged to any session.
-    pub fn last_write(&self) -> Tick {
-        Tick(self.last_write.load(SeqCst))
+    pub fn last_write_mark(&self) -> Mark {
+        let mark = self.last_write_mark.lock();
+        let mut mark = mark.unwrap_or_else(PoisonError::into_inner);
+        let moment = Tick(self.last_write.load(SeqCst));
+        if mark.moment != moment {
+            *mark = Mark::new(moment);
+        }
+        *mark = mark.resolved(&self.clock);
+        *mark
     }
 
     /// Asks for a sample of the primary's position that is started after `moment`.
@@ -180,6 +190,8 @@ impl Cluster {
     fn sampled(&self, tick: Tick, lsn: Lsn) {
         let somebody_waits = self.is_sample_wanted();
         self.clock.complete(tick, lsn);
+        // Noted while the clock still has the sample after the last write.
+        self.last_write_mark();
         self.history
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

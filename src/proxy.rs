@@ -186,7 +186,7 @@ impl Client {
         let config = welcome.cluster.topology().config.clone();
         let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
-        session.floors.begin(welcome.cluster.last_write());
+        session.floors.begin(welcome.cluster.last_write_mark());
         Client {
             proxy: proxy.clone(),
             cluster: welcome.cluster,

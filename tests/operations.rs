@@ -155,10 +155,9 @@ fn reads_alone_never_touch_the_primary() {
     let reads = 3.0 * 217.0 * 50.0;
     let on_replicas = gateway.metric("tidegate_queries_total", "route=\"replica\"");
     assert!(on_replicas >= reads, "{on_replicas} of {reads}");
-    assert_eq!(
-        gateway.metric("tidegate_queries_total", "route=\"primary\""),
-        0.0
-    );
+    let on_primary = gateway.samples("tidegate_queries_total", "route=\"primary\"");
+    let used: Vec<_> = on_primary.iter().filter(|(_, n)| *n > 0.0).collect();
+    assert!(used.is_empty(), "{used:?}");
 }
 
 #[test]

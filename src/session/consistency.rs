@@ -135,6 +135,11 @@ impl Clock {
         (first.max(oldest)..=completed).find_map(|tick| self.sample(tick))
     }
 
+    /// Whether the sample is of this history.
+    fn counts(&self, sample: Sample) -> bool {
+        sample.tick.0 > self.epoch.load(SeqCst)
+    }
+
     /// The newest completed sample of this history.
     pub fn latest(&self) -> Option<Sample> {
         let completed = self.completed.load(SeqCst);
@@ -188,12 +193,39 @@ pub struct Floors {
     write: Option<Tick>,
     /// When the primary last showed it data: everybody's commits up to that moment.
     read: Option<Tick>,
-    /// When it began: what had been acknowledged to anybody by then.
-    began: Option<Tick>,
+    /// What had been acknowledged to anybody before it began.
+    began: Option<Mark>,
     /// The replica that last showed it data.
     replica: Option<Seen>,
     /// For the history checker, which must be seen to fail without it.
     ignore_primary_reads: bool,
+}
+
+/// A moment on the primary's clock, with the first sample after it once that is known. The clock
+/// forgets samples, and what it then answers is later: too late for a moment that many sessions
+/// will ask for, long after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub moment: Tick,
+    pub sample: Option<Sample>,
+}
+
+impl Mark {
+    pub fn new(moment: Tick) -> Mark {
+        Mark {
+            moment,
+            sample: None,
+        }
+    }
+
+    /// The mark with its sample, if the clock has it by now.
+    pub fn resolved(self, primary: &Clock) -> Mark {
+        let known = self.sample.filter(|&sample| primary.counts(sample));
+        Mark {
+            sample: known.or_else(|| primary.after(self.moment)),
+            ..self
+        }
+    }
 }
 
 /// What a replica has shown.
@@ -227,9 +259,9 @@ impl Floors {
         self.replica = None;
     }
 
-    /// A new session: it reads what had been acknowledged to anybody by `moment`.
-    pub fn begin(&mut self, moment: Tick) {
-        self.began = Some(moment);
+    /// A new session: it reads what had been acknowledged to anybody by `mark`.
+    pub fn begin(&mut self, mark: Mark) {
+        self.began = Some(mark);
     }
 
     /// While there is no primary, nobody can say how far it had come. What others had been told
@@ -283,11 +315,11 @@ impl Floors {
         if self.write.is_some_and(|tick| !covers(primary.after(tick))) {
             return Freshness::MissesWrite;
         }
-        let shown = [self.read, self.began];
+        let read = self.read.map(Mark::new);
+        let shown = [read, self.began].into_iter().flatten();
         if shown
-            .iter()
-            .flatten()
-            .any(|&tick| !covers(primary.after(tick)))
+            .map(|mark| mark.resolved(primary).sample)
+            .any(|sample| !covers(sample))
         {
             return Freshness::MissesReads;
         }
@@ -423,6 +455,31 @@ mod tests {
         assert_eq!(clock.latest(), None);
         sample(&clock, 5);
         assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(5)));
+    }
+
+    #[test]
+    fn a_new_session_needs_no_more_than_was_acknowledged() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 10)];
+        let mut mark = Mark::new(primary.now()).resolved(&primary);
+        assert_eq!(mark.sample, None);
+        sample(&primary, 10);
+        mark = mark.resolved(&primary);
+        // The log goes on, as it does on a server that nobody writes to, and the clock forgets.
+        for lsn in 0..3 * Clock::SAMPLES as u64 {
+            sample(&primary, 100 + lsn);
+        }
+        let judge = |mark: Mark| {
+            let mut floors = Floors::default();
+            floors.begin(mark.resolved(&primary));
+            floors.judge(&primary, &nodes, &*nodes[0])
+        };
+        assert_eq!(judge(mark), Freshness::Fresh);
+        assert_eq!(judge(Mark::new(mark.moment)), Freshness::MissesReads);
+        primary.new_epoch();
+        assert_eq!(judge(mark), Freshness::MissesReads, "of another history");
+        sample(&primary, 9);
+        assert_eq!(judge(mark), Freshness::Fresh);
     }
 
     #[test]

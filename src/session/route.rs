@@ -253,7 +253,7 @@ fn worse(a: Reason, b: Reason) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::consistency::{Lsn, NodeId};
+    use crate::session::consistency::{Lsn, Mark, NodeId};
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -379,7 +379,7 @@ mod tests {
     fn a_new_session_reads_what_others_were_told_before_it() {
         let (primary, nodes) = (Clock::new(), cluster(2));
         let mut floors = Floors::default();
-        floors.begin(primary.begin());
+        floors.begin(Mark::new(primary.begin()));
         let route = |load| read_route(&floors, &POLICY, &primary, &nodes, load, 0);
         assert_eq!(route(Some(1.0)), ReadRoute::Gate);
         assert!(

@@ -104,16 +104,23 @@ impl Gateway {
 
     /// The sum of a metric over the label sets that contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let samples = self.samples(name, labels).into_iter();
+        samples.map(|(_, value)| value).sum()
+    }
+
+    /// The samples of a metric whose line contains `labels`: the name with its labels, and the value.
+    pub fn samples(&self, name: &str, labels: &str) -> Vec<(String, f64)> {
         let metrics = self.get("/metrics").expect("metrics");
         let samples = metrics.lines().filter(|line| {
             line.strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && line.contains(labels)
         });
-        samples
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .filter(|value| !value.is_nan())
-            .sum()
+        let parsed = samples.filter_map(|line| {
+            let (sample, value) = line.rsplit_once(' ')?;
+            Some((sample.to_owned(), value.parse::<f64>().ok()?))
+        });
+        parsed.filter(|(_, value)| !value.is_nan()).collect()
     }
 
     /// Sends a signal, by its name without SIG.
