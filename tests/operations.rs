@@ -142,6 +142,14 @@ fn nodes_come_and_go_under_traffic() {
 fn reads_alone_never_touch_the_primary() {
     let cluster = with_items(2);
     let gateway = Gateway::start(&cluster);
+    // Autovacuum is still at work on the new table, and the proxy asks that replicas have all that
+    // the primary had when it came.
+    wait_for("replicas that have it all", || {
+        let at = gateway.samples("tidegate_lsn", "");
+        at.len() == 3 && at.iter().all(|(_, lsn)| *lsn > 0.0 && *lsn == at[0].1)
+    });
+    let primary = "route=\"primary\"";
+    let before = gateway.metric("tidegate_queries_total", primary);
     for mode in ["simple", "extended", "prepared"] {
         for clients in ["1", "16", "200"] {
             let options = ["-n", "-S", "-M", mode, "-c", clients, "-j", "2", "-t", "50"];
@@ -155,9 +163,9 @@ fn reads_alone_never_touch_the_primary() {
     let reads = 3.0 * 217.0 * 50.0;
     let on_replicas = gateway.metric("tidegate_queries_total", "route=\"replica\"");
     assert!(on_replicas >= reads, "{on_replicas} of {reads}");
-    let on_primary = gateway.samples("tidegate_queries_total", "route=\"primary\"");
-    let used: Vec<_> = on_primary.iter().filter(|(_, n)| *n > 0.0).collect();
-    assert!(used.is_empty(), "{used:?}");
+    let on_primary = gateway.samples("tidegate_queries_total", primary);
+    let after: f64 = on_primary.iter().map(|(_, n)| n).sum();
+    assert_eq!(after, before, "{on_primary:?}");
 }
 
 #[test]
