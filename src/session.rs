@@ -228,24 +228,9 @@ impl Session {
             .classify(sql, self.has_conforming_strings())
     }
 
-    /// Whether a backslash in a text means itself. In some encodings it is also the second byte of
-    /// a character, so no byte that looks like one can be trusted.
+    /// Whether a backslash in a text means itself.
     fn has_conforming_strings(&self) -> bool {
-        const UNTRUSTED: [&[u8]; 8] = [
-            b"SJIS",
-            b"SHIFT_JIS_2004",
-            b"BIG5",
-            b"GBK",
-            b"UHC",
-            b"GB18030",
-            b"JOHAB",
-            b"MULE_INTERNAL",
-        ];
-        let encoding = self.shown.get("client_encoding").unwrap_or(b"UTF8");
-        self.shown.get("standard_conforming_strings") != Some(b"off")
-            && !UNTRUSTED
-                .iter()
-                .any(|untrusted| untrusted.eq_ignore_ascii_case(encoding))
+        self.shown.has_conforming_strings()
     }
 
     /// Tells the client which parameters differ on `server` from what it knows.

@@ -12,6 +12,7 @@ pub mod command;
 pub mod fingerprint;
 pub mod functions;
 pub mod lexer;
+mod recent;
 pub mod relations;
 pub mod set_config;
 

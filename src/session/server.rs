@@ -274,7 +274,11 @@ pub(super) enum CopyIn {
 
 /// Reported parameters: one shared copy of each distinct set.
 #[derive(Clone, Debug)]
-pub struct Params(Arc<Map>);
+pub struct Params {
+    map: Arc<Map>,
+    /// Asked of every text, so it is looked up once.
+    conforming: bool,
+}
 
 type Map = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
@@ -285,47 +289,72 @@ impl Params {
     const HIDDEN: &[u8] = b"in_hot_standby";
 
     pub fn new(pairs: impl IntoIterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Params {
-        Params(
-            INTERNED.share(
-                pairs
-                    .into_iter()
-                    .filter(|(name, _)| **name != *Self::HIDDEN)
-                    .collect(),
-            ),
-        )
+        let shown = |(name, _): &(Box<[u8]>, Box<[u8]>)| **name != *Self::HIDDEN;
+        Params::of(pairs.into_iter().filter(shown).collect())
+    }
+
+    fn of(map: Map) -> Params {
+        Params {
+            conforming: are_strings_conforming(&map),
+            map: INTERNED.share(map),
+        }
+    }
+
+    /// Whether a backslash in a text means itself.
+    pub fn has_conforming_strings(&self) -> bool {
+        self.conforming
     }
 
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name.as_bytes()).map(|value| &**value)
+        self.map.get(name.as_bytes()).map(|value| &**value)
     }
 
     /// `true` when that is a change.
     pub fn set(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let same = self.0.get(name).is_some_and(|old| **old == *value);
+        let same = self.map.get(name).is_some_and(|old| **old == *value);
         if same || name == Self::HIDDEN {
             return false;
         }
-        let mut map = (*self.0).clone();
+        let mut map = (*self.map).clone();
         map.insert(name.into(), value.into());
-        *self = Params(INTERNED.share(map));
+        *self = Params::of(map);
         true
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
+        self.map.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// What has to be told to somebody who knows `self` for it to know `other`.
     pub fn changes<'a>(&'a self, other: &'a Params) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        let same = Arc::ptr_eq(&self.0, &other.0);
+        let same = Arc::ptr_eq(&self.map, &other.map);
         let differs =
-            |(name, value): &(&[u8], &[u8])| self.0.get(*name).map(|v| &**v) != Some(value);
+            |(name, value): &(&[u8], &[u8])| self.map.get(*name).map(|v| &**v) != Some(value);
         other.iter().take_while(move |_| !same).filter(differs)
     }
 
     pub fn is(&self, other: &Params) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.map, &other.map)
     }
+}
+
+/// Whether a backslash in a text means itself. In some encodings it is also the second byte of a
+/// character, so no byte that looks like one can be trusted.
+fn are_strings_conforming(reported: &Map) -> bool {
+    const UNTRUSTED: [&[u8]; 8] = [
+        b"SJIS",
+        b"SHIFT_JIS_2004",
+        b"BIG5",
+        b"GBK",
+        b"UHC",
+        b"GB18030",
+        b"JOHAB",
+        b"MULE_INTERNAL",
+    ];
+    let value = |name: &str| reported.get(name.as_bytes()).map(|value| &**value);
+    let encoding = value("client_encoding").unwrap_or(b"UTF8");
+    let names = |untrusted: &&[u8]| untrusted.eq_ignore_ascii_case(encoding);
+    value("standard_conforming_strings") != Some(b"off") && !UNTRUSTED.iter().any(|u| names(&u))
 }
 
 #[cfg(test)]

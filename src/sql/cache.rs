@@ -14,10 +14,12 @@ use foldhash::{fast::FixedState, quality::RandomState};
 
 use super::classify::{Reading, classify};
 use super::functions::Rules;
-use super::{Class, Why, fingerprint};
+use super::{Class, Why, fingerprint, recent};
 
 /// Classifies texts, and remembers the classes of as many normal forms as it has room for.
 pub struct Classifier {
+    /// Tells it from others, in what threads remember.
+    id: u64,
     rules: Rules,
     hasher: RandomState,
     shards: Box<[Shard]>,
@@ -41,7 +43,9 @@ impl Classifier {
             }),
             hits: AtomicU64::new(0),
         };
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Classifier {
+            id: NEXT.fetch_add(1, Relaxed),
             rules,
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             hasher: RandomState::default(),
@@ -52,29 +56,36 @@ impl Classifier {
     /// The class of a query text. `standard_conforming_strings` is the setting of the session that
     /// sent it.
     pub fn classify(&self, sql: &[u8], standard_conforming_strings: bool) -> Arc<Class> {
-        fingerprint::with(sql, standard_conforming_strings, |normal| match normal {
-            Some((text, shape)) if standard_conforming_strings => {
-                let hash = self.hasher.hash_one(text);
-                let shard = &self.shards[hash as usize % SHARDS];
-                if let Some(class) = shard.get(hash, text) {
-                    return class;
-                }
-                let class = self.miss(text, Reading::Normal(shape));
-                shard.insert(hash, text, &class);
-                class
+        if !standard_conforming_strings {
+            return self.by_words(sql, Why::NonConformingStrings, false);
+        }
+        if let Some(class) = recent::find(self.id, sql) {
+            return class;
+        }
+        let class = self.by_form(sql);
+        recent::note(self.id, sql, &class);
+        class
+    }
+
+    /// The class that texts of one normal form share.
+    fn by_form(&self, sql: &[u8]) -> Arc<Class> {
+        fingerprint::with(sql, true, |normal| {
+            let Some((text, shape)) = normal else {
+                return self.by_words(sql, Why::TooComplex, true);
+            };
+            let hash = self.hasher.hash_one(text);
+            let shard = &self.shards[hash as usize % SHARDS];
+            if let Some(class) = shard.get(hash, text) {
+                return class;
             }
-            _ => self.miss(
-                sql,
-                Reading::Words {
-                    why: if standard_conforming_strings {
-                        Why::TooComplex
-                    } else {
-                        Why::NonConformingStrings
-                    },
-                    conforming: standard_conforming_strings,
-                },
-            ),
+            let class = self.miss(text, Reading::Normal(shape));
+            shard.insert(hash, text, &class);
+            class
         })
+    }
+
+    fn by_words(&self, sql: &[u8], why: Why, conforming: bool) -> Arc<Class> {
+        self.miss(sql, Reading::Words { why, conforming })
     }
 
     /// How many texts had their class at hand.
@@ -180,7 +191,7 @@ mod tests {
         let cache = classifier(100);
         for i in 0..10 {
             let sql = format!("SELECT a FROM t WHERE b = {i} -- {i}");
-            assert_eq!(cache.classify(sql.as_bytes(), true).need, Need::Read);
+            assert_eq!(cache.by_form(sql.as_bytes()).need, Need::Read);
         }
         assert_eq!((cache.hits(), cache.misses()), (9, 1));
     }
@@ -198,8 +209,8 @@ mod tests {
             assert_eq!(entries.key_bytes, bytes);
         }
         let none = classifier(0);
-        assert_eq!(none.classify(b"select 1", true).need, Need::Read);
-        assert_eq!(none.classify(b"select 1", true).need, Need::Read);
+        assert_eq!(none.by_form(b"select 1").need, Need::Read);
+        assert_eq!(none.by_form(b"select 1").need, Need::Read);
         assert_eq!(none.hits(), 0);
     }
 
