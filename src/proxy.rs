@@ -25,16 +25,16 @@ pub mod relay;
 mod release;
 pub mod replication;
 
+use std::io;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::{Buf, BytesMut};
-use metrics::{Counter, Histogram};
 use smallvec::SmallVec;
 use tokio::sync::futures::Notified;
 
@@ -57,7 +57,7 @@ use crate::session::pipeline::Planned;
 use crate::session::route::Reason;
 use crate::session::{Session, Shared};
 use crate::sql::Need;
-use crate::telemetry;
+use crate::telemetry::{self, LocalCounter, LocalHistogram};
 use crate::wire::encode::{self, Severity};
 use crate::wire::message::Status;
 
@@ -153,22 +153,18 @@ struct Client {
 
 /// Handles that are used for every query.
 struct Counters {
-    primary: [Counter; Reason::ALL.len()],
-    replica: [Counter; Reason::ALL.len()],
-    primary_seconds: Histogram,
-    replica_seconds: Histogram,
+    /// By the reason, which tells the route.
+    queries: [LocalCounter; Reason::ALL.len()],
+    primary_seconds: LocalHistogram,
+    replica_seconds: LocalHistogram,
 }
 
 impl Counters {
     fn shared() -> &'static Counters {
         static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| Counters {
-            primary: Reason::ALL.map(|reason| match reason.is_for_replica() {
-                true => Counter::noop(),
-                false => telemetry::queries("primary", reason.name()),
-            }),
-            replica: Reason::ALL.map(|reason| match reason.is_for_replica() {
+            queries: Reason::ALL.map(|reason| match reason.is_for_replica() {
                 true => telemetry::queries("replica", reason.name()),
-                false => Counter::noop(),
+                false => telemetry::queries("primary", reason.name()),
             }),
             primary_seconds: telemetry::query_seconds("primary"),
             replica_seconds: telemetry::query_seconds("replica"),
@@ -238,50 +234,44 @@ impl Client {
         if self.inbox.is_empty() {
             buffers::give_back(&mut self.inbox);
         }
-        let (stream, held) = (&mut self.stream, &mut self.held);
+        let (stream, inbox, held) = (&mut self.stream, &mut self.inbox, &mut self.held);
         let may_stop = self.session.status() == Status::Idle;
+        let mut woken = false;
         let woken = std::future::poll_fn(|cx| {
-            if let Poll::Ready(ready) = stream.poll_readable(cx) {
-                return Poll::Ready(ready.map(|()| Woken::Client));
+            // Whoever is woken is so because something has come, most likely; until then there is
+            // no buffer to read it into.
+            let ready = std::mem::replace(&mut woken, true) || !inbox.is_empty();
+            let read = match ready || stream.poll_readable(cx).is_ready() {
+                true => read_client(stream, inbox, cx),
+                false => Poll::Pending,
+            };
+            if let Poll::Ready(read) = read {
+                return Poll::Ready(Woken::Client(read));
             }
             if let Some(server) = held
                 && server.stream.poll_readable(cx).is_ready()
             {
-                return Poll::Ready(Ok(Woken::Server));
+                return Poll::Ready(Woken::Server);
             }
             if may_stop && stop.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Woken::Stop));
+                return Poll::Ready(Woken::Stop);
             }
             Poll::Pending
         });
-        match woken.await.map_err(|_| Ended::Gone)? {
-            Woken::Client => self.read_client().await,
+        match woken.await {
+            Woken::Client(Ok(n)) if n > 0 => {
+                telemetry::metrics()
+                    .client_bytes_received
+                    .increment(n as u64);
+                let discarded = self.discard.min(self.inbox.len());
+                self.inbox.advance(discarded);
+                self.discard -= discarded;
+                Ok(())
+            }
+            Woken::Client(_) => Err(Ended::Gone),
             Woken::Server => self.hear_held().await,
             Woken::Stop => Err(Ended::Refused(going_down())),
         }
-    }
-
-    async fn read_client(&mut self) -> Result<(), Ended> {
-        if self.inbox.capacity() == 0 {
-            self.inbox = buffers::take();
-        }
-        // A long message gets room in steps, so that an announced length alone costs no memory.
-        self.inbox.reserve(buffers::BUFFER_BYTES / 2);
-        let n = self
-            .stream
-            .read(&mut self.inbox)
-            .await
-            .map_err(|_| Ended::Gone)?;
-        telemetry::metrics()
-            .client_bytes_received
-            .increment(n as u64);
-        if n == 0 {
-            return Err(Ended::Gone);
-        }
-        let discarded = self.discard.min(self.inbox.len());
-        self.inbox.advance(discarded);
-        self.discard -= discarded;
-        Ok(())
     }
 
     /// The held server has said something while nothing was asked of it.
@@ -509,15 +499,15 @@ impl Client {
         (started, lent): (Instant, Instant),
         server: &Server,
     ) {
-        let took = started.elapsed();
-        let (counters, seconds) = match replica {
-            true => (&self.counters.replica, &self.counters.replica_seconds),
-            false => (&self.counters.primary, &self.counters.primary_seconds),
+        let now = Instant::now();
+        let seconds = match replica {
+            true => self.counters.replica_seconds,
+            false => self.counters.primary_seconds,
         };
-        counters[reason as usize].increment(1);
-        seconds.record(took);
+        self.counters.queries[reason as usize].increment(1);
+        seconds.record(now - started);
         if replica {
-            server.node().note_latency(lent.elapsed());
+            server.node().note_latency(now - lent);
         }
     }
 
@@ -548,11 +538,31 @@ impl Client {
     }
 }
 
+/// Reads what a client has said, into a buffer that is taken only for as long as there is something
+/// in it.
+fn read_client(
+    stream: &mut Stream,
+    inbox: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if inbox.capacity() == 0 {
+        *inbox = buffers::take();
+    }
+    // A long message gets room in steps, so that an announced length alone costs no memory.
+    inbox.reserve(buffers::BUFFER_BYTES / 2);
+    let read = stream.poll_read(cx, inbox);
+    if inbox.is_empty() {
+        buffers::give_back(inbox);
+    }
+    read
+}
+
 /// The longest a client that is dismissed may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 enum Woken {
-    Client,
+    /// With how many bytes were read.
+    Client(io::Result<usize>),
     Server,
     Stop,
 }

@@ -120,10 +120,21 @@ impl Stream {
     /// Takes some of `bytes` to be sent. What an encrypted stream has taken is not on its way until
     /// the stream has been flushed.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // A socket that has room takes it at once; only one that has none is waited for.
         match self {
-            Stream::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Stream::Tcp(socket) => match socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Pin::new(socket).poll_write(cx, bytes)
+                }
+                written => Poll::Ready(written),
+            },
+            Stream::Unix(socket) => match socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Pin::new(socket).poll_write(cx, bytes)
+                }
+                written => Poll::Ready(written),
+            },
             Stream::Tls(tls) => tls.poll_write(cx, bytes),
-            Stream::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }

@@ -50,8 +50,6 @@ pub struct Relay<'a> {
     pub open: bool,
     /// Bytes of a message to the server that are still to come from the client.
     pub beyond: usize,
-    /// The client has said that nothing more comes from it. It may still listen.
-    pub ended: bool,
     /// Bytes of the answer that the client has been sent.
     pub answered: u64,
     /// The server has been asked to send what it holds back, since something was last said to it.
@@ -77,7 +75,6 @@ impl<'a> Relay<'a> {
             consumed: false,
             open: false,
             beyond: 0,
-            ended: false,
             answered: 0,
             flushed: false,
             leave: false,
@@ -277,15 +274,15 @@ impl<'a> Relay<'a> {
 
     /// Takes in what the client sends, and passes on what belongs to this exchange. `true` when
     /// something happened.
+    ///
+    /// What the client sends ahead of its turn waits in its socket, as it would with PostgreSQL: so
+    /// nearly every exchange leaves the client alone until it has its answer.
     fn take_from_client(&mut self, cx: &mut Context<'_>, room: bool) -> Result<bool, Broken> {
         let mut took = false;
         if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
             took = self.pass_to_server()?;
         }
-        if self.ended && !took && self.awaits_client() {
-            return Err(Broken::Client);
-        }
-        if !self.ended
+        if self.awaits_client()
             && self.client.inbox.len() < self.inbox_max()
             && let Poll::Ready(ready) = self.client.stream.poll_readable(cx)
         {
@@ -293,8 +290,6 @@ impl<'a> Relay<'a> {
             self.client.inbox.reserve(BUFFER_BYTES / 2);
             match self.client.stream.poll_read(cx, self.client.inbox) {
                 Poll::Ready(Ok(n)) if n > 0 => took = true,
-                // All that the server needs is there.
-                Poll::Ready(Ok(_)) if !self.awaits_client() => self.ended = true,
                 Poll::Ready(_) => return Err(Broken::Client),
                 Poll::Pending => {}
             }
