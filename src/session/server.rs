@@ -353,8 +353,8 @@ fn are_strings_conforming(reported: &Map) -> bool {
     ];
     let value = |name: &str| reported.get(name.as_bytes()).map(|value| &**value);
     let encoding = value("client_encoding").unwrap_or(b"UTF8");
-    let names = |untrusted: &&[u8]| untrusted.eq_ignore_ascii_case(encoding);
-    value("standard_conforming_strings") != Some(b"off") && !UNTRUSTED.iter().any(|u| names(&u))
+    let names = |untrusted: &[u8]| untrusted.eq_ignore_ascii_case(encoding);
+    value("standard_conforming_strings") != Some(b"off") && !UNTRUSTED.iter().any(|u| names(u))
 }
 
 #[cfg(test)]
