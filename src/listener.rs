@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,6 +78,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         for warning in config.warnings().iter().chain(&tls.warnings) {
             tracing::warn!("{warning}");
         }
+        raise_descriptor_limit(config.listen.max_clients);
         let proxy = Arc::new(Proxy {
             shared: ArcSwap::from_pointee(shared(&config)),
             users: ArcSwap::from_pointee(users),
@@ -234,6 +236,27 @@ fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), R
         files.push(file);
     }
     Ok((entrances, files))
+}
+
+/// Lets the process have as many sockets as the system's administrator lets it, where the usual soft
+/// limit of 1,024 would be the end of clients long before `max_clients`.
+fn raise_descriptor_limit(max_clients: usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if limit < max_clients as u64 => tracing::warn!(
+            limit,
+            max_clients,
+            "the limit of open files is below listen.max_clients, and servers need some too: raise \
+             it (ulimit -Hn, LimitNOFILE=), or lower max_clients"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {

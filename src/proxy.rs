@@ -81,7 +81,9 @@ const RETRIES_MAX: u32 = 3;
 pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
     let peer = stream.peer();
     let guest = Registered::new(&proxy);
-    let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
+    // Boxed, as everything that is large and soon over or rare: the task keeps room for the largest
+    // that it holds inline, for as long as the client is there.
+    let admitted = Box::pin(handshake::shake_hands(&proxy, stream, &guest.handle)).await;
     if let Some(Admitted::Session(welcome)) = admitted {
         let mut client = Client::new(&proxy, *welcome, guest.handle.clone());
         let PoolKey { user, database } = &client.key;
@@ -91,7 +93,7 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
         client.end().await;
         tracing::debug!(%peer, "client gone");
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
-        upstream.pass(stream, inbox, &guest.handle).await;
+        Box::pin(upstream.pass(stream, inbox, &guest.handle)).await;
     }
 }
 

@@ -173,7 +173,7 @@ impl Pool {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
-                Ready::Place(place) => return self.open(place).await,
+                Ready::Place(place) => return Box::pin(self.open(place)).await,
                 Ready::Wait(waiter, timeout) => (waiter, timeout),
             };
             let started = Instant::now();
@@ -186,7 +186,7 @@ impl Pool {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
-                Ok(Ok(Grant::Place(place))) => return self.open(place).await,
+                Ok(Ok(Grant::Place(place))) => return Box::pin(self.open(place)).await,
                 Ok(Err(_)) => return Err(self.leaving()),
                 Err(_) => {
                     telemetry::metrics().checkout_timeouts.increment(1);
