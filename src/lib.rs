@@ -17,6 +17,9 @@ pub mod http;
 // One client's life: the sockets around a session.
 pub mod proxy;
 
+// The threads that serve clients.
+pub mod workers;
+
 // The nodes: who is the primary, where everybody stands, their servers.
 pub mod cluster;
 

@@ -5,13 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio::runtime::{self, Handle};
+use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -29,7 +29,8 @@ use crate::session::sequences::Readers;
 use crate::session::statements::Registry;
 use crate::sql::cache::Classifier;
 use crate::sql::functions::Rules;
-use crate::{http, net, telemetry};
+use crate::workers::Workers;
+use crate::{http, telemetry};
 
 /// Classes remembered, in distinct texts.
 const CLASSES_MAX: usize = 20_000;
@@ -68,7 +69,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()?;
     let config = Arc::new(config);
-    let workers = start_workers(config.listen.workers)?;
+    let workers = Workers::start(config.listen.workers)?;
     control.block_on(async {
         let (listeners, socket_files) = listen(&config.listen)?;
         let http = match config.http.address {
@@ -93,6 +94,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             tokio::spawn(http::serve(http, proxy.clone()));
         }
         tokio::spawn(tend(proxy.clone()));
+        tokio::spawn(workers.clone().balance());
         let accepting: Vec<_> = listeners
             .into_iter()
             .map(|listener| tokio::spawn(accept(listener, proxy.clone(), workers.clone())))
@@ -119,57 +121,6 @@ fn shared(config: &Config) -> Shared {
         registry: Registry::new(),
         effects: Known::default(),
         sequence_readers: Readers::default(),
-    }
-}
-
-/// One thread and runtime for each worker. A client stays with its worker, and so, as a rule, do the
-/// servers that were opened for it: no socket is touched by two threads at a time.
-#[derive(Clone)]
-struct Workers {
-    handles: Arc<[Worker]>,
-}
-
-struct Worker {
-    runtime: Handle,
-    clients: Arc<AtomicUsize>,
-}
-
-fn start_workers(count: usize) -> io::Result<Workers> {
-    let count = match count {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-        count => count,
-    };
-    let start = |index: usize| {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let handle = runtime.handle().clone();
-        std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || {
-                net::set_worker(index);
-                runtime.block_on(std::future::pending::<()>());
-            })?;
-        Ok(Worker {
-            runtime: handle,
-            clients: Arc::default(),
-        })
-    };
-    let handles: io::Result<Vec<_>> = (0..count).map(start).collect();
-    Ok(Workers {
-        handles: handles?.into(),
-    })
-}
-
-impl Workers {
-    /// The one with the fewest clients.
-    fn next(&self) -> &Worker {
-        let load = |worker: &&Worker| worker.clients.load(Ordering::Relaxed);
-        // At least one was started.
-        self.handles
-            .iter()
-            .min_by_key(load)
-            .unwrap_or(&self.handles[0])
     }
 }
 
@@ -273,7 +224,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
     bind().map_err(|error| RunError::Listen { address, error })
 }
 
-async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Workers) {
+async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Arc<Workers>) {
     loop {
         match entrance.accept().await {
             Ok(socket) => hand_over(socket, &proxy, &workers),
@@ -286,16 +237,14 @@ async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Workers) {
     }
 }
 
-fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Workers) {
-    let worker = workers.next();
-    let (proxy, clients) = (proxy.clone(), worker.clients.clone());
-    clients.fetch_add(1, Ordering::Relaxed);
-    worker.runtime.spawn(async move {
+fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Arc<Workers>) {
+    let proxy = proxy.clone();
+    let seat = workers.seat();
+    seat.runtime().clone().spawn(async move {
         match socket.settle() {
-            Ok(stream) => proxy::serve(proxy, stream).await,
+            Ok(stream) => proxy::serve(proxy, stream, seat).await,
             Err(error) => tracing::debug!(%error, "client lost before it was served"),
         }
-        clients.fetch_sub(1, Ordering::Relaxed);
     });
 }
 

@@ -60,6 +60,7 @@ use crate::sql::Need;
 use crate::telemetry::{self, LocalCounter, LocalHistogram};
 use crate::wire::encode::{self, Severity};
 use crate::wire::message::Status;
+use crate::workers::Seat;
 
 /// What all clients share.
 pub struct Proxy {
@@ -77,45 +78,80 @@ pub struct Proxy {
 /// How often a read is tried again after its server was lost.
 const RETRIES_MAX: u32 = 3;
 
-/// Serves one client until it has gone.
-pub async fn serve(proxy: Arc<Proxy>, stream: Stream) {
+/// Serves one client until it has gone, or leaves it to a task of its own once it is logged in: what
+/// the handshake needs is given back then.
+pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
     let peer = stream.peer();
     let guest = Registered::new(&proxy);
-    // Boxed, as everything that is large and soon over or rare: the task keeps room for the largest
-    // that it holds inline, for as long as the client is there.
-    let admitted = Box::pin(handshake::shake_hands(&proxy, stream, &guest.handle)).await;
+    let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
     if let Some(Admitted::Session(welcome)) = admitted {
-        let mut client = Client::new(&proxy, *welcome, guest.handle.clone());
+        let client = Box::new(Client::new(*welcome, guest, seat));
         let PoolKey { user, database } = &client.key;
         let tls = client.stream.tls().map(|tls| tls.parameters());
         tracing::debug!(%peer, user, database, tls, "client logged in");
-        client.run().await;
-        client.end().await;
-        tracing::debug!(%peer, "client gone");
+        tokio::spawn(stay(client));
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
-        Box::pin(upstream.pass(stream, inbox, &guest.handle)).await;
+        upstream.pass(stream, inbox, &guest.handle).await;
     }
+}
+
+/// Serves a client that is logged in, here or wherever it moves to.
+fn stay(mut client: Box<Client>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    // Of a named type, as what it spawns is of the same.
+    Box::pin(async move {
+        match client.run().await {
+            Left::Over => {
+                client.end().await;
+                tracing::debug!(pid = client.handle.pid, "client gone");
+            }
+            Left::To(seat) => {
+                telemetry::metrics().client_moves.increment(1);
+                client.seat = seat;
+                let runtime = client.seat.runtime().clone();
+                runtime.spawn(async move {
+                    let stream = std::mem::replace(&mut client.stream, Stream::Closed);
+                    match stream.moved_here() {
+                        Ok(stream) => {
+                            client.stream = stream;
+                            stay(client).await;
+                        }
+                        Err(error) => {
+                            tracing::info!(%error, "client lost on its way to another thread")
+                        }
+                    }
+                });
+            }
+        }
+    })
+}
+
+/// Why a client's task ends.
+enum Left {
+    /// The client has gone, or was dismissed.
+    Over,
+    /// It goes on, elsewhere.
+    To(Seat),
 }
 
 /// A connected client, counted and reachable by its cancel key for as long as this lives, a panic
 /// included.
-struct Registered<'a> {
-    proxy: &'a Proxy,
+struct Registered {
+    proxy: Arc<Proxy>,
     handle: Arc<Handle>,
 }
 
-impl<'a> Registered<'a> {
-    fn new(proxy: &'a Proxy) -> Registered<'a> {
+impl Registered {
+    fn new(proxy: &Arc<Proxy>) -> Registered {
         telemetry::metrics().client_connects.increment(1);
         telemetry::metrics().clients.increment(1.0);
         Registered {
-            proxy,
+            proxy: proxy.clone(),
             handle: proxy.sessions.register(),
         }
     }
 }
 
-impl Drop for Registered<'_> {
+impl Drop for Registered {
     fn drop(&mut self) {
         self.proxy.sessions.remove(&self.handle);
         telemetry::metrics().clients.decrement(1.0);
@@ -125,6 +161,9 @@ impl Drop for Registered<'_> {
 /// A client that is logged in.
 struct Client {
     proxy: Arc<Proxy>,
+    handle: Arc<Handle>,
+    _registered: Registered,
+    seat: Seat,
     cluster: Arc<Cluster>,
     key: PoolKey,
     credential: Proven,
@@ -143,7 +182,6 @@ struct Client {
     keeps_servers: bool,
     /// The server on the primary that it used last: it may remember what the session has done.
     last_primary: u64,
-    handle: Arc<Handle>,
     pools: SmallVec<[(NodeId, Arc<Pool>); 4]>,
     /// Bytes of a message that is not wanted, still to come.
     discard: usize,
@@ -176,7 +214,8 @@ impl Counters {
 }
 
 impl Client {
-    fn new(proxy: &Arc<Proxy>, welcome: Welcome, handle: Arc<Handle>) -> Client {
+    fn new(welcome: Welcome, registered: Registered, seat: Seat) -> Client {
+        let proxy = registered.proxy.clone();
         let PoolKey { database, user } = &welcome.key;
         let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
         let (settings, params) = (welcome.settings, welcome.params);
@@ -186,7 +225,10 @@ impl Client {
         session.floors.set_ignore_primary_reads(!raises);
         session.floors.begin(welcome.cluster.last_write_mark());
         Client {
-            proxy: proxy.clone(),
+            proxy,
+            handle: registered.handle.clone(),
+            _registered: registered,
+            seat,
             cluster: welcome.cluster,
             key: welcome.key,
             credential: welcome.credential,
@@ -200,7 +242,6 @@ impl Client {
             held_replica: None,
             last_primary: 0,
             keeps_servers: config.pool.mode == PoolMode::Session,
-            handle,
             pools: SmallVec::new(),
             discard: 0,
             pinned: None,
@@ -209,25 +250,48 @@ impl Client {
         }
     }
 
-    async fn run(&mut self) {
+    async fn run(&mut self) -> Left {
         let handle = self.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
         loop {
             let planned = match self.session.plan(&self.inbox, &mut self.batch) {
                 Ok(planned) => planned,
-                Err(fault) => return self.dismiss(&fault.into()).await,
+                Err(fault) => {
+                    self.dismiss(&fault.into()).await;
+                    return Left::Over;
+                }
             };
             let went = match planned {
                 Planned::NeedMore => self.wait(stop.as_mut()).await,
-                Planned::Terminate => return,
+                Planned::Terminate => return Left::Over,
                 Planned::Batch(end) => self.serve_batch(end).await,
             };
             match went {
                 Ok(()) => {}
-                Err(Ended::Gone) => return,
-                Err(Ended::Refused(refusal)) => return self.dismiss(&refusal).await,
+                Err(Ended::Gone) => return Left::Over,
+                Err(Ended::Refused(refusal)) => {
+                    self.dismiss(&refusal).await;
+                    return Left::Over;
+                }
+            }
+            if self.seat.has_call() && self.is_between_batches() {
+                let random = self.next_random();
+                if self.seat.hear_call(random)
+                    && let Some(seat) = self.seat.moved()
+                {
+                    return Left::To(seat);
+                }
             }
         }
+    }
+
+    /// Nothing of the client's is under way, here or on a server.
+    fn is_between_batches(&self) -> bool {
+        self.held.is_none()
+            && self.held_replica.is_none()
+            && self.inbox.is_empty()
+            && self.outbox.is_empty()
+            && self.discard == 0
     }
 
     /// Waits for the client to say something, keeping no buffer meanwhile. What a held server says

@@ -60,6 +60,8 @@ pub fn metrics() -> &'static Metrics {
 pub struct Metrics {
     pub clients: Gauge,
     pub client_connects: Counter,
+    pub client_moves: Counter,
+    pub active_workers: Gauge,
     pub tls_handshakes: Counter,
     pub tls_failures: Counter,
     pub client_bytes_received: LocalCounter,
@@ -102,6 +104,8 @@ impl Metrics {
         Metrics {
             clients: gauge!("tidegate_clients"),
             client_connects: counter!("tidegate_client_connects_total"),
+            client_moves: counter!("tidegate_client_moves_total"),
+            active_workers: gauge!("tidegate_active_workers"),
             tls_handshakes: handshakes("ok"),
             tls_failures: handshakes("failed"),
             client_bytes_received: bytes("received"),
@@ -283,6 +287,14 @@ fn describe() {
     counter!(
         "tidegate_client_connects_total",
         "Clients that have connected."
+    );
+    counter!(
+        "tidegate_client_moves_total",
+        "Clients that went on on another thread, for balance."
+    );
+    gauge!(
+        "tidegate_active_workers",
+        "Threads that clients are spread over."
     );
     counter!(
         "tidegate_client_tls_handshakes_total",

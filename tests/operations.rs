@@ -168,6 +168,28 @@ fn reads_alone_never_touch_the_primary() {
     assert_eq!(after, before, "{on_primary:?}");
 }
 
+/// Under load clients move to other threads, and do not notice: their prepared statements, settings
+/// and transactions go with them.
+#[test]
+fn clients_move_between_threads() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        config.replace("[http]", "workers = 2\n\n[http]")
+    });
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let (mut moves, mut round) = (0.0, 0);
+    while moves == 0.0 {
+        assert!(std::time::Instant::now() < limit, "no client has moved");
+        let (mode, script) = [("prepared", "-S"), ("extended", "-N"), ("simple", "-S")][round % 3];
+        let options = ["-n", script, "-M", mode, "-c", "48", "-j", "4", "-T", "3"];
+        let (ended_well, text) = finish(pgbench(&cluster, &gateway, &options));
+        assert!(ended_well && !text.contains("aborted"), "{mode}: {text}");
+        moves = gateway.metric("tidegate_client_moves_total", "");
+        round += 1;
+    }
+    assert_eq!(gateway.metric("tidegate_clients", ""), 0.0);
+}
+
 #[test]
 fn a_promoted_standby_is_followed() {
     let cluster = with_items(2);

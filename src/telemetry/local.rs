@@ -161,7 +161,8 @@ pub fn render(out: &mut String) {
         let (key, value) = label;
         let mut count = 0;
         for bucket in 0..=SECONDS.len() {
-            let of = |copies: &&'static Copies| copies.histograms[place].counts.0[bucket].load(Relaxed);
+            let of =
+                |copies: &&'static Copies| copies.histograms[place].counts.0[bucket].load(Relaxed);
             count += all.iter().map(of).sum::<u64>();
             let bound = SECONDS.get(bucket).copied().unwrap_or(f64::INFINITY);
             let le = if bound.is_finite() {
