@@ -1,5 +1,7 @@
 //! The command line: pure wiring, and what a failure is to the shell.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
