@@ -19,7 +19,7 @@ use tidegate::demo::{LocalCluster, Options};
 use tidegate::listener::{self, RunError};
 use tidegate::telemetry;
 
-use dialogue::{Dialogue, bind, describe, execute, parse, query, sync};
+use dialogue::{Dialogue, bind, close, describe, execute, parse, query, sync};
 use support::{free_port, wait_for};
 
 #[global_allocator]
@@ -83,6 +83,18 @@ fn workloads() -> Vec<Workload> {
                         sync(),
                     ]
                     .concat(),
+                ]
+            },
+            allowed: 0,
+        },
+        Workload {
+            name: "a SELECT that is prepared, run and closed",
+            first: Vec::new(),
+            round: |i| {
+                vec![
+                    [parse("s", "SELECT v FROM t WHERE k = $1"), sync()].concat(),
+                    [bind("s", &[&format!("{}", i % 90)]), execute(), sync()].concat(),
+                    [close("s"), sync()].concat(),
                 ]
             },
             allowed: 0,

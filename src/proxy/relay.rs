@@ -114,6 +114,9 @@ impl<'a> Relay<'a> {
 
     /// To be called last: keeps the beginning of a message for the next exchange.
     pub fn end(&mut self) {
+        if self.to_server.capacity() > 0 {
+            buffers::give_back(&mut self.to_server);
+        }
         if self.received.is_empty() {
             buffers::give_back(&mut self.received);
         } else {
@@ -394,6 +397,10 @@ impl<'a> Relay<'a> {
     /// Says the planned batch to the server.
     pub fn say(&mut self) {
         self.flushed = false;
+        if self.to_server.capacity() == 0 && !self.client.batch.is_one_query() {
+            // Where a statement is named, its name there is another.
+            self.to_server = buffers::take();
+        }
         let client = &mut self.client;
         client.session.note(client.batch);
         let state = &mut self.server.state;

@@ -564,7 +564,7 @@ fn in_clients_words(body: &[u8], names: &[(&Prepared, &[u8])], out: &mut BytesMu
     for (code, value) in message::error_fields(body) {
         let mut value = value.to_vec();
         for (prepared, name) in names {
-            let servers = prepared.server_name();
+            let servers = &*prepared.server_name;
             let at = value
                 .windows(servers.len())
                 .position(|part| part == servers);

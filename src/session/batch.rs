@@ -202,6 +202,11 @@ impl Batch {
         )
     }
 
+    /// Whether it is a Query, and nothing else, that a server is told as it is.
+    pub fn is_one_query(&self) -> bool {
+        matches!(self.steps[..], [Step::Query { .. }])
+    }
+
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
         self.need > Need::Read || self.end == Some(End::Open) && self.executes

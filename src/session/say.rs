@@ -192,13 +192,13 @@ impl Session {
                     if has {
                         // Whether it takes a Parse in a failed transaction is for the server to say.
                         let own = speech.own();
-                        encode::statement_target(own, b'C', &prepared.server_name());
+                        encode::statement_target(own, b'C', &prepared.server_name);
                         server.statements.pop(&prepared.id);
                         server.expect_hidden(Expect::Evict { id: prepared.id });
                     }
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();
-                    encode::parse(own, &prepared.server_name(), &prepared.sql, &prepared.types);
+                    encode::parse(own, &prepared.server_name, &prepared.sql, &prepared.types);
                     server.expect(Expect::Parse {
                         prepared: prepared.clone(),
                         name: name.clone(),
@@ -211,7 +211,7 @@ impl Session {
             Step::ParseAgain { name, existing } => {
                 ensure(server, existing, speech.own());
                 let own = speech.own();
-                encode::parse(own, &existing.server_name(), &existing.sql, &existing.types);
+                encode::parse(own, &existing.server_name, &existing.sql, &existing.types);
                 let (existing, name) = (existing.clone(), name.clone());
                 server.expect(Expect::ParseAgain { existing, name });
             }
@@ -249,7 +249,7 @@ impl Session {
                     }
                     Of::Named(prepared) => {
                         ensure(server, prepared, speech.own());
-                        encode::statement_target(speech.own(), b'D', &prepared.server_name());
+                        encode::statement_target(speech.own(), b'D', &prepared.server_name);
                     }
                     Of::Unnamed(unnamed) => {
                         self.ensure_unnamed(server, unnamed, speech);
@@ -324,7 +324,7 @@ impl Session {
                 let head = client.get(at.start + HEADER..).unwrap_or(&[]);
                 let portal = message::Bind::read(head).map_or(&b""[..], |bind| bind.portal);
                 let rest = values.len() + beyond;
-                encode::bind_head(speech.own(), portal, &prepared.server_name(), rest);
+                encode::bind_head(speech.own(), portal, &prepared.server_name, rest);
                 speech.forward(&values);
             }
             Of::Unnamed(unnamed) => {
@@ -440,7 +440,7 @@ impl Session {
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";
 
 fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut BytesMut) {
-    encode::statement_target(out, b'D', &prepared.server_name());
+    encode::statement_target(out, b'D', &prepared.server_name);
     server.expect_hidden(Expect::Shape(prepared.clone()));
 }
 
@@ -460,7 +460,7 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
         return false;
     }
     admit(server, prepared.id, out);
-    encode::parse(out, &prepared.server_name(), &prepared.sql, &prepared.types);
+    encode::parse(out, &prepared.server_name, &prepared.sql, &prepared.types);
     server.expect_hidden(Expect::Prepare { id: prepared.id });
     true
 }
@@ -485,7 +485,7 @@ fn renamed(sql: &[u8], names: &Renames) -> Vec<u8> {
         text.extend_from_slice(sql.get(done..place.start).unwrap_or(&[]));
         // In quotes, since `DEALLOCATE"a"` has no space.
         text.push(b'"');
-        text.extend_from_slice(&prepared.server_name());
+        text.extend_from_slice(&prepared.server_name);
         text.push(b'"');
         done = place.end;
     }

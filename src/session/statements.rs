@@ -15,8 +15,10 @@ use crate::sql::command::clipped;
 /// text with the same parameter types.
 #[derive(Debug)]
 pub struct Prepared {
-    /// Names it on servers.
+    /// Tells it from all others.
     pub id: u64,
+    /// The name it has on every server.
+    pub server_name: Box<[u8]>,
     pub sql: Box<[u8]>,
     /// The number of parameter types and their OIDs, as sent.
     pub types: Box<[u8]>,
@@ -70,11 +72,6 @@ impl Prepared {
 
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
-    }
-
-    /// The name it has on every server.
-    pub fn server_name(&self) -> Vec<u8> {
-        server_name(self.id)
     }
 }
 
@@ -163,8 +160,10 @@ impl Registry {
         {
             return known.clone();
         }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let prepared = Arc::new(Prepared {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
+            id,
+            server_name: server_name(id).into(),
             sql: key.sql.clone(),
             types: key.types.clone(),
             class: class.clone(),

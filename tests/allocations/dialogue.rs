@@ -113,6 +113,11 @@ pub fn execute() -> Vec<u8> {
     frame(b'E', b"\0\0\0\0\0")
 }
 
+/// Closes a statement.
+pub fn close(statement: &str) -> Vec<u8> {
+    frame(b'C', format!("S{statement}\0").as_bytes())
+}
+
 pub fn sync() -> Vec<u8> {
     frame(b'S', b"")
 }
