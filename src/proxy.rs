@@ -376,6 +376,9 @@ impl Client {
         }
         let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
         if local && self.session.is_local(&self.batch) {
+            if self.outbox.capacity() == 0 {
+                self.outbox = buffers::take();
+            }
             self.session.answer_locally(&self.batch, &mut self.outbox);
             self.drop_batch();
             return self.flush().await;
@@ -553,7 +556,7 @@ impl Client {
         telemetry::metrics()
             .client_bytes_sent
             .increment(self.outbox.len() as u64);
-        self.outbox = BytesMut::new();
+        buffers::give_back(&mut self.outbox);
         sent.map_err(|_| Ended::Gone)
     }
 

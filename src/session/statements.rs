@@ -2,6 +2,7 @@
 //! Never: sends or expects a message.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,8 @@ pub struct Prepared {
     pub id: u64,
     /// The name it has on every server.
     pub server_name: Box<[u8]>,
+    /// Whose it is, as the registry tells them apart.
+    scope: Arc<str>,
     pub sql: Box<[u8]>,
     /// The number of parameter types and their OIDs, as sent.
     pub types: Box<[u8]>,
@@ -96,18 +99,12 @@ pub fn server_id(name: &[u8]) -> Option<u64> {
 /// a server has it once.
 #[derive(Debug)]
 pub struct Registry {
-    shards: [Mutex<LruCache<Key, Arc<Prepared>, foldhash::fast::RandomState>>; Self::SHARDS],
+    /// By a hash of scope, text and types. Of two statements with one hash the later is kept.
+    shards: [Mutex<LruCache<u64, Arc<Prepared>, foldhash::fast::FixedState>>; Self::SHARDS],
     next: AtomicU64,
     /// Counts changes of schemas.
     epoch: AtomicU64,
-    hasher: foldhash::fast::RandomState,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    scope: Arc<str>,
-    sql: Box<[u8]>,
-    types: Box<[u8]>,
+    hasher: foldhash::quality::RandomState,
 }
 
 impl Registry {
@@ -118,12 +115,12 @@ impl Registry {
     pub fn new() -> Registry {
         let per_shard = NonZeroUsize::new(Self::STATEMENTS_MAX / Self::SHARDS);
         let per_shard = per_shard.unwrap_or(NonZeroUsize::MIN);
-        let shard = || LruCache::with_hasher(per_shard, foldhash::fast::RandomState::default());
+        let shard = || LruCache::with_hasher(per_shard, Default::default());
         Registry {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
             next: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
-            hasher: foldhash::fast::RandomState::default(),
+            hasher: foldhash::quality::RandomState::default(),
         }
     }
 
@@ -142,18 +139,15 @@ impl Registry {
         types: &[u8],
         class: &Arc<Class>,
     ) -> Arc<Prepared> {
-        use std::hash::BuildHasher;
-        let key = Key {
-            scope: scope.clone(),
-            sql: sql.into(),
-            types: types.into(),
-        };
+        let hash = self.hasher.hash_one((&**scope, sql, types));
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let shard = self.hasher.hash_one(&key) as usize % Self::SHARDS;
-        let mut shard = self.shards[shard]
+        let mut shard = self.shards[hash as usize % Self::SHARDS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = shard.get(&key)
+        if let Some(known) = shard.get(&hash)
+            && known.scope == *scope
+            && *known.sql == *sql
+            && *known.types == *types
             && known.class == *class
             && known.epoch == epoch
             && !known.retired.load(Ordering::Relaxed)
@@ -164,8 +158,9 @@ impl Registry {
         let prepared = Arc::new(Prepared {
             id,
             server_name: server_name(id).into(),
-            sql: key.sql.clone(),
-            types: key.types.clone(),
+            scope: scope.clone(),
+            sql: sql.into(),
+            types: types.into(),
             class: class.clone(),
             proven: AtomicBool::new(false),
             epoch,
@@ -173,7 +168,7 @@ impl Registry {
             shape: AtomicU64::new(0),
             stale: AtomicBool::new(false),
         });
-        shard.put(key, prepared.clone());
+        shard.put(hash, prepared.clone());
         prepared
     }
 }
