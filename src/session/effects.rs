@@ -19,7 +19,7 @@ use crate::sql::{Class, Verb};
 /// What sessions have learnt, by database.
 #[derive(Debug, Default)]
 pub struct Known {
-    databases: DashMap<Arc<str>, Arc<Effects>>,
+    databases: DashMap<Arc<str>, Arc<Effects>, foldhash::fast::RandomState>,
     /// Counts what was forgotten: an answer that was asked for before is of no use.
     version: AtomicU64,
 }
