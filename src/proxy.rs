@@ -88,7 +88,8 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
         let client = Box::new(Client::new(*welcome, guest, seat));
         let PoolKey { user, database } = &client.key;
         let tls = client.stream.tls().map(|tls| tls.parameters());
-        tracing::debug!(%peer, user, database, tls, "client logged in");
+        let pid = client.handle.pid;
+        tracing::debug!(%peer, user, database, tls, pid, "client logged in");
         tokio::spawn(stay(client));
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
         upstream.pass(stream, inbox, &guest.handle).await;
@@ -96,12 +97,16 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
 }
 
 /// Serves a client that is logged in, here or wherever it moves to.
+///
+/// The task of a client that does nothing is this future: what it holds inline takes memory for as
+/// long as the client is there, whether it is used or not. So what is large and soon over, or rare,
+/// is boxed, here and below.
 fn stay(mut client: Box<Client>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     // Of a named type, as what it spawns is of the same.
     Box::pin(async move {
         match client.run().await {
             Left::Over => {
-                client.end().await;
+                Box::pin(client.end()).await;
                 tracing::debug!(pid = client.handle.pid, "client gone");
             }
             Left::To(seat) => {
@@ -257,7 +262,7 @@ impl Client {
             let planned = match self.session.plan(&self.inbox, &mut self.batch) {
                 Ok(planned) => planned,
                 Err(fault) => {
-                    self.dismiss(&fault.into()).await;
+                    Box::pin(self.dismiss(fault.into())).await;
                     return Left::Over;
                 }
             };
@@ -270,7 +275,7 @@ impl Client {
                 Ok(()) => {}
                 Err(Ended::Gone) => return Left::Over,
                 Err(Ended::Refused(refusal)) => {
-                    self.dismiss(&refusal).await;
+                    Box::pin(self.dismiss(refusal)).await;
                     return Left::Over;
                 }
             }
@@ -335,7 +340,7 @@ impl Client {
                 Ok(())
             }
             Woken::Client(_) => Err(Ended::Gone),
-            Woken::Server => self.hear_held().await,
+            Woken::Server => Box::pin(self.hear_held()).await,
             Woken::Stop => Err(Ended::Refused(going_down())),
         }
     }
@@ -392,7 +397,7 @@ impl Client {
                 Err(refusal @ Refusal::PrimaryChanged { .. }) => {
                     return Err(Ended::Refused(refusal));
                 }
-                Err(refusal) => return self.refuse(refusal, end).await,
+                Err(refusal) => return Box::pin(self.refuse(refusal, end)).await,
             };
             match self.exchange(placed, end, started).await {
                 Ok(ControlFlow::Break(())) => break,
@@ -402,7 +407,7 @@ impl Client {
                     elsewhere = None;
                 }
                 Err(Failed::Retry { refusal, .. }) if attempt >= RETRIES_MAX => {
-                    return self.refuse(refusal, end).await;
+                    return Box::pin(self.refuse(refusal, end)).await;
                 }
                 Err(Failed::Retry { replica, .. }) => {
                     telemetry::metrics().retries.increment(1);
@@ -413,7 +418,7 @@ impl Client {
                     elsewhere = Some(Reason::Repaired);
                 }
                 Err(Failed::Ended(ended)) => return Err(ended),
-                Err(Failed::Refused(refusal)) => return self.refuse(refusal, end).await,
+                Err(Failed::Refused(refusal)) => return Box::pin(self.refuse(refusal, end)).await,
             }
         }
         if self.proxy.draining.load(Ordering::Relaxed) && self.session.status() == Status::Idle {
@@ -539,7 +544,7 @@ impl Client {
     }
 
     /// Tells the client why its connection ends.
-    async fn dismiss(&mut self, refusal: &Refusal) {
+    async fn dismiss(&mut self, refusal: Refusal) {
         refusal.encode(Severity::Fatal, &mut self.outbox);
         tracing::info!(user = %self.key.user, database = %self.key.database, error = %refusal, "client dismissed");
         let _ = tokio::time::timeout(LAST_WORDS, self.flush()).await;

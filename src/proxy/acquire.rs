@@ -37,10 +37,21 @@ impl Client {
         end: End,
         elsewhere: Option<Reason>,
     ) -> Result<Placed, Refusal> {
-        if let Some(reason) = elsewhere {
-            return self.on_primary(reason).await;
+        let needs_primary = elsewhere.or_else(|| self.needs_primary(end));
+        let at_once = match needs_primary {
+            Some(reason) => self.lend_primary(reason)?,
+            None => self.lend_for_read()?,
+        };
+        match at_once {
+            Some(placed) => Ok(placed),
+            // Boxed: the task of an idle client has no room for what is seldom waited for.
+            None => Box::pin(self.wait_for_server(needs_primary)).await,
         }
-        let reason = match self.batch.need {
+    }
+
+    /// Why the batch is the primary's, if it is whatever the replicas have.
+    fn needs_primary(&self, end: End) -> Option<Reason> {
+        Some(match self.batch.need {
             _ if self.session.status() != Status::Idle || self.session.is_failed() => {
                 Reason::Transaction
             }
@@ -50,30 +61,47 @@ impl Client {
             Need::Read if self.batch.executes && end == End::Open => Reason::OpenPipeline,
             Need::Read if self.session.settings().need_primary() => Reason::Isolation,
             Need::Read if self.batch.needs_server => Reason::PinnedServer,
-            Need::Read => return self.acquire_for_read().await,
-        };
-        self.on_primary(reason).await
+            Need::Read => return None,
+        })
     }
 
-    /// A free server of a fresh replica that this session has used before: nearly every read.
-    fn lend_fresh(&mut self) -> Option<Placed> {
+    async fn wait_for_server(&mut self, needs_primary: Option<Reason>) -> Result<Placed, Refusal> {
+        match needs_primary {
+            Some(reason) => self.wait_for_primary(reason).await,
+            None => self.acquire_for_read().await,
+        }
+    }
+
+    /// A free server that this session has used before, of a fresh replica, or of the primary where
+    /// the read is that one's: nearly every read.
+    fn lend_for_read(&mut self) -> Result<Option<Placed>, Refusal> {
         let random = self.next_random();
         let topology = self.cluster.topology();
-        let route = self.read_route(&topology, random);
-        let ReadRoute::Replica { index, life } = route else {
-            return None;
+        let (index, life) = match self.read_route(&topology, random) {
+            ReadRoute::Replica { index, life } => (index, life),
+            ReadRoute::Gate => return Ok(None),
+            ReadRoute::Primary(reason) => {
+                let may_use = may_use_primary(&topology.config, reason);
+                drop(topology);
+                if !may_use {
+                    return Ok(None);
+                }
+                self.pin_by(reason);
+                return self.lend_primary(reason);
+            }
         };
         let node = topology.nodes[index].id();
         drop(topology);
         let server = match self.kept_replica(node) {
-            Some(server) => server,
-            None => self.lend_known(node)?,
+            Some(server) => Some(server),
+            None => self.lend_known(node),
         };
-        (server.incarnation == life).then_some(Placed {
+        let server = server.filter(|server| server.incarnation == life);
+        Ok(server.map(|server| Placed {
             server,
             replica: true,
             reason: Reason::Fresh,
-        })
+        }))
     }
 
     /// In session mode: the server that the session has on this replica. One on another is done
@@ -106,9 +134,6 @@ impl Client {
     }
 
     async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
-        if let Some(placed) = self.lend_fresh() {
-            return Ok(placed);
-        }
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         let mut gate: Option<Instant> = None;
@@ -171,10 +196,7 @@ impl Client {
                     reason
                 }
             };
-            if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
-                self.pin();
-                cluster.want_sample(cluster.clock.now());
-            }
+            self.pin_by(reason);
             if may_use_primary(&config, reason) {
                 return self.on_primary(reason).await;
             }
@@ -232,35 +254,48 @@ impl Client {
         }
     }
 
-    /// A server of the primary; where there is none, waits for one.
-    pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
-        if let Some(server) = self.held.take() {
-            let primary = self.cluster.topology().primary.clone();
+    /// A read has to go to the primary, if it may, for this reason.
+    fn pin_by(&mut self, reason: Reason) {
+        if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
+            self.pin();
+            self.cluster.want_sample(self.cluster.clock.now());
+        }
+    }
+
+    /// The server on the primary that the session holds, or a free one that it has used before.
+    fn lend_primary(&mut self, reason: Reason) -> Result<Option<Placed>, Refusal> {
+        let topology = self.cluster.topology();
+        let server = if let Some(server) = self.held.take() {
+            let primary = topology.primary.as_ref();
             if primary.is_some_and(|primary| primary.id() != server.node().id()) {
                 // What it holds open on a node that is the primary no more must not be committed.
                 return Err(Refusal::PrimaryChanged {
                     node: server.node().name.clone(),
                 });
             }
-            return Ok(Placed {
-                server,
-                replica: false,
-                reason,
-            });
+            Some(server)
+        } else if let Some(node) = &topology.primary {
+            let server = self.lend_known(node.id());
+            server.filter(|server| is_in_life(server, node))
+        } else {
+            None
+        };
+        Ok(server.map(|server| Placed {
+            server,
+            replica: false,
+            reason,
+        }))
+    }
+
+    /// A server of the primary, when there is one.
+    async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
+        match self.lend_primary(reason)? {
+            Some(placed) => Ok(placed),
+            None => self.wait_for_primary(reason).await,
         }
-        {
-            let topology = self.cluster.topology();
-            if let Some(node) = &topology.primary
-                && let Some(server) = self.lend_known(node.id())
-                && is_in_life(&server, node)
-            {
-                return Ok(Placed {
-                    server,
-                    replica: false,
-                    reason,
-                });
-            }
-        }
+    }
+
+    async fn wait_for_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
         let mut hold: Option<Held> = None;
         loop {

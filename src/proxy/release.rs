@@ -28,7 +28,7 @@ impl Client {
         self.raise_floors(&server, replica);
         // The first answer may call for a second question.
         while !replica && self.session.must_inspect() {
-            self.inspect(&mut server).await?;
+            Box::pin(self.inspect(&mut server)).await?;
         }
         self.put_back(server, replica);
         Ok(())

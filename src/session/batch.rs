@@ -4,8 +4,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::effects::Suspicion;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
@@ -129,7 +127,7 @@ pub(super) enum Step {
 }
 
 /// Names in a text, by their places, of statements that have other names on servers.
-pub(super) type Renames = SmallVec<[Rename; 1]>;
+pub(super) type Renames = Vec<Rename>;
 
 /// One of them.
 #[derive(Clone, Debug)]

@@ -252,7 +252,7 @@ impl Session {
         let may_name =
             |s: &crate::sql::Statement| s.verb != Verb::Plain || class.why == Why::Utility;
         if !self.statements.has_named() || !class.statements.iter().any(may_name) {
-            return Renames::default();
+            return Renames::new();
         }
         command::prepared_names(sql, self.has_conforming_strings())
             .into_iter()

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use smallvec::SmallVec;
 
 use super::Session;
 use super::batch::{Batch, Of, Rename, Renames, Step};
@@ -145,7 +144,7 @@ impl Session {
                 server.expect(Expect::Query {
                     tracked: tracked.clone(),
                     statement: 0,
-                    renamed: SmallVec::new(),
+                    renamed: Renames::new(),
                     end: 0,
                 });
             }
