@@ -44,7 +44,7 @@ use self::handshake::{Admitted, Welcome};
 use self::refusal::{Broken, Refusal};
 use self::relay::{ClientSide, Relay};
 use crate::auth::{Proven, Users};
-use crate::cluster::pool::{Pool, PoolKey, Server};
+use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters};
 use crate::config::{Config, PoolMode};
 use crate::net::buffers;
@@ -245,7 +245,7 @@ impl Client {
             answer: Answer::default(),
             held: None,
             held_replica: None,
-            last_primary: 0,
+            last_primary: NO_FAVOURITE,
             keeps_servers: config.pool.mode == PoolMode::Session,
             pools: SmallVec::new(),
             discard: 0,
@@ -399,7 +399,11 @@ impl Client {
                 }
                 Err(refusal) => return Box::pin(self.refuse(refusal, end)).await,
             };
-            match self.exchange(placed, end, started).await {
+            let lent = match placed.waited || attempt > 0 {
+                true => Instant::now(),
+                false => started,
+            };
+            match self.exchange(placed, end, (started, lent)).await {
                 Ok(ControlFlow::Break(())) => break,
                 Ok(ControlFlow::Continue(next)) => {
                     // The rest of the pipeline goes on elsewhere.
@@ -428,19 +432,19 @@ impl Client {
     }
 
     /// Runs the batch on a server: until all is answered, or until the pipeline has to go on
-    /// elsewhere.
+    /// elsewhere. `since` is when the batch was planned, and when its server was found.
     async fn exchange(
         &mut self,
         placed: Placed,
         end: End,
-        started: Instant,
+        since: (Instant, Instant),
     ) -> Result<ControlFlow<(), End>, Failed> {
         let Placed {
             mut server,
             replica,
             reason,
+            ..
         } = placed;
-        let lent = Instant::now();
         self.handle.works_with(&server.key);
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         let mut relay = Relay::new(client_side!(self), &mut server);
@@ -453,7 +457,9 @@ impl Client {
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
         relay.end();
         telemetry::metrics().client_bytes_sent.increment(answered);
-        self.handle.leaves_server().await;
+        if !self.handle.leaves_server() {
+            Box::pin(self.handle.outwaits_deliveries()).await;
+        }
         match went {
             Ok(()) if leave => {
                 self.put_back(server, replica);
@@ -469,7 +475,7 @@ impl Client {
                 if !consumed {
                     self.drop_batch();
                 }
-                self.count(replica, reason, (started, lent), &server);
+                self.count(replica, reason, since, &server);
                 self.settle(server, replica).await?;
                 Ok(ControlFlow::Break(()))
             }

@@ -30,6 +30,9 @@ use crate::wire::message::{self, Status};
 /// Statements kept prepared on one server; the least recently used go first.
 const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
 
+/// No server's id: none is preferred for what a session has done on it.
+pub const NO_FAVOURITE: u64 = 0;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PoolKey {
     pub database: String,
@@ -394,10 +397,19 @@ fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<S
             + 2 * i32::from(server.state.settings == *wanted)
             + 4 * i32::from(server.id == favourite)
     };
-    let recent = idle.iter().enumerate().rev().take(LOOKED_AT_MAX);
-    // Of equals the one that was given back last.
-    let best = recent.rev().max_by_key(|(_, server)| score(server))?.0;
-    Some(idle.remove(best))
+    let perfect = 3 + 4 * i32::from(favourite != NO_FAVOURITE);
+    let (mut best, mut best_score) = (0, -1);
+    // Of equals the one that was given back last, which mostly is as good as can be.
+    for (place, server) in idle.iter().enumerate().rev().take(LOOKED_AT_MAX) {
+        let score = score(server);
+        if score > best_score {
+            (best, best_score) = (place, score);
+        }
+        if score == perfect {
+            break;
+        }
+    }
+    (best_score >= 0).then(|| idle.remove(best))
 }
 
 /// Asks in which life of the node's server the connection is.

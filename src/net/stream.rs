@@ -181,6 +181,18 @@ impl Stream {
     /// Reads what has come already, without waiting: `None` when nothing has. Costs no system call
     /// while the operating system has not said that something came.
     pub fn read_now(&mut self, buf: &mut BytesMut) -> Option<io::Result<usize>> {
+        let taken = match self {
+            Stream::Tcp(socket) => socket.try_read_buf(buf),
+            Stream::Unix(socket) => socket.try_read_buf(buf),
+            Stream::Tls(_) | Stream::Closed => return self.read_now_by_poll(buf),
+        };
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            read => Some(read),
+        }
+    }
+
+    fn read_now_by_poll(&mut self, buf: &mut BytesMut) -> Option<io::Result<usize>> {
         let mut cx = Context::from_waker(Waker::noop());
         match self.poll_readable(&mut cx) {
             Poll::Pending => None,

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::Client;
 use super::refusal::Refusal;
 use crate::cluster::node::Node;
-use crate::cluster::pool::{CheckoutError, Pool, Server};
+use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Topology};
 use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
 use crate::session::batch::End;
@@ -27,6 +27,8 @@ pub struct Placed {
     pub server: Box<Server>,
     pub replica: bool,
     pub reason: Reason,
+    /// It was not there at once.
+    pub waited: bool,
 }
 
 impl Client {
@@ -45,7 +47,13 @@ impl Client {
         match at_once {
             Some(placed) => Ok(placed),
             // Boxed: the task of an idle client has no room for what is seldom waited for.
-            None => Box::pin(self.wait_for_server(needs_primary)).await,
+            None => {
+                let placed = Box::pin(self.wait_for_server(needs_primary)).await?;
+                Ok(Placed {
+                    waited: true,
+                    ..placed
+                })
+            }
         }
     }
 
@@ -94,13 +102,14 @@ impl Client {
         drop(topology);
         let server = match self.kept_replica(node) {
             Some(server) => Some(server),
-            None => self.lend_known(node),
+            None => self.lend_known(node, NO_FAVOURITE),
         };
         let server = server.filter(|server| server.incarnation == life);
         Ok(server.map(|server| Placed {
             server,
             replica: true,
             reason: Reason::Fresh,
+            waited: false,
         }))
     }
 
@@ -128,9 +137,9 @@ impl Client {
     }
 
     /// A free server of a node that this session has used before.
-    fn lend_known(&self, node: NodeId) -> Option<Box<Server>> {
+    fn lend_known(&self, node: NodeId, favourite: u64) -> Option<Box<Server>> {
         let (_, pool) = self.pools.iter().find(|(id, _)| *id == node)?;
-        pool.lend_now(self.session.settings(), self.last_primary)
+        pool.lend_now(self.session.settings(), favourite)
     }
 
     async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
@@ -169,6 +178,7 @@ impl Client {
                                 server,
                                 replica: true,
                                 reason,
+                                waited: false,
                             });
                         }
                         None => {
@@ -233,10 +243,7 @@ impl Client {
         config: &Config,
     ) -> Result<Option<Box<Server>>, Refusal> {
         let pool = self.pool(node, config);
-        match pool
-            .checkout(self.session.settings(), self.last_primary)
-            .await
-        {
+        match pool.checkout(self.session.settings(), NO_FAVOURITE).await {
             Ok(server) if server.incarnation == life => Ok(Some(server)),
             Ok(_) => {
                 // The node's server was restarted: what is known of its position is of no use.
@@ -275,7 +282,7 @@ impl Client {
             }
             Some(server)
         } else if let Some(node) = &topology.primary {
-            let server = self.lend_known(node.id());
+            let server = self.lend_known(node.id(), self.last_primary);
             server.filter(|server| is_in_life(server, node))
         } else {
             None
@@ -284,6 +291,7 @@ impl Client {
             server,
             replica: false,
             reason,
+            waited: false,
         }))
     }
 
@@ -315,6 +323,7 @@ impl Client {
                             server,
                             replica: false,
                             reason,
+                            waited: false,
                         });
                     }
                     // Restarted: its role is not known until it has been asked.

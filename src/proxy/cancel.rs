@@ -133,17 +133,21 @@ impl Handle {
         self.lock().server = Some(server.clone());
     }
 
-    /// The session is about to give its server back: waits for requests that are on their way.
-    pub async fn leaves_server(&self) {
+    /// The session is about to give its server back. `false` while requests are on their way to it,
+    /// which have to be [waited for](Self::outwaits_deliveries).
+    pub fn leaves_server(&self) -> bool {
+        let mut working = self.lock();
+        working.server = None;
+        working.deliveries == 0
+    }
+
+    /// Waits for requests that are on their way.
+    pub async fn outwaits_deliveries(&self) {
         loop {
             // Made before the look, so that no delivery after it is missed.
             let delivered = self.delivered.notified();
-            {
-                let mut working = self.lock();
-                working.server = None;
-                if working.deliveries == 0 {
-                    return;
-                }
+            if self.leaves_server() {
+                return;
             }
             delivered.await;
         }

@@ -111,7 +111,7 @@ impl Client {
         let Some(server) = self.held.take() else {
             return;
         };
-        self.handle.leaves_server().await;
+        self.handle.outwaits_deliveries().await;
         self.clean(server, true);
     }
 

@@ -157,7 +157,7 @@ impl Upstream {
             () = superseded(&self.cluster, &node) => "the node is the primary no more".to_owned(),
             () = handle.stop.notified() => "the proxy is told to end it".to_owned(),
         };
-        handle.leaves_server().await;
+        handle.outwaits_deliveries().await;
         tracing::info!(node = %node.name, %why, "replication connection ended");
         up.end();
         down.end();

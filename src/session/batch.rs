@@ -169,12 +169,35 @@ impl Batch {
 
     /// Makes it an empty batch; its memory is kept for the next.
     pub fn clear(&mut self) {
-        self.steps.clear();
-        self.steps.shrink_to(MESSAGES_KEPT);
-        *self = Batch {
-            steps: std::mem::take(&mut self.steps),
-            ..Batch::new()
-        };
+        // Taken apart, so that a field that is added has to be thought of.
+        let Batch {
+            need,
+            why,
+            len,
+            beyond,
+            executes,
+            shows_data,
+            needs_server,
+            reads_sequences,
+            suspicion,
+            unjudged,
+            unjudged_more,
+            databases,
+            end,
+            flushed,
+            steps,
+        } = self;
+        (*need, *why) = (Need::Read, Why::Empty);
+        (*len, *beyond) = (0, 0);
+        (*executes, *shows_data, *flushed) = (false, false, false);
+        (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
+        (*suspicion, *end) = (None, None);
+        unjudged.clear();
+        databases.clear();
+        steps.clear();
+        if steps.capacity() > MESSAGES_KEPT {
+            steps.shrink_to(MESSAGES_KEPT);
+        }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -296,9 +296,10 @@ impl Floors {
         });
     }
 
-    /// The replica that served the last read, where reads can go on without any check.
-    pub fn replica(&self) -> Option<NodeId> {
-        self.replica.map(|seen| seen.node)
+    /// The replica that served the last read, and in which life: there reads can go on without any
+    /// check, as nothing has been done or seen elsewhere since.
+    pub fn replica(&self) -> Option<(NodeId, Incarnation)> {
+        self.replica.map(|seen| (seen.node, seen.incarnation))
     }
 
     /// Judges `candidate`; `nodes` are all nodes of the cluster.

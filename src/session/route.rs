@@ -158,6 +158,9 @@ pub fn read_route<N: Candidate>(
     if policy.guarantee == Guarantee::Primary {
         return ReadRoute::Primary(Reason::Level);
     }
+    if let Some((index, life)) = stays(floors, policy, nodes) {
+        return ReadRoute::Replica { index, life };
+    }
     let alone;
     let floors = match primary_load {
         Some(_) => floors,
@@ -205,6 +208,33 @@ pub fn read_route<N: Candidate>(
     ReadRoute::Replica { index, life }
 }
 
+/// A move makes the session's floor rise to what its replica has shown; without a gain worth that,
+/// it stays.
+const MUCH_BUSIER: f32 = 2.0;
+
+/// The session's replica, where no other one could be chosen whatever they have: nearly every read.
+#[inline]
+fn stays<N: Candidate>(
+    floors: &Floors,
+    policy: &Policy,
+    nodes: &[impl Deref<Target = N>],
+) -> Option<(usize, Incarnation)> {
+    let (own, life) = floors.replica()?;
+    if policy.share || policy.guarantee != Guarantee::Session {
+        return None;
+    }
+    let index = nodes.iter().position(|node| node.id() == own)?;
+    let own = &*nodes[index];
+    let is_own = own.serving() == Serving::Yes && own.position().is_some_and(|(l, _)| l == life);
+    let is_better = |(other, node): (usize, &N)| {
+        other != index
+            && node.serving() == Serving::Yes
+            && (node.is_near() && !own.is_near() || own.load() > node.load() * MUCH_BUSIER)
+    };
+    let mut others = nodes.iter().map(|node| &**node).enumerate();
+    (is_own && !others.any(is_better)).then_some((index, life))
+}
+
 /// The session's replica while that is not much busier than another; else the better of two.
 fn choose<N: Candidate>(
     floors: &Floors,
@@ -227,12 +257,11 @@ fn choose<N: Candidate>(
     let load = |pick: (usize, Incarnation)| nodes[pick.0].load();
     let (a, b) = (fresh[first as usize], fresh[second as usize]);
     let better = if load(b) < load(a) { b } else { a };
-    // A move makes the session's floor rise to what its replica has shown; without a gain worth
-    // that, it stays.
-    const MUCH_BUSIER: f32 = 2.0;
-    let own = fresh
-        .iter()
-        .find(|(index, _)| Some(nodes[*index].id()) == floors.replica());
+    let own = fresh.iter().find(|(index, _)| {
+        floors
+            .replica()
+            .is_some_and(|(id, _)| id == nodes[*index].id())
+    });
     match own {
         Some(&own) if load(own) <= load(better) * MUCH_BUSIER => Some(own),
         _ => Some(better),

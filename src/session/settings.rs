@@ -14,7 +14,11 @@ use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 /// One shared copy of each distinct set, so that "this server is as this session wants it" is
 /// usually the comparison of two pointers.
 #[derive(Clone, Debug)]
-pub struct Settings(Arc<Map>);
+pub struct Settings {
+    map: Arc<Map>,
+    /// Asked for every read, so it is looked up once.
+    need_primary: bool,
+}
 
 type Map = BTreeMap<Box<str>, Box<[u8]>>;
 
@@ -91,15 +95,18 @@ impl Settings {
 
     /// The names of what is set.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(|name| &**name)
+        self.map.keys().map(|name| &**name)
     }
 
     fn shared(map: Map) -> Settings {
-        Settings(INTERNED.share(map))
+        Settings {
+            need_primary: are_serializable(&map),
+            map: INTERNED.share(map),
+        }
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Map)) {
-        let mut map = (*self.0).clone();
+        let mut map = (*self.map).clone();
         change(&mut map);
         *self = Settings::shared(map);
     }
@@ -108,20 +115,13 @@ impl Settings {
     pub fn agrees(&self, other: &Settings, name: &[u8]) -> bool {
         // Servers report names as PostgreSQL spells them, "TimeZone".
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
-        self.0.get(name.as_str()) == other.0.get(name.as_str())
+        self.map.get(name.as_str()) == other.map.get(name.as_str())
     }
 
     /// Whether no standby can run anything under these settings: it refuses serializable
     /// transactions.
     pub fn need_primary(&self) -> bool {
-        const ISOLATION: [&str; 2] = ["default_transaction_isolation", TRANSACTION_CHARACTERISTICS];
-        let serializable = |statement: &[u8]| {
-            statement
-                .windows(12)
-                .any(|word| word.eq_ignore_ascii_case(b"serializable"))
-        };
-        let set = ISOLATION.iter().filter_map(|&name| self.0.get(name));
-        set.into_iter().any(|statement| serializable(statement))
+        self.need_primary
     }
 
     /// Whether what is created without a schema may be temporary.
@@ -130,7 +130,9 @@ impl Settings {
             let mut words = statement.windows(7);
             words.any(|word| word.eq_ignore_ascii_case(b"pg_temp"))
         };
-        self.0.get("search_path").is_some_and(|path| names_it(path))
+        self.map
+            .get("search_path")
+            .is_some_and(|path| names_it(path))
     }
 
     /// A digest of all that may change what a text means when it is prepared: how its bytes and its
@@ -138,7 +140,7 @@ impl Settings {
     pub fn meaning(&self) -> Option<u64> {
         use std::hash::{BuildHasher, Hash, Hasher};
         let mut digest = foldhash::quality::FixedState::with_seed(0).build_hasher();
-        let settings = self.0.iter().map(|(name, sql)| (&**name, &**sql));
+        let settings = self.map.iter().map(|(name, sql)| (&**name, &**sql));
         let mut settings = settings
             .filter(|(name, _)| !MEANINGLESS.contains(name))
             .peekable();
@@ -150,7 +152,7 @@ impl Settings {
     /// Whether one more statement may be remembered: each change copies them all, and each is said
     /// to every server that the session comes to.
     pub fn have_room(&self, name: &str, statement: &[u8]) -> bool {
-        let others = || self.0.iter().filter(|(other, _)| ***other != *name);
+        let others = || self.map.iter().filter(|(other, _)| ***other != *name);
         let bytes: usize = others().map(|(_, statement)| statement.len()).sum();
         others().count() < Self::NUMBER_MAX && bytes + statement.len() <= Self::BYTES_MAX
     }
@@ -168,7 +170,7 @@ impl Settings {
 
     /// `name` has this value now, by whatever statements. `false` when it is not set here.
     pub fn restate(&mut self, name: &str, value: &[u8]) -> bool {
-        let set = self.0.contains_key(name);
+        let set = self.map.contains_key(name);
         if set {
             self.set(name, &set_config(name, value));
         }
@@ -179,7 +181,7 @@ impl Settings {
     pub fn reset(&mut self, name: &str, defaults: &Settings) {
         self.change(|map| {
             forget_role(name, map);
-            match defaults.0.get(name) {
+            match defaults.map.get(name) {
                 Some(statement) => map.insert(name.into(), statement.clone()),
                 None => map.remove(name),
             };
@@ -188,9 +190,9 @@ impl Settings {
 
     /// RESET ALL, which leaves role and session user alone.
     pub fn reset_all(&mut self, defaults: &Settings) {
-        let mut fresh = (*defaults.0).clone();
+        let mut fresh = (*defaults.map).clone();
         for name in [ROLE, SESSION_AUTHORIZATION] {
-            if let Some(statement) = self.0.get(name) {
+            if let Some(statement) = self.map.get(name) {
                 fresh.insert(name.into(), statement.clone());
             }
         }
@@ -205,9 +207,9 @@ impl Settings {
         if self == wanted {
             return queries;
         }
-        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
+        let differs = |name: &str| self.map.get(name) != wanted.map.get(name);
         if differs(ENCODING) {
-            let statement = wanted.0.get(ENCODING).map(|statement| statement.to_vec());
+            let statement = wanted.map.get(ENCODING).map(|statement| statement.to_vec());
             queries.push(statement.unwrap_or_else(|| reset_statement(ENCODING).into_bytes()));
         }
         let mut sql = Vec::new();
@@ -223,19 +225,19 @@ impl Settings {
             add(b"RESET ROLE");
         }
         let is_apart = |name: &str| [ROLE, SESSION_AUTHORIZATION, ENCODING].contains(&name);
-        for name in self.0.keys().filter(|name| !is_apart(name)) {
-            if !wanted.0.contains_key(name) {
+        for name in self.map.keys().filter(|name| !is_apart(name)) {
+            if !wanted.map.contains_key(name) {
                 add(reset_statement(name).as_bytes());
             }
         }
-        for (name, statement) in wanted.0.iter().filter(|(name, _)| !is_apart(name)) {
-            if self.0.get(name) != Some(statement) {
+        for (name, statement) in wanted.map.iter().filter(|(name, _)| !is_apart(name)) {
+            if self.map.get(name) != Some(statement) {
                 add(statement);
             }
         }
         if identity {
             for name in [SESSION_AUTHORIZATION, ROLE] {
-                if let Some(statement) = wanted.0.get(name) {
+                if let Some(statement) = wanted.map.get(name) {
                     add(statement);
                 }
             }
@@ -249,7 +251,7 @@ impl Settings {
     /// Whether a server at `self` runs with other rights than `wanted`: then nothing may be sent
     /// before the difference is known to be applied.
     pub fn differs_in_identity(&self, wanted: &Settings) -> bool {
-        let differs = |name: &str| self.0.get(name) != wanted.0.get(name);
+        let differs = |name: &str| self.map.get(name) != wanted.map.get(name);
         self != wanted && (differs(ROLE) || differs(SESSION_AUTHORIZATION))
     }
 }
@@ -262,7 +264,7 @@ impl Default for Settings {
 
 impl PartialEq for Settings {
     fn eq(&self, other: &Settings) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+        Arc::ptr_eq(&self.map, &other.map) || self.map == other.map
     }
 }
 
@@ -314,6 +316,17 @@ fn add_literal(sql: &mut Vec<u8>, text: &[u8]) {
         sql.push(byte);
     }
     sql.push(b'\'');
+}
+
+/// Whether transactions are serializable unless they say otherwise.
+fn are_serializable(settings: &Map) -> bool {
+    const ISOLATION: [&str; 2] = ["default_transaction_isolation", TRANSACTION_CHARACTERISTICS];
+    let serializable = |statement: &[u8]| {
+        let mut words = statement.windows(12);
+        words.any(|word| word.eq_ignore_ascii_case(b"serializable"))
+    };
+    let set = ISOLATION.iter().filter_map(|&name| settings.get(name));
+    set.into_iter().any(|statement| serializable(statement))
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ fn literal_length(text: &[u8], is_string: bool) -> Option<usize> {
         return Some(digits.unwrap_or(text.len())).filter(|n| *n > 0);
     }
     let inner = text.strip_prefix(b"'")?;
-    let end = inner.iter().position(|b| *b == b'\'')? + 2;
+    let end = memchr::memchr(b'\'', inner)? + 2;
     // Two quotes in a row are one in the string.
     (text.get(end) != Some(&b'\'')).then_some(end)
 }

@@ -39,11 +39,7 @@ impl<'a> Cursor<'a> {
 
     /// A string up to its NUL, which is consumed too.
     pub fn cstr(&mut self) -> Result<&'a [u8], WireError> {
-        let end = self
-            .rest
-            .iter()
-            .position(|&b| b == 0)
-            .ok_or(WireError::Unterminated)?;
+        let end = memchr::memchr(0, self.rest).ok_or(WireError::Unterminated)?;
         let (head, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
         Ok(head)
