@@ -105,7 +105,7 @@ pub enum Serving {
 /// What routing has to know of a node besides its freshness.
 pub trait Candidate: Replica {
     fn serving(&self) -> Serving;
-    /// How busy it is for its weight; lower is better.
+    /// How busy it is for its weight, about in milliseconds of work under way; lower is better.
     fn load(&self) -> f32;
     /// It is in the proxy's own zone.
     fn is_near(&self) -> bool;
@@ -210,7 +210,14 @@ pub fn read_route<N: Candidate>(
 
 /// A move makes the session's floor rise to what its replica has shown; without a gain worth that,
 /// it stays.
-const MUCH_BUSIER: f32 = 2.0;
+fn is_worth_a_move<N: Candidate>(own: &N, other: &N) -> bool {
+    const TIMES: f32 = 2.0;
+    /// In milliseconds of work that is waited for. Among fast queries one node has two or three more
+    /// under way than another at any moment, and the next moment it is the other way round.
+    const WORK_MS: f32 = 8.0;
+    let (own, other) = (own.load(), other.load());
+    own > other * TIMES && own - other > WORK_MS
+}
 
 /// The session's replica, where no other one could be chosen whatever they have: nearly every read.
 #[inline]
@@ -229,7 +236,7 @@ fn stays<N: Candidate>(
     let is_better = |(other, node): (usize, &N)| {
         other != index
             && node.serving() == Serving::Yes
-            && (node.is_near() && !own.is_near() || own.load() > node.load() * MUCH_BUSIER)
+            && (node.is_near() && !own.is_near() || is_worth_a_move(own, node))
     };
     let mut others = nodes.iter().map(|node| &**node).enumerate();
     (is_own && !others.any(is_better)).then_some((index, life))
@@ -263,7 +270,7 @@ fn choose<N: Candidate>(
             .is_some_and(|(id, _)| id == nodes[*index].id())
     });
     match own {
-        Some(&own) if load(own) <= load(better) * MUCH_BUSIER => Some(own),
+        Some(&own) if !is_worth_a_move(&*nodes[own.0], &*nodes[better.0]) => Some(own),
         _ => Some(better),
     }
 }
@@ -363,7 +370,9 @@ mod tests {
         floors.read_replica(&primary, &*nodes[1], Incarnation(1));
         let at = |random| replica(read_route(&floors, &POLICY, &primary, &nodes, None, random));
         assert!((0..50).all(|random| at(random) == 1));
-        nodes[1].load.set(9.0);
+        nodes[1].load.set(4.0);
+        assert!((0..50).all(|random| at(random) == 1), "for no little gain");
+        nodes[1].load.set(20.0);
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
         assert!(
