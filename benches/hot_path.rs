@@ -43,8 +43,9 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("update", update),
     ("transaction", transaction),
     ("rows", rows),
-    ("class_short", |count| classify(&short_text(), count)),
-    ("class_long", |count| classify(&long_text(), count)),
+    ("class_short", |count| classify(&[short_text()], count)),
+    ("class_long", |count| classify(&[long_text()], count)),
+    ("class_lexed", |count| classify(&many_texts(), count)),
     ("route", route),
 ];
 
@@ -164,9 +165,10 @@ fn rows(count: usize) {
     }
 }
 
-fn classify(sql: &str, count: usize) {
+/// The texts in turn.
+fn classify(texts: &[String], count: usize) {
     let classifier = Classifier::new(Rules::default(), 1000);
-    for _ in 0..count {
+    for sql in texts.iter().cycle().take(count) {
         let class = classifier.classify(black_box(sql.as_bytes()), true);
         assert_eq!(class.need, Need::Read);
     }
@@ -301,6 +303,12 @@ impl Candidate for Node {
 /// Of about 60 bytes.
 fn short_text() -> String {
     "SELECT balance, name FROM accounts WHERE id = 12345 LIMIT 10".to_owned()
+}
+
+/// More texts of about 60 bytes than a thread remembers, of one normal form: each is lexed.
+fn many_texts() -> Vec<String> {
+    let text = |i| format!("SELECT balance, name FROM accounts WHERE share > {i}.5 LIMIT 10");
+    (1000..2000).map(text).collect()
 }
 
 /// Of about 1 kB, as a report's may be.

@@ -60,6 +60,12 @@ fn workloads() -> Vec<Workload> {
             allowed: 0,
         },
         Workload {
+            name: "SELECTs that no thread remembers",
+            first: Vec::new(),
+            round: |i| vec![query(&format!("SELECT v FROM t WHERE k > {i}.5 LIMIT 1"))],
+            allowed: 0,
+        },
+        Workload {
             name: "a SELECT of many rows",
             first: Vec::new(),
             round: |_| vec![query("SELECT k, v, repeat('x', 100) FROM t")],

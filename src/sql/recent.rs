@@ -68,7 +68,10 @@ pub fn note(owner: u64, sql: &[u8], class: &Arc<Class>) {
         };
         match known {
             Some(other) if !other.disputed => other.disputed = true,
-            _ => *known = Known::new(sql, class),
+            _ => {
+                let room = known.take().map(|known| known.text);
+                *known = Known::new(room.unwrap_or_default(), sql, class);
+            }
         }
     });
 }
@@ -81,7 +84,7 @@ struct Memory {
 }
 
 struct Known {
-    text: Box<[u8]>,
+    text: Vec<u8>,
     /// Where the text's plain literals are, in order.
     literals: SmallVec<[Literal; 4]>,
     class: Arc<Class>,
@@ -97,7 +100,8 @@ struct Literal {
 }
 
 impl Known {
-    fn new(sql: &[u8], class: &Arc<Class>) -> Option<Known> {
+    /// Keeps the text in `room`, whatever is in that.
+    fn new(mut room: Vec<u8>, sql: &[u8], class: &Arc<Class>) -> Option<Known> {
         let mut literals = SmallVec::new();
         let mut lexer = Lexer::new(sql, true);
         while let Some(token) = lexer.solid() {
@@ -118,8 +122,10 @@ impl Known {
                 is_string: token.kind == Kind::String,
             });
         }
+        room.clear();
+        room.extend_from_slice(sql);
         Some(Known {
-            text: sql.into(),
+            text: room,
             literals,
             class: class.clone(),
             disputed: false,
@@ -233,7 +239,7 @@ mod tests {
     }
 
     fn alike(a: &str, b: &str) -> bool {
-        let known = Known::new(a.as_bytes(), &class()).expect("few literals");
+        let known = Known::new(Vec::new(), a.as_bytes(), &class()).expect("few literals");
         known.is_like(b.as_bytes())
     }
 
