@@ -268,6 +268,43 @@ fn the_least_recently_used_statement_makes_room() {
 }
 
 #[test]
+fn rows_are_passed_on_wherever_they_are_cut() {
+    let row = |n: usize| {
+        frame(
+            b'D',
+            &[&[0, 1, 0, 0, 0, n as u8][..], &vec![b'x'; n]].concat(),
+        )
+    };
+    let rows = [row(3), row(0), row(200)].concat();
+    let said = [frame(b'T', b"\0\0"), rows, done("SELECT 3"), ready("I")].concat();
+    for cut in 0..said.len() {
+        let (mut session, mut server) = (session(), server());
+        told(
+            &mut session,
+            &mut server,
+            &frame(b'Q', b"SELECT a FROM t\0"),
+        );
+        let (mut seen, mut from) = (Vec::new(), 0);
+        for end in [cut, said.len()] {
+            let mut answer = Answer::default();
+            let heard = session.hear(&mut server, &said[from..end], &mut answer);
+            for run in &answer.runs {
+                let Run::Server(at) = run else {
+                    panic!("{run:?}");
+                };
+                seen.extend_from_slice(&said[from..][at.clone()]);
+            }
+            from += heard.unwrap();
+        }
+        assert_eq!(
+            seen.escape_ascii().to_string(),
+            said.escape_ascii().to_string()
+        );
+        assert!(server.is_idle());
+    }
+}
+
+#[test]
 fn a_description_is_seen_whatever_comes_after_it() {
     let (mut session, mut first) = (session(), server());
     let client = [
