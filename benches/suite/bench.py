@@ -36,12 +36,13 @@ class Bench:
     def pgbench(self):
         return Pgbench(self.cluster, self.directory, self.options.scale)
 
-    def place(self, clients, auth=None, prepares=False, **further):
-        """In front of the cluster, as the command line has it."""
+    def place(self, clients, auth=None, prepares=False, nodes=None, **further):
+        """In front of the cluster, or of other nodes, as the command line has it."""
+        nodes = tuple(nodes or self.cluster.ports)
         forgetful = any(target.forgets_statements for target in self.targets)
         # In session mode every client keeps a server. The pools stay equal.
         pool = max(self.options.pool, clients) if prepares and forgetful else self.options.pool
-        return Place(primary=self.cluster.primary, nodes=tuple(self.cluster.ports), pool=pool, clients=clients,
+        return Place(primary=nodes[0], nodes=nodes, pool=pool, clients=clients,
                      auth=auth or self.options.auth, prepares=prepares, **further)
 
     def remark(self, text):
@@ -87,7 +88,7 @@ class Bench:
             "clients": clients,
             "medians": {label: medians(of) | counts.get(label, {}) for label, of in runs.items()},
             "spreads": {label: spreads(of) for label, of in runs.items()},
-            "ratios": ratios(runs, counts),
+            "ratios": ratios(runs, counts, workload.pairs(labels)),
             "skipped": skipped,
             "remarks": self.remarks,
             "runs": runs,

@@ -1,5 +1,6 @@
 """Owns: the workloads by name. Never: knows what any of them does."""
 
+from .null import Cores, Null
 from .workloads import AtRate, scripted
 
 WORKLOADS = {
@@ -7,6 +8,9 @@ WORKLOADS = {
     for workload in [
         *scripted(),
         AtRate(),
+        Null("simple"),
+        Null("prepared"),
+        Cores(),
     ]
 }
 

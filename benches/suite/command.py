@@ -14,7 +14,7 @@ from .processes import fail, note
 from .report import print_result, print_setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXAMPLES = ["local_cluster"]
+EXAMPLES = ["local_cluster", "null_server", "load"]
 FILES = 65536
 
 

@@ -57,24 +57,22 @@ def spreads(runs):
     return {name: spread(values(runs, name)) for name in names(runs)}
 
 
-def ratios(runs, counts):
-    """Of every kind of Tidegate to every pgbouncer: the median and the ends of the rounds' ratios.
+def ratios(runs, counts, pairs):
+    """Of each pair of labels: the median and the ends of the rounds' ratios.
 
     Of one round each: two runs that are next to each other saw more of the same machine.
     """
     found = {}
-    for ours in (label for label in runs if label.startswith("tidegate")):
-        for theirs in (label for label in runs if label.startswith("pgbouncer")):
-            row = {}
-            for name in names(runs[ours]):
-                pairs = [(a.get(name), b.get(name)) for a, b in zip(runs[ours], runs[theirs])]
-                each = [a / b for a, b in pairs if a is not None and b]
-                if each:
-                    row[name] = [statistics.median(each), min(each), max(each)]
-            for name, count in counts[ours].items():
-                if counts[theirs].get(name):
-                    row[name] = [count / counts[theirs][name]] * 3
-            found[f"{ours} / {theirs}"] = row
+    for ours, theirs in pairs:
+        row = found[f"{ours} / {theirs}"] = {}
+        for name in names(runs[ours]):
+            both = [(a.get(name), b.get(name)) for a, b in zip(runs[ours], runs[theirs])]
+            each = [a / b for a, b in both if a is not None and b]
+            if each:
+                row[name] = [statistics.median(each), min(each), max(each)]
+        for name, count in counts[ours].items():
+            if counts[theirs].get(name):
+                row[name] = [count / counts[theirs][name]] * 3
     return found
 
 

@@ -131,7 +131,7 @@ class Tidegate(Target):
                   'monitor = { user = "tidegate", password = "tidegate", database = "postgres" }']
         for node in place.nodes:
             lines += ["[[cluster.node]]", f'address = "127.0.0.1:{node}"']
-        config = bench.directory / "tidegate.toml"
+        config = bench.directory / f"tidegate-{port}.toml"
         config.write_text("\n".join(lines) + "\n")
         knows = lambda: len(re.findall(r"^tidegate_up\{.*\} 1$", scrape(http), re.MULTILINE)) == len(place.nodes)
         pid = self.launch(bench, [self.program, "run", "--config", config], port, ready=knows)
@@ -148,7 +148,7 @@ class PgBouncer(Target):
         users = bench.directory / "users.txt"
         users.write_text(f'"{USER}" "{PASSWORD}"\n')
         mode = "session" if place.prepares and self.forgets_statements else "transaction"
-        config = bench.directory / "pgbouncer.ini"
+        config = bench.directory / f"{self.name}-{port}.ini"
         config.write_text(f"""
 [databases]
 {DATABASE} = host=127.0.0.1 port={place.primary} dbname={DATABASE}

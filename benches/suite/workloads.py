@@ -52,6 +52,11 @@ class Workload:
     def refuses(self, _target, _place):
         return ""
 
+    def pairs(self, labels):
+        """Those whose figures are divided, the first's by the second's."""
+        of = lambda start: [label for label in labels if label.startswith(start)]
+        return [(ours, theirs) for ours in of("tidegate") for theirs in of("pgbouncer")]
+
     def prepare(self, bench, running, clients):
         """Once, before the first round."""
 
