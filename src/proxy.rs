@@ -303,7 +303,7 @@ impl Client {
     /// of its own accord is passed on.
     async fn wait(&mut self, mut stop: Pin<&mut Notified<'_>>) -> Result<(), Ended> {
         if self.inbox.is_empty() {
-            buffers::give_back(&mut self.inbox);
+            self.rest();
         }
         let (stream, inbox, held) = (&mut self.stream, &mut self.inbox, &mut self.held);
         let may_stop = self.session.status() == Status::Idle;
@@ -343,6 +343,16 @@ impl Client {
             Woken::Server => Box::pin(self.hear_held()).await,
             Woken::Stop => Err(Ended::Refused(going_down())),
         }
+    }
+
+    /// Keeps little memory while there is nothing to do.
+    fn rest(&mut self) {
+        buffers::give_back(&mut self.inbox);
+        if self.outbox.is_empty() && self.outbox.try_reclaim(OUTBOX_BYTES_KEPT + 1) {
+            buffers::give_back(&mut self.outbox);
+        }
+        self.batch.rest();
+        self.answer.rest();
     }
 
     /// The held server has said something while nothing was asked of it.
@@ -636,6 +646,9 @@ fn read_client(
     }
     read
 }
+
+/// The room for what is to be sent that an idle client keeps, in bytes.
+const OUTBOX_BYTES_KEPT: usize = 256;
 
 /// The longest a client that is dismissed may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -24,6 +24,9 @@ pub struct Answer {
     pub own: BytesMut,
 }
 
+/// The room for the proxy's own words that an idle session keeps, in bytes.
+const OWN_BYTES_KEPT: usize = 256;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Run {
     /// A stretch of the server's bytes.
@@ -40,6 +43,13 @@ impl Answer {
     pub fn clear(&mut self) {
         self.runs.clear();
         self.own.clear();
+    }
+
+    /// The session has nothing to do: memory beyond what answers usually need is given up.
+    pub fn rest(&mut self) {
+        if self.is_empty() && (self.runs.spilled() || self.own.capacity() > OWN_BYTES_KEPT) {
+            *self = Answer::default();
+        }
     }
 
     fn forward(&mut self, at: Range<usize>) {

@@ -1,6 +1,7 @@
 //! Owns: what is known of the client's messages up to where it waits for answers: what they need of a
 //! server, and each by its place. Never: reads them; planning does.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,6 +12,14 @@ use crate::sql::{Class, Need, Why};
 
 /// The room for messages that a batch keeps for the next one.
 const MESSAGES_KEPT: usize = 256;
+
+/// The most rooms for messages that a thread keeps in stock.
+const ROOMS_MAX: usize = 64;
+
+thread_local! {
+    /// Room for messages that no batch uses at the moment: most sessions are idle most of the time.
+    static ROOMS: RefCell<Vec<Vec<Step>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The client's messages up to the next point where it waits for answers.
 #[derive(Debug)]
@@ -197,6 +206,27 @@ impl Batch {
         steps.clear();
         if steps.capacity() > MESSAGES_KEPT {
             steps.shrink_to(MESSAGES_KEPT);
+        }
+    }
+
+    /// The session has nothing to do: an empty batch gives up its memory to others.
+    pub fn rest(&mut self) {
+        if self.steps.is_empty() && self.steps.capacity() > 0 {
+            let room = std::mem::take(&mut self.steps);
+            ROOMS.with_borrow_mut(|rooms| {
+                if rooms.len() < ROOMS_MAX {
+                    rooms.push(room);
+                }
+            });
+        }
+    }
+
+    /// Room for messages, if there is none.
+    pub(super) fn make_room(&mut self) {
+        if self.steps.capacity() == 0
+            && let Some(room) = ROOMS.with_borrow_mut(Vec::pop)
+        {
+            self.steps = room;
         }
     }
 

@@ -72,6 +72,10 @@ impl Session {
     /// # Errors
     /// Bytes that are no message of a client's: the session cannot go on.
     pub fn plan(&mut self, client: &[u8], batch: &mut Batch) -> Result<Planned, ClientFault> {
+        if client.is_empty() {
+            return Ok(Planned::NeedMore);
+        }
+        batch.make_room();
         loop {
             let rest = client.get(batch.len..).unwrap_or(&[]);
             let Some(Header { tag, len }) = header(rest)? else {
