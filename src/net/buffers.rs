@@ -8,14 +8,20 @@ use bytes::BytesMut;
 /// its system call.
 pub const BUFFER_BYTES: usize = 16 << 10;
 
-/// The most buffers a thread keeps in stock.
+/// The size of a buffer for a stream that fills the others, in bytes: a quarter of the system calls,
+/// and what it has is still in the processor's caches when it is passed on.
+pub const LARGE_BYTES: usize = 64 << 10;
+
+/// The most buffers a thread keeps in stock, and the most large ones.
 const STOCK_MAX: usize = 256;
+const LARGE_STOCK_MAX: usize = 8;
 
 /// A buffer that has grown beyond this is not kept, in bytes.
-const KEPT_BYTES_MAX: usize = 64 << 10;
+const KEPT_BYTES_MAX: usize = 2 * LARGE_BYTES;
 
 thread_local! {
     static STOCK: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static LARGE_STOCK: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// An empty buffer.
@@ -23,6 +29,27 @@ pub fn take() -> BytesMut {
     STOCK
         .with_borrow_mut(Vec::pop)
         .unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// Makes room in `buffer` for a read from a peer that has much to say: more than other buffers have.
+pub fn widen(buffer: &mut BytesMut) {
+    // A message that must be whole grows as any other does.
+    if buffer.len() < LARGE_BYTES / 2 && !buffer.try_reclaim(LARGE_BYTES / 2) {
+        let taken = LARGE_STOCK.with_borrow_mut(Vec::pop);
+        let mut large = taken.unwrap_or_else(|| BytesMut::with_capacity(LARGE_BYTES));
+        large.extend_from_slice(buffer);
+        give_back(buffer);
+        *buffer = large;
+    }
+    buffer.reserve(BUFFER_BYTES / 2);
+}
+
+/// Takes `buffer` back if it is a large one with nothing in it, leaving one without memory in its
+/// place.
+pub fn give_back_large(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.try_reclaim(LARGE_BYTES) {
+        give_back(buffer);
+    }
 }
 
 /// Takes `buffer` back, leaving one without memory in its place.
@@ -34,8 +61,12 @@ pub fn give_back(buffer: &mut BytesMut) {
     if !buffer.try_reclaim(BUFFER_BYTES) || buffer.capacity() > KEPT_BYTES_MAX {
         return;
     }
-    STOCK.with_borrow_mut(|stock| {
-        if stock.len() < STOCK_MAX {
+    let (stock, max) = match buffer.try_reclaim(LARGE_BYTES) {
+        true => (&LARGE_STOCK, LARGE_STOCK_MAX),
+        false => (&STOCK, STOCK_MAX),
+    };
+    stock.with_borrow_mut(|stock| {
+        if stock.len() < max {
             stock.push(buffer);
         }
     });

@@ -2,6 +2,7 @@
 //! Never: holds more of an answer than one buffer.
 
 use std::io;
+use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -40,10 +41,19 @@ pub struct Relay<'a> {
     pub server: &'a mut Server,
     /// What the server has sent and is not dealt with.
     pub received: BytesMut,
+    /// The part of `received` that the client is to be sent next, behind the outbox; and how much of
+    /// it is dealt with when that has been sent.
+    unsent: Range<usize>,
+    heard: usize,
+    /// The last read from the server has filled its buffer; and the last from the client.
+    server_streams: bool,
+    client_streams: bool,
     /// What the server is to be sent and its socket has not taken.
     pub to_server: BytesMut,
     /// The client's own bytes that go to the server as they are: sent so far, and the end.
-    pub direct: std::ops::Range<usize>,
+    pub direct: Range<usize>,
+    /// They are taken out of the inbox as they are sent.
+    direct_passes: bool,
     /// The batch's bytes have been taken out of the inbox: it can't be sent again.
     pub consumed: bool,
     /// More of the pipeline is to come.
@@ -70,8 +80,13 @@ impl<'a> Relay<'a> {
             client,
             server,
             received,
+            unsent: 0..0,
+            heard: 0,
+            server_streams: false,
+            client_streams: false,
             to_server: BytesMut::new(),
             direct: 0..0,
+            direct_passes: false,
             consumed: false,
             open: false,
             beyond: 0,
@@ -117,6 +132,7 @@ impl<'a> Relay<'a> {
         if self.to_server.capacity() > 0 {
             buffers::give_back(&mut self.to_server);
         }
+        self.queue_unsent();
         if self.received.is_empty() {
             buffers::give_back(&mut self.received);
         } else {
@@ -156,9 +172,12 @@ impl<'a> Relay<'a> {
     }
 
     fn is_done(&self) -> bool {
-        let said = self.to_server.is_empty() && !self.server.stream.has_unsent();
+        let said =
+            self.to_server.is_empty() && self.direct.is_empty() && !self.server.stream.has_unsent();
         let quiet = self.server.state.is_quiet() && said && self.beyond == 0;
-        let sent = self.client.outbox.is_empty() && !self.client.stream.has_unsent();
+        let sent = self.client.outbox.is_empty()
+            && self.unsent.is_empty()
+            && !self.client.stream.has_unsent();
         (quiet && !self.open || self.leave) && sent
     }
 
@@ -175,6 +194,18 @@ impl<'a> Relay<'a> {
                 Poll::Pending => return Ok(false),
             }
         }
+        while !self.unsent.is_empty() {
+            let bytes = self.received.get(self.unsent.clone()).unwrap_or(&[]);
+            match self.client.stream.poll_write(cx, bytes) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.answered += n as u64;
+                    self.unsent.start += n;
+                }
+                Poll::Ready(_) => return Err(Broken::Client),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        self.received.advance(std::mem::take(&mut self.heard));
         match self.client.stream.poll_flush(cx) {
             Poll::Ready(Ok(())) => Ok(true),
             Poll::Ready(Err(_)) => Err(Broken::Client),
@@ -187,6 +218,10 @@ impl<'a> Relay<'a> {
         while !self.direct.is_empty() {
             let bytes = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
             match write(&mut self.server.stream, cx, bytes) {
+                Poll::Ready(Ok(n)) if self.direct_passes => {
+                    self.client.inbox.advance(n);
+                    self.direct.end -= n;
+                }
                 Poll::Ready(Ok(n)) => self.direct.start += n,
                 // What it has said before it went is heard first.
                 Poll::Ready(Err(error)) => return self.server_gone(error),
@@ -209,6 +244,7 @@ impl<'a> Relay<'a> {
 
     /// A write has failed. The server may have said why, and that is worth more.
     fn server_gone(&mut self, error: io::Error) -> Result<bool, Broken> {
+        self.queue_unsent();
         if let Some(Ok(n)) = self.server.stream.read_now(&mut self.received)
             && n > 0
         {
@@ -222,48 +258,62 @@ impl<'a> Relay<'a> {
 
     /// Reads what the server says and passes it on. `true` when something was read.
     fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
-        self.received.reserve(BUFFER_BYTES / 2);
+        match self.server_streams {
+            true => buffers::widen(&mut self.received),
+            false => self.received.reserve(BUFFER_BYTES / 2),
+        }
+        let room = self.received.capacity() - self.received.len();
         match self.server.stream.poll_read(cx, &mut self.received) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                if self.server_streams {
+                    // It may be long until it goes on.
+                    buffers::give_back_large(&mut self.received);
+                }
+                return Ok(false);
+            }
             Poll::Ready(Ok(0)) => {
                 return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into()));
             }
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(n)) => self.server_streams |= n == room,
         }
         self.server.state.repairable &= self.answered == 0 && self.client.outbox.is_empty();
         let client = &mut self.client;
         let heard = client
             .session
             .hear(&mut self.server.state, &self.received, client.answer);
-        self.pass_on(cx)?;
-        self.received.advance(heard?);
+        self.pass_on();
+        self.heard = heard?;
+        self.write_client(cx)?;
         Ok(true)
     }
 
-    /// Sends the client what has been heard; what its socket does not take waits in the outbox.
-    fn pass_on(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        let answer = &mut *self.client.answer;
-        let outbox = &mut *self.client.outbox;
-        if let ([Run::Server(at)], true) = (&answer.runs[..], outbox.is_empty()) {
-            let bytes = self.received.get(at.clone()).unwrap_or(&[]);
-            let n = match self.client.stream.poll_write(cx, bytes) {
-                Poll::Ready(Ok(n)) => n,
-                Poll::Ready(Err(_)) => return Err(Broken::Client),
-                Poll::Pending => 0,
-            };
-            self.answered += n as u64;
-            outbox.extend_from_slice(bytes.get(n..).unwrap_or(&[]));
+    /// Has the client sent what has been heard: from where it is, if that is one stretch of the
+    /// server's bytes.
+    fn pass_on(&mut self) {
+        if let ([Run::Server(at)], true) =
+            (&self.client.answer.runs[..], self.client.outbox.is_empty())
+        {
+            self.unsent = at.clone();
+            self.client.answer.clear();
         } else {
             self.queue_answer();
-            self.write_client(cx)?;
         }
-        self.client.answer.clear();
-        Ok(())
+    }
+
+    /// Puts what is to be sent from where it is into the outbox, since something comes behind it.
+    fn queue_unsent(&mut self) {
+        let unsent = std::mem::take(&mut self.unsent);
+        let bytes = self.received.get(unsent).unwrap_or(&[]);
+        self.client.outbox.extend_from_slice(bytes);
+        self.received.advance(std::mem::take(&mut self.heard));
     }
 
     /// Puts what has been heard into the outbox.
     fn queue_answer(&mut self) {
+        if !self.unsent.is_empty() {
+            self.queue_unsent();
+        }
         let ClientSide { answer, outbox, .. } = &mut self.client;
         for run in answer.runs.drain(..) {
             let bytes = match run {
@@ -290,12 +340,22 @@ impl<'a> Relay<'a> {
             && let Poll::Ready(ready) = self.client.stream.poll_readable(cx)
         {
             ready.map_err(|_| Broken::Client)?;
-            self.client.inbox.reserve(BUFFER_BYTES / 2);
+            match self.client_streams {
+                true => buffers::widen(self.client.inbox),
+                false => self.client.inbox.reserve(BUFFER_BYTES / 2),
+            }
+            let room = self.client.inbox.capacity() - self.client.inbox.len();
             match self.client.stream.poll_read(cx, self.client.inbox) {
-                Poll::Ready(Ok(n)) if n > 0 => took = true,
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.client_streams |= n == room;
+                    took = true;
+                }
                 Poll::Ready(_) => return Err(Broken::Client),
                 Poll::Pending => {}
             }
+        }
+        if !took && self.client_streams {
+            buffers::give_back_large(self.client.inbox);
         }
         Ok(took)
     }
@@ -323,16 +383,19 @@ impl<'a> Relay<'a> {
 
     /// Passes on the client's bytes that belong to this exchange. `true` when there were any.
     fn pass_to_server(&mut self) -> Result<bool, Broken> {
+        if self.direct_passes && !self.direct.is_empty() {
+            return Ok(false);
+        }
         let mut took = false;
         if self.beyond > 0 && self.consumed && self.direct.is_empty() {
             let n = self.beyond.min(self.client.inbox.len());
-            let rest = self.client.inbox.split_to(n);
-            if !self.client.session.swallows_rest() {
-                self.to_server.extend_from_slice(&rest);
+            match self.client.session.swallows_rest() {
+                true => self.client.inbox.advance(n),
+                false => self.pass_directly(n),
             }
             self.beyond -= n;
             took = n > 0;
-            if self.beyond > 0 {
+            if self.beyond > 0 || !self.direct.is_empty() {
                 return Ok(took);
             }
         }
@@ -342,10 +405,12 @@ impl<'a> Relay<'a> {
             self.client.session.unplan(self.client.batch);
             let state = &mut self.server.state;
             let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
-            self.to_server
-                .extend_from_slice(&self.client.inbox.split_to(n));
+            self.pass_directly(n);
             self.beyond = beyond;
             took |= n > 0;
+            if !self.direct.is_empty() {
+                return Ok(took);
+            }
         }
         while (self.open || self.server.state.awaits_sync())
             && !self.leave
@@ -383,6 +448,17 @@ impl<'a> Relay<'a> {
         Ok(took)
     }
 
+    /// Passes on the first `n` bytes of the inbox: from where they are, if nothing waits before them.
+    fn pass_directly(&mut self, n: usize) {
+        if self.to_server.is_empty() && self.direct.is_empty() {
+            (self.direct, self.direct_passes) = (0..n, true);
+        } else {
+            let bytes = self.client.inbox.get(..n).unwrap_or(&[]);
+            self.to_server.extend_from_slice(bytes);
+            self.client.inbox.advance(n);
+        }
+    }
+
     /// The client has to wait for answers that the server may hold back until a Sync, which the
     /// client has not sent. `true` when that was said.
     fn ask_to_flush(&mut self) -> bool {
@@ -410,7 +486,7 @@ impl<'a> Relay<'a> {
             .say(client.batch, client.inbox, state, &mut self.to_server);
         self.beyond = client.batch.beyond;
         if direct && !waiting {
-            self.direct = 0..client.batch.len;
+            (self.direct, self.direct_passes) = (0..client.batch.len, false);
         }
         client.session.answer_in_turn(state, client.answer);
         self.queue_answer();

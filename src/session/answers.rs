@@ -12,7 +12,7 @@ use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
 use crate::sql::lexer;
-use crate::wire::frame::{Header, body, header};
+use crate::wire::frame::{Header, body, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
 
@@ -127,17 +127,18 @@ impl Session {
             };
             let hidden = is_hidden(server);
             if self.passes(tag, server) {
-                // Nearly all of a large answer. No row changes what is expected next.
-                let rows = whole_rows(rest);
+                let rows = match matches!(tag, b'D' | b'd') && !hidden {
+                    // They change nothing: all that are here go past at once.
+                    true => run(tag, rest),
+                    false => 0,
+                };
                 if rows > 0 {
-                    if !hidden {
-                        answer.forward(at..at + rows);
-                    }
+                    answer.forward(at..at + rows);
                     at += rows;
-                    continue;
+                } else {
+                    server.passing = len;
+                    server.passing_hidden = tag != b'A' && hidden;
                 }
-                server.passing = len;
-                server.passing_hidden = tag != b'A' && hidden;
                 continue;
             }
             let Some(frame) = rest.get(..len) else {
@@ -560,17 +561,6 @@ fn stale(out: &mut BytesMut) {
 
 fn is_hidden(server: &ServerState) -> bool {
     server.queue.front().is_some_and(|expected| expected.hidden)
-}
-
-/// The bytes of the DataRows that `bytes` begins with, as far as they are whole.
-fn whole_rows(bytes: &[u8]) -> usize {
-    let mut rest = bytes;
-    while let Ok(Some(Header { tag: b'D', len })) = header(rest)
-        && let Some(next) = rest.get(len..)
-    {
-        rest = next;
-    }
-    bytes.len() - rest.len()
 }
 
 /// Takes the answer that `tag` is off the queue.

@@ -13,7 +13,7 @@ use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
-use crate::wire::frame::{HEADER, Header, header};
+use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
 
@@ -367,6 +367,7 @@ impl Session {
             if done {
                 break;
             }
+            at += run(b'd', client.get(at..).unwrap_or(&[]));
             let rest = client.get(at..).unwrap_or(&[]);
             let Some(Header { tag, len }) = header(rest)? else {
                 break;

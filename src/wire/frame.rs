@@ -33,6 +33,23 @@ pub fn header(buf: &[u8]) -> Result<Option<Header>, WireError> {
     }))
 }
 
+/// How many bytes at the start of `buf` are whole frames of type `tag`. What is wrong with the next
+/// one, if anything, is for [`header`] to say.
+#[inline]
+pub fn run(tag: u8, buf: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(&[first, a, b, c, d]) = buf.get(at..).and_then(<[u8]>::first_chunk::<HEADER>)
+        && first == tag
+    {
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if length < 4 || length > FRAME_BYTES_MAX || length >= buf.len() - at {
+            break;
+        }
+        at += 1 + length;
+    }
+    at
+}
+
 /// The body of a frame that is wholly in `frame`.
 #[inline]
 pub fn body(frame: &[u8]) -> &[u8] {
@@ -52,6 +69,26 @@ mod tests {
             header(b"Q\0\0\0\x04"),
             Ok(Some(Header { tag: b'Q', len: 5 }))
         );
+    }
+
+    #[test]
+    fn runs_end_before_what_is_no_whole_frame_of_the_type() {
+        let rows = b"D\0\0\0\x04D\0\0\0\x06ab";
+        let with = |rest: &[u8]| [&rows[..], rest].concat();
+        assert_eq!(run(b'D', rows), rows.len());
+        assert_eq!(run(b'd', rows), 0);
+        assert_eq!(run(b'D', b""), 0);
+        for rest in [
+            &b"C\0\0\0\x04"[..],
+            b"D",
+            b"D\0\0\0",
+            b"D\0\0\0\x05",
+            b"D\0\0\0\x03",
+            b"D\xff\xff\xff\xff",
+            b"D\0\0\0\x06a",
+        ] {
+            assert_eq!(run(b'D', &with(rest)), rows.len(), "{rest:?}");
+        }
     }
 
     #[test]
