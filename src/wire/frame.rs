@@ -42,7 +42,7 @@ pub fn run(tag: u8, buf: &[u8]) -> usize {
         && first == tag
     {
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if length < 4 || length > FRAME_BYTES_MAX || length >= buf.len() - at {
+        if !(4..=FRAME_BYTES_MAX).contains(&length) || length >= buf.len() - at {
             break;
         }
         at += 1 + length;
