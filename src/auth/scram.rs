@@ -6,10 +6,13 @@ mod client;
 mod server;
 
 use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
+use lru::LruCache;
 use sha2::{Digest, Sha256};
 
 pub use client::{ClientExchange, Credential};
@@ -126,6 +129,35 @@ impl Keys {
             salt: salt.to_vec(),
             iterations,
         }
+    }
+}
+
+/// Derived keys that are remembered: those of the passwords that servers are logged in to with.
+const DERIVED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// By a digest of password, salt and iterations.
+static DERIVED: LazyLock<Mutex<LruCache<Key, Keys>>> =
+    LazyLock::new(|| Mutex::new(LruCache::new(DERIVED_MAX)));
+
+impl Keys {
+    /// The same as deriving them, which takes milliseconds, but once: a pool that fills logs in again
+    /// and again with one password, to servers that keep it with one salt.
+    fn remembered(password: &str, salt: &[u8], iterations: u32) -> Keys {
+        let question: Key = Sha256::new()
+            .chain_update((password.len() as u64).to_be_bytes())
+            .chain_update(password)
+            .chain_update(iterations.to_be_bytes())
+            .chain_update(salt)
+            .finalize()
+            .into();
+        // Only whole entries are put in.
+        let lock = || DERIVED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = lock().get(&question) {
+            return keys.clone();
+        }
+        let keys = Keys::from_password(password, salt, iterations);
+        lock().put(question, keys.clone());
+        keys
     }
 }
 

@@ -60,7 +60,7 @@ impl ClientExchange {
     }
 
     /// Takes server-first, gives client-final. With a password this costs the iterations that the
-    /// server asks for.
+    /// server asks for, the first time.
     pub fn server_first(&mut self, message: &[u8]) -> Result<Vec<u8>, ScramError> {
         let State::First = std::mem::replace(&mut self.state, State::Failed) else {
             return Err(ScramError::OutOfTurn);
@@ -79,7 +79,7 @@ impl ClientExchange {
         }
         let keys = match &self.credential {
             Credential::Password(password) => {
-                Keys::from_password(password.expose(), &salt, iterations)
+                Keys::remembered(password.expose(), &salt, iterations)
             }
             Credential::Keys(keys) if keys.salt == salt && keys.iterations == iterations => {
                 keys.clone()

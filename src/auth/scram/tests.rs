@@ -224,6 +224,27 @@ fn keys_from_one_login_make_another() {
 }
 
 #[test]
+fn remembered_keys_are_those_of_the_question() {
+    let questions = [
+        ("secret", &b"salt"[..], 2),
+        ("Secret", b"salt", 2),
+        ("secret", b"other", 2),
+        ("secret", b"salt", 3),
+        // What one part ends with, the next could begin with.
+        ("secretsalt", b"salt", 2),
+        ("secret", b"saltsalt", 2),
+    ];
+    for _ in 0..2 {
+        for (password, salt, iterations) in questions {
+            assert_eq!(
+                Keys::remembered(password, salt, iterations),
+                Keys::from_password(password, salt, iterations)
+            );
+        }
+    }
+}
+
+#[test]
 fn a_mock_looks_like_a_user_and_never_succeeds() {
     let mock = Verifier::mock(b"secret", "ghost");
     assert_eq!(mock, Verifier::mock(b"secret", "ghost"));
