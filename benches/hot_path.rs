@@ -46,7 +46,8 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("class_short", |count| classify(&[short_text()], count)),
     ("class_long", |count| classify(&[long_text()], count)),
     ("class_lexed", |count| classify(&many_texts(), count)),
-    ("route", route),
+    ("route", |count| route(true, count)),
+    ("route_choice", |count| route(false, count)),
 ];
 
 fn main() -> ExitCode {
@@ -174,15 +175,17 @@ fn classify(texts: &[String], count: usize) {
     }
 }
 
-/// The choice among three replicas for a session that has read on one of them.
-fn route(count: usize) {
+/// The way of a read among three replicas, of a session that has read on one of them or on none.
+fn route(has_read: bool, count: usize) {
     let primary = Clock::new();
     let nodes: Vec<_> = (0..3).map(|id| Rc::new(Node::new(id))).collect();
     let mut floors = Floors::default();
     floors.wrote(&primary);
     let tick = primary.begin();
     primary.complete(tick, Lsn(90));
-    floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+    if has_read {
+        floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+    }
     let policy = Policy {
         guarantee: Guarantee::Session,
         share: false,

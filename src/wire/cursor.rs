@@ -39,7 +39,11 @@ impl<'a> Cursor<'a> {
 
     /// A string up to its NUL, which is consumed too.
     pub fn cstr(&mut self) -> Result<&'a [u8], WireError> {
-        let end = memchr::memchr(0, self.rest).ok_or(WireError::Unterminated)?;
+        let end = match self.rest {
+            // Most names are empty.
+            [0, ..] => 0,
+            rest => memchr::memchr(0, rest).ok_or(WireError::Unterminated)?,
+        };
         let (head, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
         Ok(head)
