@@ -1,6 +1,8 @@
 //! Starts the proxy in front of a local cluster, for tests: its own process, as users run it.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod raw;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
