@@ -10,7 +10,7 @@ from .pgbench import Pgbench
 from .processes import Processes, note, output_of
 from .report import medians, ratios, spreads
 from .servers import Cluster
-from .targets import Place
+from .targets import SERVERS_MAX, Place
 
 
 class Bench:
@@ -41,7 +41,8 @@ class Bench:
         nodes = tuple(nodes or self.cluster.ports)
         forgetful = any(target.forgets_statements for target in self.targets)
         # In session mode every client keeps a server. The pools stay equal.
-        pool = max(self.options.pool, clients) if prepares and forgetful else self.options.pool
+        keeps_one_each = prepares and forgetful and clients <= SERVERS_MAX
+        pool = max(self.options.pool, clients) if keeps_one_each else self.options.pool
         return Place(primary=nodes[0], nodes=nodes, pool=pool, clients=clients,
                      auth=auth or self.options.auth, prepares=prepares, **further)
 

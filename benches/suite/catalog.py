@@ -1,5 +1,7 @@
 """Owns: the workloads by name. Never: knows what any of them does."""
 
+from .bulk import bulk
+from .idle import Idle
 from .null import Cores, Null
 from .workloads import AtRate, scripted
 
@@ -8,6 +10,8 @@ WORKLOADS = {
     for workload in [
         *scripted(),
         AtRate(),
+        *bulk(),
+        Idle(10000),
         Null("simple"),
         Null("prepared"),
         Cores(),
@@ -21,4 +25,4 @@ def chosen(text):
         return list(WORKLOADS.values())
     if text == "default":
         return [workload for workload in WORKLOADS.values() if workload.is_default]
-    return [WORKLOADS[name] for name in text.split(",")]
+    return [WORKLOADS.get(name) or Idle.named(name) or WORKLOADS[name] for name in text.split(",")]

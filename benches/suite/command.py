@@ -40,8 +40,8 @@ def run(bench, options, missing):
     if not options.json:
         print_setup(setup, missing)
     for workload in options.workloads:
-        # On the command line a number of clients is meant for every workload that has any.
-        for clients in options.clients or workload.clients or [16]:
+        asked = None if workload.has_own_clients else options.clients
+        for clients in asked or workload.clients or [16]:
             results.append(bench.measure(workload, clients))
             if not options.json:
                 note("")
@@ -72,7 +72,7 @@ def parse_options(doc):
         help="a proxy that runs already, in front of --nodes; may be given again")
     add("--nodes", type=numbers, metavar="PORT,…",
         help="measure on nodes that run already, the primary first, as local_cluster prints them")
-    add("--megabytes", type=int, default=1024, help="of each result and copy of the bulk workloads (1024)")
+    add("--megabytes", type=int, default=1000, help="of each result and copy of the bulk workloads (1000)")
     add("--syscalls", action="store_true", help="also count system calls per transaction, by strace")
     add("--instructions", action="store_true", help="also count instructions per transaction, by valgrind")
     add("--tidegate", type=Path, help="a built tidegate, in place of building one with --release")

@@ -8,6 +8,9 @@ from array import array
 from .processes import fail
 from .servers import DATABASE, USER, environment
 
+# For connecting, and for a given number of transactions under strace or valgrind.
+RUN_SECONDS_MAX = 300
+
 # Below so many samples there is no telling the slowest of a thousand.
 SAMPLES_FOR_P999 = 5000
 
@@ -37,7 +40,11 @@ class Pgbench:
             command += ["--log", "--log-prefix", prefix]
             command += ["--sampling-rate", sampling] if sampling < 1 else []
         command = [str(word) for word in [*command, DATABASE]]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        limit = RUN_SECONDS_MAX + (seconds or 0)
+        try:
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            fail(f"pgbench did not end within {limit} s: {' '.join(command)}")
         failed = re.search(r"number of failed transactions: ([1-9]\d*)", done.stdout)
         if done.returncode != 0 or failed or "aborted" in done.stderr:
             fail(f"pgbench failed: {' '.join(command)}\n{done.stdout}{done.stderr[-2000:]}")
@@ -53,8 +60,10 @@ def read(output):
     latency = re.search(r"latency average = ([\d.]+) ms", output)
     if not (transactions and tps and latency):
         fail(f"pgbench said something that is not understood:\n{output}")
+    connecting = re.search(r"initial connection time = ([\d.]+) ms", output)
     return {
         "transactions": int(transactions.group(1)),
+        "connecting_s": float(connecting.group(1)) / 1000 if connecting else 0.0,
         "tps": float(tps.group(1)),
         "latency_ms": float(latency.group(1)),
     }

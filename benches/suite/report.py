@@ -86,7 +86,7 @@ def print_setup(setup, missing):
 
 
 def print_result(result):
-    clients = f", {result['clients']} clients" if result["clients"] else ""
+    clients = f", {result['clients']} client{'s' if result['clients'] > 1 else ''}" if result["clients"] else ""
     print(f"\n{result['workload']}{clients}: {result['about']}")
     present = {name for row in result["medians"].values() for name, value in row.items() if value is not None}
     shown = [name for name in FIGURES if name in present]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from .processes import fail, field, find, note, output_of, tree
 
+# Enough for the pools of every proxy together.
+CONNECTIONS_MAX = 3000
+
 USER = DATABASE = PASSWORD = "app"
 
 
@@ -30,7 +33,7 @@ class Cluster:
             return
         note(f"starting a cluster of {replicas + 1}")
         self.process = subprocess.Popen(
-            [str(options.cluster), str(replicas), *settings],
+            [str(options.cluster), str(replicas), f"max_connections={CONNECTIONS_MAX}", *settings],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         line = self.process.stdout.readline()
         if not line:

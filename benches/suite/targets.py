@@ -15,8 +15,8 @@ PGBOUNCER_PREPARES = (1, 21)
 # Where PostgreSQL itself checks the password, it has its own way.
 CHECKED_BY_POSTGRES = "logs clients in by scram-sha-256, as PostgreSQL does"
 
-# The local cluster's max_connections, without what probes and the suite itself need.
-SERVERS_MAX = 900
+# Servers of one proxy. All proxies keep theirs while they take turns.
+SERVERS_MAX = 500
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Target:
 
     def refuses(self, place):
         """Why it can't be measured so, if it can't."""
-        if self.is_one_to_one and place.clients > SERVERS_MAX:
-            return f"it would need {place.clients} servers, and the cluster has {SERVERS_MAX}"
+        keeps_one_each = self.is_one_to_one or (place.prepares and self.forgets_statements)
+        if keeps_one_each and place.clients > SERVERS_MAX:
+            return f"it would need {place.clients} servers, and may have {SERVERS_MAX}"
         return ""
 
     def launch(self, bench, command, port, user=None, ready=None):

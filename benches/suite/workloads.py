@@ -3,8 +3,13 @@
 Never: knows how a proxy is started or how a result is printed.
 """
 
+import math
+
 from .processes import cpu_seconds, resident_mb
 from .targets import Place
+
+# What connecting may take off a run, in seconds.
+SHORT_CONNECTING = 0.1
 
 SELECT = "SELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
 RANDOM_AID = r"\set aid random(1, 100000 * :scale)" + "\n"
@@ -26,6 +31,8 @@ class Workload:
     name = about = ""
     # The numbers of clients, where they are the workload's own and not the command line's.
     clients = None
+    # Whatever the command line says.
+    has_own_clients = False
     # How clients log in, where that is the workload's own.
     auth = None
     prepares = False
@@ -92,16 +99,23 @@ class Scripted(Workload):
             arguments += ["-f", bench.pgbench.script(self.name, self.script)]
         return arguments + (["-C"] if self.reconnects else [])
 
+    def prepare(self, bench, running, clients):
+        # Pools are filled once; what that costs is in no run.
+        for proxy in running.values():
+            bench.pgbench.run(proxy.port, self.command(bench), clients, transactions=1)
+
     def run(self, bench, running, clients):
         command, pid = self.command(bench), running.pid
         began = cpu_seconds(pid)
-        connecting = 0.0
+        seconds, connecting = bench.options.seconds, 0.0
         if not self.reconnects:
-            bench.pgbench.run(running.port, command, clients, transactions=1)
+            first = bench.pgbench.run(running.port, command, clients, transactions=1)
             connecting = cpu_seconds(pid) - began
+            # pgbench's clock runs from before it connects, which of many clients may take longer.
+            seconds += math.ceil(max(0.0, first["connecting_s"] - SHORT_CONNECTING))
         before = resident_mb(pid) if pid else None
         connected = cpu_seconds(pid)
-        figures = bench.pgbench.run(running.port, command, clients, seconds=bench.options.seconds,
+        figures = bench.pgbench.run(running.port, command, clients, seconds=seconds,
                                     sampling=None if self.reconnects else self.sampling)
         used = cpu_seconds(pid) - connected - connecting
         # Those that connecting was measured with.
