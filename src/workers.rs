@@ -7,11 +7,12 @@
 //! few workers as have time for them, and the next one is put to work before they run out of it.
 
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{self, Handle, RuntimeMetrics};
+use tokio::runtime::{self, Handle};
 
 use crate::{net, telemetry};
 
@@ -27,6 +28,8 @@ pub struct Workers {
 /// One thread and its runtime.
 pub struct Worker {
     runtime: Handle,
+    /// Where Linux says how long the thread has run.
+    statistics: Arc<OnceLock<PathBuf>>,
     clients: AtomicUsize,
     /// Its busy share when last looked at, in thousandths.
     busy: AtomicUsize,
@@ -88,8 +91,7 @@ impl Workers {
         }
         let mut every = tokio::time::interval(BALANCE_INTERVAL);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let metrics: Vec<_> = self.all.iter().map(|w| w.runtime.metrics()).collect();
-        let mut before: Vec<_> = metrics.iter().map(busy).collect();
+        let mut before: Vec<_> = self.all.iter().map(Worker::spent).collect();
         let mut looked = Instant::now();
         let mut balance = Balance::default();
         loop {
@@ -97,12 +99,11 @@ impl Workers {
                 .active_workers
                 .set(self.active.load(Relaxed) as f64);
             every.tick().await;
-            let elapsed = looked.elapsed().as_secs_f64().max(0.001);
+            let elapsed = looked.elapsed();
             looked = Instant::now();
-            let now: Vec<_> = metrics.iter().map(busy).collect();
-            let spent = now.iter().zip(&before);
-            let shares: Vec<_> = spent
-                .map(|(now, before)| now.saturating_sub(*before).as_secs_f64() / elapsed)
+            let now: Vec<_> = self.all.iter().map(Worker::spent).collect();
+            let shares: Vec<_> = (now.iter().zip(&before))
+                .map(|(now, before)| now.share_since(before, elapsed))
                 .collect();
             before = now;
             for (worker, share) in self.all.iter().zip(&shares) {
@@ -131,8 +132,28 @@ impl Workers {
     }
 }
 
-fn busy(metrics: &RuntimeMetrics) -> Duration {
-    metrics.worker_total_busy_duration(0)
+/// What a worker has spent so far.
+struct Spent {
+    /// Time in which it had something to do.
+    busy: Duration,
+    /// Time of a processor's, as far as the operating system tells.
+    processor: Option<Duration>,
+}
+
+impl Spent {
+    /// The share of its time that it has spent. Time in which it had something to do and no processor
+    /// does not count: another thread would wait for one too. Unless it is all of its time, as where
+    /// threads are throttled.
+    fn share_since(&self, before: &Spent, elapsed: Duration) -> f64 {
+        const NO_TIME_LEFT: f64 = 0.95;
+        let elapsed = elapsed.as_secs_f64().max(0.001);
+        let share = |now: Duration, before| now.saturating_sub(before).as_secs_f64() / elapsed;
+        let busy = share(self.busy, before.busy);
+        match self.processor.zip(before.processor) {
+            Some((now, before)) if busy < NO_TIME_LEFT => share(now, before),
+            _ => busy,
+        }
+    }
 }
 
 impl Worker {
@@ -141,18 +162,35 @@ impl Worker {
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
+        let statistics = Arc::new(OnceLock::new());
+        let found = statistics.clone();
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 net::set_worker(index);
+                // Its own name, as others may read it by: the link is to PID/task/TID.
+                if let Ok(own) = std::fs::read_link("/proc/thread-self") {
+                    let _ = found.set(Path::new("/proc").join(own).join("schedstat"));
+                }
                 runtime.block_on(std::future::pending::<()>());
             })?;
         Ok(Worker {
             runtime: handle,
+            statistics,
             clients: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
             call: AtomicU64::new(0),
         })
+    }
+
+    fn spent(&self) -> Spent {
+        let statistics = self.statistics.get();
+        let text = statistics.and_then(|path| std::fs::read_to_string(path).ok());
+        let first = |text: String| text.split(' ').next()?.parse().ok();
+        Spent {
+            busy: self.runtime.metrics().worker_total_busy_duration(0),
+            processor: text.and_then(first).map(Duration::from_nanos),
+        }
     }
 
     /// Calls for this share of its clients to move, in thousandths.
@@ -317,8 +355,31 @@ mod tests {
     }
 
     #[test]
+    fn time_without_a_processor_does_not_count_unless_there_is_no_other() {
+        let spent = |busy, processor: Option<u64>| Spent {
+            busy: Duration::from_millis(busy),
+            processor: processor.map(Duration::from_millis),
+        };
+        let share = |spent: Spent, before| spent.share_since(&before, Duration::from_millis(100));
+        assert_eq!(share(spent(180, Some(40)), spent(100, Some(10))), 0.3);
+        assert_eq!(share(spent(200, Some(40)), spent(100, Some(10))), 1.0);
+        assert_eq!(share(spent(180, None), spent(100, None)), 0.8);
+    }
+
+    #[test]
     fn as_many_move_as_are_called() {
         let workers = Workers::start(2).unwrap();
+        if cfg!(target_os = "linux") {
+            let told = || {
+                workers
+                    .all
+                    .iter()
+                    .all(|worker| worker.spent().processor.is_some())
+            };
+            while !told() {
+                std::thread::yield_now();
+            }
+        }
         let mut seats: Vec<_> = (0..100).map(|_| workers.seat()).collect();
         assert!(seats.iter().all(|seat| seat.index == 0));
         workers.apply(Step::Activate);
