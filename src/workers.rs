@@ -360,10 +360,13 @@ mod tests {
             busy: Duration::from_millis(busy),
             processor: processor.map(Duration::from_millis),
         };
-        let share = |spent: Spent, before| spent.share_since(&before, Duration::from_millis(100));
-        assert_eq!(share(spent(180, Some(40)), spent(100, Some(10))), 0.3);
-        assert_eq!(share(spent(200, Some(40)), spent(100, Some(10))), 1.0);
-        assert_eq!(share(spent(180, None), spent(100, None)), 0.8);
+        let percent = |spent: Spent, before| {
+            let share = spent.share_since(&before, Duration::from_millis(100));
+            (share * 100.0).round() as u32
+        };
+        assert_eq!(percent(spent(180, Some(40)), spent(100, Some(10))), 30);
+        assert_eq!(percent(spent(200, Some(40)), spent(100, Some(10))), 100);
+        assert_eq!(percent(spent(180, None), spent(100, None)), 80);
     }
 
     #[test]
