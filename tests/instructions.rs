@@ -22,13 +22,13 @@ const OPERATIONS: &[(&str, u64, u64)] = &[
     // One batch, from the client's bytes to the last of its answer; sockets and routing aside.
     ("select", 2_540, 3_810),
     ("select_literal", 2_370, 3_555),
-    ("prepared", 3_410, 5_115),
+    ("prepared", 3_460, 5_190),
     ("unnamed", 4_150, 6_225),
     ("update", 2_450, 3_675),
     // Three of them: BEGIN, an UPDATE, COMMIT.
     ("transaction", 6_630, 9_945),
     // An answer of 1000 rows.
-    ("rows", 19_500, 29_250),
+    ("rows", 20_500, 30_750),
     // The class of a text of 60 bytes and one of 1 kB that the thread remembers, and of one of 60
     // bytes that only the cache knows.
     ("class_short", 570, 855),

@@ -37,17 +37,20 @@ pub fn header(buf: &[u8]) -> Result<Option<Header>, WireError> {
 /// one, if anything, is for [`header`] to say.
 #[inline]
 pub fn run(tag: u8, buf: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(&[first, a, b, c, d]) = buf.get(at..).and_then(<[u8]>::first_chunk::<HEADER>)
+    let mut rest = buf;
+    while let Some(&[first, a, b, c, d]) = rest.first_chunk::<HEADER>()
         && first == tag
     {
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if !(4..=FRAME_BYTES_MAX).contains(&length) || length >= buf.len() - at {
+        if !(4..=FRAME_BYTES_MAX).contains(&length) {
             break;
         }
-        at += 1 + length;
+        let Some(next) = rest.get(1 + length..) else {
+            break;
+        };
+        rest = next;
     }
-    at
+    buf.len() - rest.len()
 }
 
 /// The body of a frame that is wholly in `frame`.
