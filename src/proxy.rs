@@ -187,7 +187,8 @@ struct Client {
     keeps_servers: bool,
     /// The server on the primary that it used last: it may remember what the session has done.
     last_primary: u64,
-    pools: SmallVec<[(NodeId, Arc<Pool>); 4]>,
+    /// Of a primary and two replicas; with more nodes they are elsewhere.
+    pools: SmallVec<[(NodeId, Arc<Pool>); 3]>,
     /// Bytes of a message that is not wanted, still to come.
     discard: usize,
     /// Since when reads have had to stay on the primary.
@@ -704,5 +705,22 @@ fn describe(broken: &Broken) -> String {
         Broken::Fault(fault) => fault.to_string(),
         Broken::Server(fault) => fault.to_string(),
         Broken::ServerIo(error) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever fails this has made every idle client larger. What is large and seldom waited for
+    /// belongs in a box, and so does a large field that few clients use.
+    #[test]
+    fn an_idle_client_is_small() {
+        fn awaited<'a, F: Future>(_: impl FnOnce(&'a mut Client) -> F) -> usize {
+            size_of::<F>()
+        }
+        let (task, client) = (awaited(Client::run), size_of::<Client>());
+        assert!(task <= 1024, "the task of a client holds {task} bytes");
+        assert!(client <= 1280, "a client is {client} bytes");
     }
 }
