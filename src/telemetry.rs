@@ -165,7 +165,7 @@ pub fn count_refused_login(sqlstate: &'static str) {
     counter!("tidegate_logins_refused_total", "sqlstate" => sqlstate).increment(1);
 }
 
-/// The gauges of one node.
+/// The metrics of one node.
 pub struct NodeMetrics {
     pub up: Gauge,
     /// 0 unknown, 1 primary, 2 replica.
@@ -174,6 +174,7 @@ pub struct NodeMetrics {
     pub replay_lag_bytes: Gauge,
     pub replay_lag_seconds: Gauge,
     pub sample_age_seconds: Gauge,
+    pub samples: Counter,
     pub in_flight: Gauge,
 }
 
@@ -187,6 +188,7 @@ impl NodeMetrics {
             replay_lag_bytes: gauge!("tidegate_replay_lag_bytes", &labels),
             replay_lag_seconds: gauge!("tidegate_replay_lag_seconds", &labels),
             sample_age_seconds: gauge!("tidegate_sample_age_seconds", &labels),
+            samples: counter!("tidegate_samples_total", &labels),
             in_flight: gauge!("tidegate_in_flight", &labels),
         }
     }
@@ -269,6 +271,10 @@ fn describe() {
         "tidegate_sample_age_seconds",
         Unit::Seconds,
         "Age of the newest sample of the node's position."
+    );
+    counter!(
+        "tidegate_samples_total",
+        "How often the node was asked for its position."
     );
     gauge!(
         "tidegate_in_flight",

@@ -1,8 +1,10 @@
 """Owns: the workloads by name. Never: knows what any of them does."""
 
 from .bulk import bulk
+from .consistency import Consistency
 from .idle import Idle
 from .null import Cores, Null
+from .scaling import Scaling
 from .workloads import AtRate, scripted
 
 WORKLOADS = {
@@ -15,6 +17,8 @@ WORKLOADS = {
         Null("simple"),
         Null("prepared"),
         Cores(),
+        Scaling(),
+        Consistency(),
     ]
 }
 

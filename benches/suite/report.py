@@ -15,6 +15,7 @@ FIGURES = {
     "unique_to_same": ("unique/same", 2),
     "busy": ("proxy's cores", 2),
     "load_busy": ("load's cores", 2),
+    "replicas_busy": ("replicas' cores", 2),
     "mb_per_second": ("MB/s", 0),
     "cpu_s_per_gb": ("CPU s/GB", 2),
     "peak_mb": ("peak MB", 1),

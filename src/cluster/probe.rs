@@ -213,6 +213,7 @@ impl Probe {
         };
         let tick = clock.begin();
         let rows = self.ask(POSITION, limit).await?;
+        node.metrics.samples.increment(1);
         let (in_recovery, lsn, flushed) =
             position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
         if in_recovery {
