@@ -20,6 +20,8 @@ FILES = 65536
 
 def main(doc):
     options = parse_options(doc)
+    if options.nodes:
+        options.replicas = len(options.nodes) - 1
     raise_file_limit()
     build(options)
     known = targets.known(options.tidegate, options.target or [])
@@ -71,7 +73,8 @@ def parse_options(doc):
     add("--target", type=external, action="append", metavar="NAME=PORT:PID",
         help="a proxy that runs already, in front of --nodes; may be given again")
     add("--nodes", type=numbers, metavar="PORT,…",
-        help="measure on nodes that run already, the primary first, as local_cluster prints them")
+        help="measure on nodes that run already, the primary first, as local_cluster prints them; "
+        "pgbench's tables in the database app are made anew")
     add("--megabytes", type=int, default=1000, help="of each result and copy of the bulk workloads (1000)")
     add("--syscalls", action="store_true", help="also count system calls per transaction, by strace")
     add("--instructions", action="store_true", help="also count instructions per transaction, by valgrind")
