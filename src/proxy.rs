@@ -185,8 +185,8 @@ struct Client {
     held_replica: Option<Box<Server>>,
     /// Session mode: servers are kept until the session ends.
     keeps_servers: bool,
-    /// The server on the primary that it used last: it may remember what the session has done.
-    last_primary: u64,
+    /// The server that it wrote on last: it may remember what the session has drawn from sequences.
+    last_written: u64,
     /// Of a primary and two replicas; with more nodes they are elsewhere.
     pools: SmallVec<[(NodeId, Arc<Pool>); 3]>,
     /// Bytes of a message that is not wanted, still to come.
@@ -246,7 +246,7 @@ impl Client {
             answer: Answer::default(),
             held: None,
             held_replica: None,
-            last_primary: NO_FAVOURITE,
+            last_written: NO_FAVOURITE,
             keeps_servers: config.pool.mode == PoolMode::Session,
             pools: SmallVec::new(),
             discard: 0,

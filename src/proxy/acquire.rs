@@ -282,7 +282,7 @@ impl Client {
             }
             Some(server)
         } else if let Some(node) = &topology.primary {
-            let server = self.lend_known(node.id(), self.last_primary);
+            let server = self.lend_known(node.id(), self.last_written);
             server.filter(|server| is_in_life(server, node))
         } else {
             None
@@ -315,7 +315,7 @@ impl Client {
             if let Some(node) = primary {
                 let pool = self.pool(&node, &config);
                 match pool
-                    .checkout(self.session.settings(), self.last_primary)
+                    .checkout(self.session.settings(), self.last_written)
                     .await
                 {
                     Ok(server) if is_in_life(&server, &node) => {

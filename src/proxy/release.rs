@@ -36,9 +36,6 @@ impl Client {
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
     pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool) {
-        if !replica {
-            self.last_primary = server.id;
-        }
         let keeps = self.keeps_servers || !replica && self.session.is_pinned();
         if !keeps {
             server.give_back();
@@ -53,6 +50,9 @@ impl Client {
 
     fn raise_floors(&mut self, server: &Server, replica: bool) {
         let did = self.session.take_did();
+        if did.wrote && !replica {
+            self.last_written = server.id;
+        }
         if did.altered {
             // Who logs in from now on finds things as they are now.
             self.cluster.renew();
