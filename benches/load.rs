@@ -93,6 +93,9 @@ struct Run {
     clients: usize,
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// For how long to run, as fast as it goes, before being ready.
+    #[arg(long, default_value_t = 0.0)]
+    warm_up: f64,
     /// Statements of each client, in place of a time.
     #[arg(long)]
     transactions: Option<u64>,
@@ -371,7 +374,11 @@ impl Due {
 async fn run(arguments: &Arc<Arguments>, run: &Run) -> Result<(), Failure> {
     let statement = Statement::new(run);
     let first = |client| statement.clone().prepare(client);
-    let clients = open_all(arguments, run.clients, first).await?;
+    let mut clients = open_all(arguments, run.clients, first).await?;
+    if run.warm_up > 0.0 {
+        let end = Instant::now() + Duration::from_secs_f64(run.warm_up);
+        (clients, _) = drive_all(clients, &statement, &Pace::Closed(end)).await?;
+    }
     ready()?;
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(run.seconds);
@@ -388,16 +395,7 @@ async fn run(arguments: &Arc<Arguments>, run: &Run) -> Result<(), Failure> {
         }
         (None, None) => Pace::Closed(end),
     };
-    let mut driving = JoinSet::new();
-    for client in clients {
-        driving.spawn(drive(client, statement.clone(), pace.clone()));
-    }
-    let (mut latencies, mut clients) = (Vec::new(), Vec::new());
-    while let Some(driven) = driving.join_next().await {
-        let (client, of_it) = driven??;
-        latencies.extend(of_it);
-        clients.push(client);
-    }
+    let (clients, mut latencies) = drive_all(clients, &statement, &pace).await?;
     let seconds = start.elapsed().as_secs_f64();
     // Due, and never begun.
     let left = match &pace {
@@ -407,6 +405,25 @@ async fn run(arguments: &Arc<Arguments>, run: &Run) -> Result<(), Failure> {
     report(&summary(&mut latencies, seconds, left))?;
     drop(clients);
     Ok(())
+}
+
+/// All clients, at this pace; and the latencies of all.
+async fn drive_all(
+    clients: Vec<Client>,
+    statement: &Statement,
+    pace: &Pace,
+) -> Result<(Vec<Client>, Vec<u32>), Failure> {
+    let mut driving = JoinSet::new();
+    for client in clients {
+        driving.spawn(drive(client, statement.clone(), pace.clone()));
+    }
+    let (mut clients, mut latencies) = (Vec::new(), Vec::new());
+    while let Some(driven) = driving.join_next().await {
+        let (client, of_it) = driven??;
+        latencies.extend(of_it);
+        clients.push(client);
+    }
+    Ok((clients, latencies))
 }
 
 /// Latencies in tenths of a microsecond.

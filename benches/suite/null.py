@@ -33,6 +33,8 @@ class Null(Workload):
     """One core for the load and the null server, the other for the proxy."""
 
     is_countable = True
+    # In seconds: a proxy may see only by and by how much there is to do.
+    warm_up = 0.5
     # Beside --workers: the proxy has one core.
     workers = 1
 
@@ -71,7 +73,8 @@ class Null(Workload):
     def run(self, bench, running, clients):
         cores = self.cores[:1] if len(self.cores) > 1 else None
         pid = running.pid
-        with connected(bench, running.port, *self.arguments(clients), "--seconds", bench.options.seconds, cores=cores) as load:
+        arguments = [*self.arguments(clients), "--warm-up", self.warm_up, "--seconds", bench.options.seconds]
+        with connected(bench, running.port, *arguments, cores=cores) as load:
             behind = [self.server.pid, load.pid]
             began, began_behind = cpu_seconds(pid), sum(map(cpu_seconds, behind))
             result = load.go()
@@ -103,6 +106,7 @@ class Cores(Null):
     # Of a core. Two of them, the load and the null server together fit into two cores.
     share = 0.3
     counts = (1, 2)
+    warm_up = 2
 
     def __init__(self):
         super().__init__("simple")
