@@ -34,7 +34,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::futures::Notified;
 
@@ -336,7 +336,7 @@ impl Client {
                     .client_bytes_received
                     .increment(n as u64);
                 let discarded = self.discard.min(self.inbox.len());
-                self.inbox.advance(discarded);
+                buffers::consume(&mut self.inbox, discarded);
                 self.discard -= discarded;
                 Ok(())
             }
@@ -569,7 +569,7 @@ impl Client {
 
     fn drop_batch(&mut self) {
         let n = self.batch.len.min(self.inbox.len());
-        self.inbox.advance(n);
+        buffers::consume(&mut self.inbox, n);
         self.batch.clear();
     }
 

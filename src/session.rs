@@ -9,6 +9,7 @@ pub mod consistency;
 pub mod effects;
 mod inspection;
 pub mod intern;
+mod ordinary;
 mod pins;
 pub mod pipeline;
 pub mod route;

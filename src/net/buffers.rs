@@ -1,8 +1,9 @@
 //! Owns: each thread's stock of buffers. Never: lets an idle connection keep one.
 
 use std::cell::RefCell;
+use std::thread::LocalKey;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 
 /// The size of a fresh buffer, in bytes: most messages fit, and a read of a large result is worth
 /// its system call.
@@ -52,19 +53,36 @@ pub fn give_back_large(buffer: &mut BytesMut) {
     }
 }
 
+/// Drops the first `n` bytes of `buffer`, or all if there are fewer.
+#[inline]
+pub fn consume(buffer: &mut BytesMut, n: usize) {
+    match n < buffer.len() {
+        true => buffer.advance(n),
+        // Its memory is whole again, which nobody has to find out.
+        false => buffer.clear(),
+    }
+}
+
 /// Takes `buffer` back, leaving one without memory in its place.
 pub fn give_back(buffer: &mut BytesMut) {
     let mut buffer = std::mem::take(buffer);
     buffer.clear();
+    if buffer.capacity() == BUFFER_BYTES {
+        return put(&STOCK, STOCK_MAX, buffer);
+    }
     // After `advance` only a part of the memory is left; `reserve` gets it back when nobody else
     // holds any of it.
     if !buffer.try_reclaim(BUFFER_BYTES) || buffer.capacity() > KEPT_BYTES_MAX {
         return;
     }
-    let (stock, max) = match buffer.try_reclaim(LARGE_BYTES) {
-        true => (&LARGE_STOCK, LARGE_STOCK_MAX),
-        false => (&STOCK, STOCK_MAX),
-    };
+    match buffer.try_reclaim(LARGE_BYTES) {
+        true => put(&LARGE_STOCK, LARGE_STOCK_MAX, buffer),
+        false => put(&STOCK, STOCK_MAX, buffer),
+    }
+}
+
+#[inline]
+fn put(stock: &'static LocalKey<RefCell<Vec<BytesMut>>>, max: usize, buffer: BytesMut) {
     stock.with_borrow_mut(|stock| {
         if stock.len() < max {
             stock.push(buffer);

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
 use super::refusal::Broken;
 use crate::cluster::pool::Server;
@@ -188,7 +188,7 @@ impl<'a> Relay<'a> {
             match self.client.stream.poll_write(cx, outbox) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.answered += n as u64;
-                    outbox.advance(n);
+                    buffers::consume(outbox, n);
                 }
                 Poll::Ready(_) => return Err(Broken::Client),
                 Poll::Pending => return Ok(false),
@@ -205,7 +205,7 @@ impl<'a> Relay<'a> {
                 Poll::Pending => return Ok(false),
             }
         }
-        self.received.advance(std::mem::take(&mut self.heard));
+        buffers::consume(&mut self.received, std::mem::take(&mut self.heard));
         match self.client.stream.poll_flush(cx) {
             Poll::Ready(Ok(())) => Ok(true),
             Poll::Ready(Err(_)) => Err(Broken::Client),
@@ -219,7 +219,7 @@ impl<'a> Relay<'a> {
             let bytes = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
             match write(&mut self.server.stream, cx, bytes) {
                 Poll::Ready(Ok(n)) if self.direct_passes => {
-                    self.client.inbox.advance(n);
+                    buffers::consume(self.client.inbox, n);
                     self.direct.end -= n;
                 }
                 Poll::Ready(Ok(n)) => self.direct.start += n,
@@ -230,7 +230,7 @@ impl<'a> Relay<'a> {
         }
         while !self.to_server.is_empty() {
             match write(&mut self.server.stream, cx, &self.to_server) {
-                Poll::Ready(Ok(n)) => self.to_server.advance(n),
+                Poll::Ready(Ok(n)) => buffers::consume(&mut self.to_server, n),
                 Poll::Ready(Err(error)) => return self.server_gone(error),
                 Poll::Pending => return Ok(false),
             }
@@ -306,7 +306,7 @@ impl<'a> Relay<'a> {
         let unsent = std::mem::take(&mut self.unsent);
         let bytes = self.received.get(unsent).unwrap_or(&[]);
         self.client.outbox.extend_from_slice(bytes);
-        self.received.advance(std::mem::take(&mut self.heard));
+        buffers::consume(&mut self.received, std::mem::take(&mut self.heard));
     }
 
     /// Puts what has been heard into the outbox.
@@ -390,7 +390,7 @@ impl<'a> Relay<'a> {
         if self.beyond > 0 && self.consumed && self.direct.is_empty() {
             let n = self.beyond.min(self.client.inbox.len());
             match self.client.session.swallows_rest() {
-                true => self.client.inbox.advance(n),
+                true => buffers::consume(self.client.inbox, n),
                 false => self.pass_directly(n),
             }
             self.beyond -= n;
@@ -455,7 +455,7 @@ impl<'a> Relay<'a> {
         } else {
             let bytes = self.client.inbox.get(..n).unwrap_or(&[]);
             self.to_server.extend_from_slice(bytes);
-            self.client.inbox.advance(n);
+            buffers::consume(self.client.inbox, n);
         }
     }
 
@@ -507,7 +507,7 @@ impl<'a> Relay<'a> {
         self.to_server.extend_from_slice(rest);
         self.direct = 0..0;
         let n = self.client.batch.len.min(self.client.inbox.len());
-        self.client.inbox.advance(n);
+        buffers::consume(self.client.inbox, n);
         self.client.batch.clear();
         self.consumed = true;
     }

@@ -52,7 +52,7 @@ impl Answer {
         }
     }
 
-    fn forward(&mut self, at: Range<usize>) {
+    pub(super) fn forward(&mut self, at: Range<usize>) {
         if let Some(Run::Server(last)) = self.runs.last_mut()
             && last.end == at.start
         {
@@ -104,6 +104,9 @@ impl Session {
         bytes: &[u8],
         answer: &mut Answer,
     ) -> Result<usize, ServerFault> {
+        if self.hear_ordinary(server, bytes, answer) {
+            return Ok(bytes.len());
+        }
         let mut at = 0;
         loop {
             let rest = bytes.get(at..).unwrap_or(&[]);

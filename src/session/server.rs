@@ -86,7 +86,12 @@ impl ServerState {
 
     /// Nothing is owed.
     pub fn is_quiet(&self) -> bool {
-        self.queue.is_empty() && self.passing == 0 && self.copy_in.is_none() && !self.awaits_sync
+        self.queue.is_empty() && self.is_between_messages()
+    }
+
+    /// What it says next is the beginning of a message, and no part of a COPY.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.passing == 0 && self.copy_in.is_none() && !self.awaits_sync
     }
 
     /// How many answers it owes.

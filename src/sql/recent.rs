@@ -205,23 +205,29 @@ fn place(sql: &[u8]) -> usize {
 /// How many bytes there are before the first digit or quote.
 #[inline]
 fn plain_bytes(sql: &[u8]) -> usize {
-    let may_begin_literal = |b: &u8| b.is_ascii_digit() || *b == b'\'';
-    let mut at = 0;
-    while let Some(chunk) = sql.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        // A fixed number of bytes is compared without branches.
-        if chunk
-            .iter()
-            .fold(false, |found, b| found | may_begin_literal(b))
-        {
-            break;
+    let (words, rest) = sql.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let found = literal_starts(u64::from_le_bytes(*word));
+        if found != 0 {
+            return 8 * index + found.trailing_zeros() as usize / 8;
         }
-        at += 8;
     }
-    let rest = sql.get(at..).unwrap_or(&[]);
-    at + rest
-        .iter()
-        .position(may_begin_literal)
-        .unwrap_or(rest.len())
+    let may_begin_literal = |b: &u8| b.is_ascii_digit() || *b == b'\'';
+    let at = rest.iter().position(may_begin_literal);
+    8 * words.len() + at.unwrap_or(rest.len())
+}
+
+/// The highest bit of each of eight bytes that is a digit or a quote.
+#[inline]
+fn literal_starts(bytes: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const LOW: u64 = 0x7f * EACH;
+    // The highest bit of each byte that is more than `most`. No sum of the lower bits runs over into
+    // the next byte.
+    let exceeds = |bytes: u64, most: u64| ((bytes & LOW) + (0x7f - most) * EACH) | bytes;
+    let no_digit = exceeds(bytes ^ (u64::from(b'0') * EACH), 9);
+    let no_quote = exceeds(bytes ^ (u64::from(b'\'') * EACH), 0);
+    !(no_digit & no_quote) & !LOW
 }
 
 #[cfg(test)]
@@ -294,6 +300,26 @@ mod tests {
         note(u64::MAX, b, &two);
         assert!(Arc::ptr_eq(&find(u64::MAX, b).unwrap(), &two));
         assert!(find(u64::MAX - 1, b).is_none(), "of other rules");
+    }
+
+    #[test]
+    fn every_byte_is_told_in_every_place() {
+        for byte in 0..=u8::MAX {
+            for place in 0..20 {
+                let mut text = [b'x'; 20];
+                text[place] = byte;
+                let expected = match byte {
+                    b'0'..=b'9' | b'\'' => place,
+                    _ => text.len(),
+                };
+                assert_eq!(plain_bytes(&text), expected, "{byte} at {place}");
+                // Whatever comes before it.
+                if place > 0 {
+                    text[place - 1] = 0xff;
+                    assert_eq!(plain_bytes(&text), expected, "{byte} at {place}");
+                }
+            }
+        }
     }
 
     fn piece() -> impl Strategy<Value = &'static str> {

@@ -1,0 +1,74 @@
+//! Owns: the answer that nearly every batch gets, heard in one go. Never: hears anything that
+//! [`answers`](super::answers) would do more with than pass it on; that is left to it, untouched.
+
+use super::Session;
+use super::answers::Answer;
+use super::server::{Expect, Expected, ServerState};
+use crate::wire::frame::{HEADER, Header, body, header, run};
+use crate::wire::message::{self, Status};
+
+/// How long ReadyForQuery is, in bytes.
+const READY_BYTES: usize = HEADER + 1;
+
+impl Session {
+    /// Hears an answer that is all there, is the client's to its last byte, and tells of success:
+    /// rows and completions of statements with no effects on the session. `false`, with nothing
+    /// changed, if it is any other.
+    #[inline]
+    pub(super) fn hear_ordinary(
+        &mut self,
+        server: &mut ServerState,
+        bytes: &[u8],
+        answer: &mut Answer,
+    ) -> bool {
+        if !ends_with_ready(bytes) || self.went_back || !server.is_between_messages() {
+            return false;
+        }
+        let Some(status) = ordinary(server, bytes) else {
+            return false;
+        };
+        server.queue.clear();
+        self.ready(status, server);
+        answer.forward(0..bytes.len());
+        true
+    }
+}
+
+/// Spares the look at what can't be a whole answer. It may be a row's end that only looks like it.
+fn ends_with_ready(bytes: &[u8]) -> bool {
+    let end = bytes.len().checked_sub(READY_BYTES);
+    end.and_then(|at| bytes.get(at..at + HEADER)) == Some(&[b'Z', 0, 0, 0, 5])
+}
+
+/// The status that the answer ends with, if all that is owed is in it, and no more.
+fn ordinary(server: &ServerState, bytes: &[u8]) -> Option<Status> {
+    let mut turns = server.queue.iter();
+    let mut turn = turns.next()?;
+    let mut rest = bytes;
+    loop {
+        let Expected { what, hidden } = turn;
+        let Header { tag, len } = header(rest).ok()??;
+        let next = rest.get(len..)?;
+        if *hidden {
+            return None;
+        }
+        match (tag, what) {
+            (b'D', Expect::Query { .. } | Expect::Execute(_)) => {
+                // The one that was looked at is whole.
+                rest = rest.get(run(b'D', rest).max(len)..)?;
+                continue;
+            }
+            (b'T' | b'C', Expect::Query { tracked: None, .. }) => {}
+            (b'1', Expect::ParseUnnamed)
+            | (b'2', Expect::Bind(_))
+            | (b'T' | b'n', Expect::Describe)
+            | (b'C', Expect::Execute(None)) => turn = turns.next()?,
+            (b'Z', Expect::Query { tracked: None, .. } | Expect::Sync) => {
+                let is_all = next.is_empty() && turns.next().is_none();
+                return message::ready(body(rest)).ok().filter(|_| is_all);
+            }
+            _ => return None,
+        }
+        rest = next;
+    }
+}
