@@ -142,10 +142,10 @@ struct Spent {
 
 impl Spent {
     /// The share of its time that it has spent. Time in which it had something to do and no processor
-    /// does not count: another thread would wait for one too. Unless it is all of its time, as where
-    /// threads are throttled.
+    /// does not count: another thread would wait for one too. Unless that is nearly all of its
+    /// time, as where threads are throttled.
     fn share_since(&self, before: &Spent, elapsed: Duration) -> f64 {
-        const NO_TIME_LEFT: f64 = 0.95;
+        const NO_TIME_LEFT: f64 = 0.8;
         let elapsed = elapsed.as_secs_f64().max(0.001);
         let share = |now: Duration, before| now.saturating_sub(before).as_secs_f64() / elapsed;
         let busy = share(self.busy, before.busy);
@@ -364,7 +364,7 @@ mod tests {
             let share = spent.share_since(&before, Duration::from_millis(100));
             (share * 100.0).round() as u32
         };
-        assert_eq!(percent(spent(180, Some(40)), spent(100, Some(10))), 30);
+        assert_eq!(percent(spent(170, Some(40)), spent(100, Some(10))), 30);
         assert_eq!(percent(spent(200, Some(40)), spent(100, Some(10))), 100);
         assert_eq!(percent(spent(180, None), spent(100, None)), 80);
     }
