@@ -88,7 +88,7 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
         let client = Box::new(Client::new(*welcome, guest, seat));
         let PoolKey { user, database } = &client.key;
         let tls = client.stream.tls().map(|tls| tls.parameters());
-        let pid = client.handle.pid;
+        let pid = client.registered.handle.pid;
         tracing::debug!(%peer, user, database, tls, pid, "client logged in");
         tokio::spawn(stay(client));
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
@@ -107,7 +107,7 @@ fn stay(mut client: Box<Client>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         match client.run().await {
             Left::Over => {
                 Box::pin(client.end()).await;
-                tracing::debug!(pid = client.handle.pid, "client gone");
+                tracing::debug!(pid = client.registered.handle.pid, "client gone");
             }
             Left::To(seat) => {
                 telemetry::metrics().client_moves.increment(1);
@@ -165,9 +165,7 @@ impl Drop for Registered {
 
 /// A client that is logged in.
 struct Client {
-    proxy: Arc<Proxy>,
-    handle: Arc<Handle>,
-    _registered: Registered,
+    registered: Registered,
     seat: Seat,
     cluster: Arc<Cluster>,
     key: PoolKey,
@@ -221,19 +219,21 @@ impl Counters {
 
 impl Client {
     fn new(welcome: Welcome, registered: Registered, seat: Seat) -> Client {
-        let proxy = registered.proxy.clone();
         let PoolKey { database, user } = &welcome.key;
         let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
         let (settings, params) = (welcome.settings, welcome.params);
-        let mut session = Session::new(proxy.shared.load_full(), &scope, settings, params);
+        let mut session = Session::new(
+            registered.proxy.shared.load_full(),
+            &scope,
+            settings,
+            params,
+        );
         let config = welcome.cluster.topology().config.clone();
         let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
         session.floors.begin(welcome.cluster.last_write_mark());
         Client {
-            proxy,
-            handle: registered.handle.clone(),
-            _registered: registered,
+            registered,
             seat,
             cluster: welcome.cluster,
             key: welcome.key,
@@ -257,7 +257,7 @@ impl Client {
     }
 
     async fn run(&mut self) -> Left {
-        let handle = self.handle.clone();
+        let handle = self.registered.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
         loop {
             let planned = match self.session.plan(&self.inbox, &mut self.batch) {
@@ -436,7 +436,9 @@ impl Client {
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refuse(refusal, end)).await,
             }
         }
-        if self.proxy.draining.load(Ordering::Relaxed) && self.session.status() == Status::Idle {
+        if self.registered.proxy.draining.load(Ordering::Relaxed)
+            && self.session.status() == Status::Idle
+        {
             return Err(Ended::Refused(going_down()));
         }
         Ok(())
@@ -456,7 +458,7 @@ impl Client {
             reason,
             ..
         } = placed;
-        self.handle.works_with(&server.key);
+        self.registered.handle.works_with(&server.key);
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         let mut relay = Relay::new(client_side!(self), &mut server);
         if replica {
@@ -468,8 +470,8 @@ impl Client {
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
         relay.end();
         telemetry::metrics().client_bytes_sent.increment(answered);
-        if !self.handle.leaves_server() {
-            Box::pin(self.handle.outwaits_deliveries()).await;
+        if !self.registered.handle.leaves_server() {
+            Box::pin(self.registered.handle.outwaits_deliveries()).await;
         }
         match went {
             Ok(()) if leave => {

@@ -122,17 +122,13 @@ impl Stream {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // A socket that has room takes it at once; only one that has none is waited for.
         match self {
-            Stream::Tcp(socket) => match socket.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Pin::new(socket).poll_write(cx, bytes)
-                }
-                written => Poll::Ready(written),
+            Stream::Tcp(socket) => match unless_blocked(socket.try_write(bytes)) {
+                Some(written) => Poll::Ready(written),
+                None => Pin::new(socket).poll_write(cx, bytes),
             },
-            Stream::Unix(socket) => match socket.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Pin::new(socket).poll_write(cx, bytes)
-                }
-                written => Poll::Ready(written),
+            Stream::Unix(socket) => match unless_blocked(socket.try_write(bytes)) {
+                Some(written) => Poll::Ready(written),
+                None => Pin::new(socket).poll_write(cx, bytes),
             },
             Stream::Tls(tls) => tls.poll_write(cx, bytes),
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -181,14 +177,10 @@ impl Stream {
     /// Reads what has come already, without waiting: `None` when nothing has. Costs no system call
     /// while the operating system has not said that something came.
     pub fn read_now(&mut self, buf: &mut BytesMut) -> Option<io::Result<usize>> {
-        let taken = match self {
-            Stream::Tcp(socket) => socket.try_read_buf(buf),
-            Stream::Unix(socket) => socket.try_read_buf(buf),
-            Stream::Tls(_) | Stream::Closed => return self.read_now_by_poll(buf),
-        };
-        match taken {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            read => Some(read),
+        match self {
+            Stream::Tcp(socket) => unless_blocked(socket.try_read_buf(buf)),
+            Stream::Unix(socket) => unless_blocked(socket.try_read_buf(buf)),
+            Stream::Tls(_) | Stream::Closed => self.read_now_by_poll(buf),
         }
     }
 
@@ -223,6 +215,14 @@ impl Stream {
             Stream::Unix(socket) => Ok(Stream::Unix(UnixStream::from_std(socket.into_std()?)?)),
             Stream::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+}
+
+/// What came of trying, or `None` if that has to wait.
+fn unless_blocked(tried: io::Result<usize>) -> Option<io::Result<usize>> {
+    match tried {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        tried => Some(tried),
     }
 }
 

@@ -39,7 +39,7 @@ impl Client {
         let keeps = self.keeps_servers || !replica && self.session.is_pinned();
         if !keeps {
             server.give_back();
-        } else if self.proxy.draining.load(Ordering::Relaxed) {
+        } else if self.registered.proxy.draining.load(Ordering::Relaxed) {
             self.clean(server, !replica);
         } else if replica {
             self.held_replica = Some(server);
@@ -56,7 +56,7 @@ impl Client {
         if did.altered {
             // Who logs in from now on finds things as they are now.
             self.cluster.renew();
-            self.proxy.welcomes.forget(&self.cluster.name);
+            self.registered.proxy.welcomes.forget(&self.cluster.name);
         }
         let level = self.cluster.topology().config.consistency.level;
         if level != Level::Session {
@@ -111,7 +111,7 @@ impl Client {
         let Some(server) = self.held.take() else {
             return;
         };
-        self.handle.outwaits_deliveries().await;
+        self.registered.handle.outwaits_deliveries().await;
         self.clean(server, true);
     }
 
