@@ -3,6 +3,7 @@
 //! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
 
 pub mod connect;
+pub mod keys;
 pub mod lag;
 pub mod node;
 pub mod pool;
@@ -31,7 +32,7 @@ pub struct Cluster {
     pub name: String,
     /// The primary's positions.
     pub clock: Clock,
-    topology: ArcSwap<Topology>,
+    topology: Arc<ArcSwap<Topology>>,
     /// Held while the topology is replaced.
     update: Mutex<()>,
     history: Mutex<History>,
@@ -66,6 +67,9 @@ pub struct Topology {
     split_brain: bool,
 }
 
+/// See [`Cluster::watched_topology`].
+pub type WatchedTopology = arc_swap::Cache<Arc<ArcSwap<Topology>>, Arc<Topology>>;
+
 impl Cluster {
     fn new(config: &Arc<Config>, tls: &Material, cluster: &config::Cluster) -> Arc<Cluster> {
         let tls = tls.for_cluster(&cluster.name);
@@ -82,7 +86,7 @@ impl Cluster {
         let cluster = Arc::new(Cluster {
             name: cluster.name.clone(),
             clock: Clock::new(),
-            topology: ArcSwap::from_pointee(topology),
+            topology: Arc::new(ArcSwap::from_pointee(topology)),
             update: Mutex::new(()),
             history: Mutex::default(),
             last_write: AtomicU64::new(0),
@@ -103,6 +107,12 @@ impl Cluster {
 
     pub fn topology(&self) -> arc_swap::Guard<Arc<Topology>> {
         self.topology.load()
+    }
+
+    /// The topology for somebody who looks at it all the time: a look costs nothing but the comparison
+    /// with the one before.
+    pub fn watched_topology(&self) -> WatchedTopology {
+        arc_swap::Cache::new(self.topology.clone())
     }
 
     /// Whom the nodes are probed as: user, password, database.

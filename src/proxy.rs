@@ -20,6 +20,7 @@ macro_rules! client_side {
 pub mod acquire;
 pub mod cancel;
 pub mod handshake;
+mod ordinary;
 pub mod refusal;
 pub mod relay;
 mod release;
@@ -36,16 +37,16 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use smallvec::SmallVec;
-use tokio::sync::futures::Notified;
 
 use self::acquire::Placed;
 use self::cancel::{Handle, Sessions};
 use self::handshake::{Admitted, Welcome};
+use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
-use self::relay::{ClientSide, Relay};
+use self::relay::{Begun, ClientSide, Relay};
 use crate::auth::{Proven, Users};
 use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
-use crate::cluster::{Cluster, Clusters};
+use crate::cluster::{Cluster, Clusters, WatchedTopology};
 use crate::config::{Config, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
@@ -53,7 +54,6 @@ use crate::net::tls::Material;
 use crate::session::answers::{Answer, ServerFault};
 use crate::session::batch::{Batch, End};
 use crate::session::consistency::{NodeId, Replica};
-use crate::session::pipeline::Planned;
 use crate::session::route::Reason;
 use crate::session::{Session, Shared};
 use crate::sql::Need;
@@ -86,6 +86,10 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
     let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
     if let Some(Admitted::Session(welcome)) = admitted {
         let client = Box::new(Client::new(*welcome, guest, seat));
+        if proxy.draining.load(Ordering::SeqCst) {
+            // Those that were asked to stop were the clients before it, perhaps.
+            client.registered.handle.ask_to_stop();
+        }
         let PoolKey { user, database } = &client.key;
         let tls = client.stream.tls().map(|tls| tls.parameters());
         let pid = client.registered.handle.pid;
@@ -168,6 +172,7 @@ struct Client {
     registered: Registered,
     seat: Seat,
     cluster: Arc<Cluster>,
+    topology: WatchedTopology,
     key: PoolKey,
     credential: Proven,
     stream: Stream,
@@ -188,11 +193,14 @@ struct Client {
     /// Of a primary and two replicas; with more nodes they are elsewhere.
     pools: SmallVec<[(NodeId, Arc<Pool>); 3]>,
     /// Bytes of a message that is not wanted, still to come.
-    discard: usize,
+    discard: u32,
+    /// The exchange that waits for its answer, if that is to be an ordinary one.
+    under_way: Option<UnderWay>,
+    /// How far that has come, when it turns out to be none.
+    begun: Option<Begun>,
     /// Since when reads have had to stay on the primary.
     pinned: Option<Instant>,
     random: u64,
-    counters: &'static Counters,
 }
 
 /// Handles that are used for every query.
@@ -235,6 +243,7 @@ impl Client {
         Client {
             registered,
             seat,
+            topology: welcome.cluster.watched_topology(),
             cluster: welcome.cluster,
             key: welcome.key,
             credential: welcome.credential,
@@ -250,27 +259,30 @@ impl Client {
             keeps_servers: config.pool.mode == PoolMode::Session,
             pools: SmallVec::new(),
             discard: 0,
+            under_way: None,
+            begun: None,
             pinned: None,
             random: rand::random::<u64>() | 1,
-            counters: Counters::shared(),
         }
     }
 
     async fn run(&mut self) -> Left {
         let handle = self.registered.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
+        let mut listening = Listening::default();
         loop {
-            let planned = match self.session.plan(&self.inbox, &mut self.batch) {
-                Ok(planned) => planned,
-                Err(fault) => {
-                    Box::pin(self.dismiss(fault.into())).await;
-                    return Left::Over;
-                }
-            };
-            let went = match planned {
-                Planned::NeedMore => self.wait(stop.as_mut()).await,
-                Planned::Terminate => return Left::Over,
-                Planned::Batch(end) => self.serve_batch(end).await,
+            let next =
+                std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening, stop.as_mut()))
+                    .await;
+            let went = match next {
+                Next::Batch(end, lead) => self.serve_batch(end, lead).await,
+                Next::Settle(placed) => Box::pin(self.settle_after(placed)).await,
+                Next::HeldSpeaks => Box::pin(self.hear_held()).await,
+                Next::Call => Ok(()),
+                Next::Gone => Err(Ended::Gone),
+                Next::Stop => Err(Ended::Refused(going_down())),
+                Next::Fault(fault) => Err(Ended::Refused(fault.into())),
+                Next::Refused(refusal) => Err(Ended::Refused(refusal)),
             };
             match went {
                 Ok(()) => {}
@@ -300,54 +312,11 @@ impl Client {
             && self.discard == 0
     }
 
-    /// Waits for the client to say something, keeping no buffer meanwhile. What a held server says
-    /// of its own accord is passed on.
-    async fn wait(&mut self, mut stop: Pin<&mut Notified<'_>>) -> Result<(), Ended> {
-        if self.inbox.is_empty() {
-            self.rest();
-        }
-        let (stream, inbox, held) = (&mut self.stream, &mut self.inbox, &mut self.held);
-        let may_stop = self.session.status() == Status::Idle;
-        let mut woken = false;
-        let woken = std::future::poll_fn(|cx| {
-            // Whoever is woken is so because something has come, most likely; until then there is
-            // no buffer to read it into.
-            let ready = std::mem::replace(&mut woken, true) || !inbox.is_empty();
-            let read = match ready || stream.poll_readable(cx).is_ready() {
-                true => read_client(stream, inbox, cx),
-                false => Poll::Pending,
-            };
-            if let Poll::Ready(read) = read {
-                return Poll::Ready(Woken::Client(read));
-            }
-            if let Some(server) = held
-                && server.stream.poll_readable(cx).is_ready()
-            {
-                return Poll::Ready(Woken::Server);
-            }
-            if may_stop && stop.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Woken::Stop);
-            }
-            Poll::Pending
-        });
-        match woken.await {
-            Woken::Client(Ok(n)) if n > 0 => {
-                telemetry::metrics()
-                    .client_bytes_received
-                    .increment(n as u64);
-                let discarded = self.discard.min(self.inbox.len());
-                buffers::consume(&mut self.inbox, discarded);
-                self.discard -= discarded;
-                Ok(())
-            }
-            Woken::Client(_) => Err(Ended::Gone),
-            Woken::Server => Box::pin(self.hear_held()).await,
-            Woken::Stop => Err(Ended::Refused(going_down())),
-        }
-    }
-
     /// Keeps little memory while there is nothing to do.
-    fn rest(&mut self) {
+    fn rest_if_idle(&mut self) {
+        if !self.inbox.is_empty() {
+            return;
+        }
         buffers::give_back(&mut self.inbox);
         if self.outbox.is_empty() && self.outbox.try_reclaim(OUTBOX_BYTES_KEPT + 1) {
             buffers::give_back(&mut self.outbox);
@@ -379,31 +348,23 @@ impl Client {
         }
     }
 
-    async fn serve_batch(&mut self, end: End) -> Result<(), Ended> {
-        if self.batch.is_empty() {
-            // What is left of a COPY that has failed.
-            self.discard = self.batch.beyond;
-            self.drop_batch();
-            return Ok(());
-        }
-        if !self.batch.databases.is_empty() {
-            // Servers that only wait here for clients must not keep it from being dropped or copied.
-            self.cluster.vacate(&self.batch.databases);
-        }
-        let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
-        if local && self.session.is_local(&self.batch) {
-            if self.outbox.capacity() == 0 {
-                self.outbox = buffers::take();
-            }
-            self.session.answer_locally(&self.batch, &mut self.outbox);
-            self.drop_batch();
-            return self.flush().await;
-        }
-        let started = Instant::now();
+    async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
+        let (started, mut placed) = match lead {
+            Lead::Planned => match self.serve_without_server(end).await {
+                Some(served) => return served,
+                None => (Instant::now(), None),
+            },
+            Lead::Placed(placed) => (Instant::now(), Some(placed)),
+            Lead::Said(UnderWay { placed, started }) => (started, Some(placed)),
+        };
         let mut end = end;
         let mut elsewhere = None;
         for attempt in 0.. {
-            let placed = match self.acquire(end, elsewhere).await {
+            let found = match placed.take() {
+                Some(placed) => Ok(placed),
+                None => self.acquire(end, elsewhere).await,
+            };
+            let placed = match found {
                 Ok(placed) => placed,
                 Err(refusal @ Refusal::PrimaryChanged { .. }) => {
                     return Err(Ended::Refused(refusal));
@@ -414,7 +375,8 @@ impl Client {
                 true => Instant::now(),
                 false => started,
             };
-            match self.exchange(placed, end, (started, lent)).await {
+            let since = (started, lent);
+            match self.exchange(placed, end, since).await {
                 Ok(ControlFlow::Break(())) => break,
                 Ok(ControlFlow::Continue(next)) => {
                     // The rest of the pipeline goes on elsewhere.
@@ -436,37 +398,60 @@ impl Client {
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refuse(refusal, end)).await,
             }
         }
-        if self.registered.proxy.draining.load(Ordering::Relaxed)
-            && self.session.status() == Status::Idle
-        {
-            return Err(Ended::Refused(going_down()));
+        match self.must_stop() {
+            true => Err(Ended::Refused(going_down())),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Serves a batch that needs no server; `None` if it needs one.
+    async fn serve_without_server(&mut self, end: End) -> Option<Result<(), Ended>> {
+        if self.batch.is_empty() {
+            // What is left of a COPY that has failed.
+            // A message's length fits.
+            self.discard = u32::try_from(self.batch.beyond).unwrap_or(u32::MAX);
+            self.drop_batch();
+            return Some(Ok(()));
+        }
+        if !self.batch.databases.is_empty() {
+            // Servers that only wait here for clients must not keep it from being dropped or copied.
+            self.cluster.vacate(&self.batch.databases);
+        }
+        let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
+        if !local || !self.session.is_local(&self.batch) {
+            return None;
+        }
+        if self.outbox.capacity() == 0 {
+            self.outbox = buffers::take();
+        }
+        self.session.answer_locally(&self.batch, &mut self.outbox);
+        self.drop_batch();
+        Some(self.flush().await)
     }
 
     /// Runs the batch on a server: until all is answered, or until the pipeline has to go on
     /// elsewhere. `since` is when the batch was planned, and when its server was found.
     async fn exchange(
         &mut self,
-        placed: Placed,
+        mut placed: Placed,
         end: End,
         since: (Instant, Instant),
     ) -> Result<ControlFlow<(), End>, Failed> {
-        let Placed {
-            mut server,
-            replica,
-            reason,
-            ..
-        } = placed;
-        self.registered.handle.works_with(&server.key);
+        let replica = placed.replica;
+        let server = &mut placed.server;
+        self.registered.handle.works_with(&server.listed);
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
-        let mut relay = Relay::new(client_side!(self), &mut server);
+        let mut relay = Relay::new(client_side!(self), server);
         if replica {
             relay.belongs_elsewhere = Batch::must_leave_replica;
         }
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
         relay.server.state.repairable = replica && retriable && whole;
-        let went = relay.converse(end).await;
+        let went = match self.begun.take().map(|begun| relay.take_up(begun)) {
+            Some(Ok(())) => relay.run().await,
+            Some(broken) => broken,
+            None => relay.converse(end).await,
+        };
         let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
         relay.end();
         telemetry::metrics().client_bytes_sent.increment(answered);
@@ -475,11 +460,11 @@ impl Client {
         }
         match went {
             Ok(()) if leave => {
-                self.put_back(server, replica);
+                self.put_back(placed.server, replica, Instant::now());
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
             Ok(()) if self.session.take_misplaced() => {
-                self.put_back(server, replica);
+                self.put_back(placed.server, replica, Instant::now());
                 // What it does is not what it was taken for.
                 self.batch.distrust();
                 Err(Failed::Misplaced)
@@ -488,8 +473,9 @@ impl Client {
                 if !consumed {
                     self.drop_batch();
                 }
-                self.count(replica, reason, since, &server);
-                self.settle(server, replica).await?;
+                self.count(&placed, since);
+                let settled = self.settle(placed.server, replica).await;
+                settled.map_err(Failed::Ended)?;
                 Ok(ControlFlow::Break(()))
             }
             Err(Broken::Client) => {
@@ -499,7 +485,7 @@ impl Client {
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
             Err(broken) => {
                 let unanswered = answered == 0 && self.outbox.is_empty();
-                Err(self.server_lost(server, broken, retriable && unanswered && !consumed))
+                Err(self.server_lost(placed.server, broken, retriable && unanswered && !consumed))
             }
         }
     }
@@ -584,24 +570,21 @@ impl Client {
         sent.map_err(|_| Ended::Gone)
     }
 
-    /// `started` is when the batch was planned, `lent` when its server was found.
-    fn count(
-        &mut self,
-        replica: bool,
-        reason: Reason,
-        (started, lent): (Instant, Instant),
-        server: &Server,
-    ) {
+    /// `started` is when the batch was planned, `lent` when its server was found. Returns the present
+    /// time.
+    fn count(&mut self, placed: &Placed, (started, lent): (Instant, Instant)) -> Instant {
+        let counters = Counters::shared();
         let now = Instant::now();
-        let seconds = match replica {
-            true => self.counters.replica_seconds,
-            false => self.counters.primary_seconds,
-        };
-        self.counters.queries[reason as usize].increment(1);
-        seconds.record(now - started);
-        if replica {
-            server.node().note_latency(now - lent);
+        let took = now - started;
+        counters.queries[placed.reason as usize].increment(1);
+        if placed.replica {
+            counters.replica_seconds.record(took);
+            let served = if lent == started { took } else { now - lent };
+            placed.server.node().note_latency(served);
+        } else {
+            counters.primary_seconds.record(took);
         }
+        now
     }
 
     /// A read has had to go to the primary for the session's own sake.
@@ -655,13 +638,6 @@ const OUTBOX_BYTES_KEPT: usize = 256;
 
 /// The longest a client that is dismissed may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-enum Woken {
-    /// With how many bytes were read.
-    Client(io::Result<usize>),
-    Server,
-    Stop,
-}
 
 /// The session is over.
 enum Ended {

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
 use super::connect::{self, ConnectError, Connection, Target};
+use super::keys::{CancelKey, Listed};
 use super::node::Node;
 use crate::auth::Proven;
 use crate::config;
@@ -30,7 +30,7 @@ use crate::wire::message::{self, Status};
 /// Statements kept prepared on one server; the least recently used go first.
 const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
 
-/// No server's id: none is preferred for what a session has done on it.
+/// No server's number: none is preferred for what a session has done on it.
 pub const NO_FAVOURITE: u64 = 0;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +65,8 @@ struct Inner {
     closed: bool,
     /// Servers of an older generation are closed and not lent again.
     generation: u64,
+    /// So are those that were opened before this: the last look found them too old.
+    oldest: Instant,
 }
 
 /// What a waiter is given.
@@ -94,29 +96,20 @@ impl CheckoutError {
 
 /// One connection to a server, lent to a session or idle in its pool.
 pub struct Server {
-    /// Tells it from every other server there was.
-    pub id: u64,
     pub stream: Stream,
     pub state: ServerState,
     /// The life of the node's server that it is connected to.
     pub incarnation: Incarnation,
     /// The beginning of a message that has not wholly come yet.
     pub unread: BytesMut,
-    /// What a cancel request for it says.
-    pub key: Arc<CancelKey>,
+    /// Where its cancel key is found.
+    pub listed: Listed,
     place: Place,
     worker: usize,
     generation: u64,
     opened: Instant,
     idle_since: Instant,
     lent: bool,
-}
-
-/// Names a server's process to its node.
-pub struct CancelKey {
-    pub node: Arc<Node>,
-    pub pid: i32,
-    pub secret: Vec<u8>,
 }
 
 /// A pool's permission for one server to exist; given up when dropped.
@@ -133,6 +126,7 @@ impl Pool {
             limits,
             closed: false,
             generation: 0,
+            oldest: Instant::now(),
         };
         Pool {
             node,
@@ -212,6 +206,37 @@ impl Pool {
         server?.lend()
     }
 
+    /// Whether the server is one of this pool's.
+    pub fn owns(&self, server: &Server) -> bool {
+        std::ptr::eq(&*server.place.0, self)
+    }
+
+    /// Takes back one of its own servers at this time. Nothing may be owed on it and no transaction
+    /// open.
+    pub fn take_back(&self, mut server: Box<Server>, now: Instant) {
+        server.end_use();
+        if !server.state.is_idle() || !server.unread.is_empty() || self.node.is_leaving() {
+            return;
+        }
+        server.idle_since = now;
+        let mut inner = self.lock();
+        let too_old = server.opened < inner.oldest;
+        let outdated = server.generation != inner.generation;
+        if inner.closed || inner.open > inner.limits.size || too_old || outdated {
+            drop(inner);
+            return;
+        }
+        while let Some(waiter) = inner.waiters.pop_front() {
+            match waiter.send(Grant::Server(server)) {
+                Ok(()) => return,
+                // It has given up waiting.
+                Err(Grant::Server(back)) => server = back,
+                Err(Grant::Place(_)) => unreachable!("a server was sent"),
+            }
+        }
+        inner.idle.push(server);
+    }
+
     /// Whether who wants a server now has to wait for one.
     pub fn is_saturated(&self) -> bool {
         let inner = self.lock();
@@ -224,6 +249,7 @@ impl Pool {
         let mut old = Vec::new();
         let mut inner = self.lock();
         let limits = inner.limits.clone();
+        inner.oldest = now.checked_sub(limits.lifetime).unwrap_or(inner.oldest);
         let over = |server: &Server| {
             now - server.idle_since > limits.idle_timeout || now - server.opened > limits.lifetime
         };
@@ -395,7 +421,7 @@ fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<S
     let score = |server: &Server| {
         i32::from(server.worker == worker)
             + 2 * i32::from(server.state.settings == *wanted)
-            + 4 * i32::from(server.id == favourite)
+            + 4 * i32::from(server.listed.number() == favourite)
     };
     let perfect = 3 + 4 * i32::from(favourite != NO_FAVOURITE);
     let (mut best, mut best_score) = (0, -1);
@@ -425,15 +451,13 @@ pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, Con
 
 impl Server {
     fn new(connection: Connection, incarnation: Incarnation, place: Place) -> Server {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let now = Instant::now();
         Server {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
             stream: connection.stream,
             state: ServerState::new(connection.params, STATEMENTS_MAX),
             incarnation,
             unread: BytesMut::new(),
-            key: Arc::new(CancelKey {
+            listed: Listed::new(CancelKey {
                 node: place.0.node.clone(),
                 pid: connection.pid,
                 secret: connection.secret,
@@ -487,30 +511,9 @@ impl Server {
     }
 
     /// Gives the server back. Nothing may be owed on it and no transaction open.
-    pub fn give_back(mut self: Box<Self>) {
-        self.end_use();
-        if !self.state.is_idle() || !self.unread.is_empty() || self.node().is_leaving() {
-            return;
-        }
-        self.idle_since = Instant::now();
+    pub fn give_back(self: Box<Self>) {
         let pool = self.place.0.clone();
-        let mut inner = pool.lock();
-        let too_old = self.idle_since - self.opened > inner.limits.lifetime;
-        let outdated = self.generation != inner.generation;
-        if inner.closed || inner.open > inner.limits.size || too_old || outdated {
-            drop(inner);
-            return;
-        }
-        let mut server = self;
-        while let Some(waiter) = inner.waiters.pop_front() {
-            match waiter.send(Grant::Server(server)) {
-                Ok(()) => return,
-                // It has given up waiting.
-                Err(Grant::Server(back)) => server = back,
-                Err(Grant::Place(_)) => unreachable!("a server was sent"),
-            }
-        }
-        inner.idle.push(server);
+        pool.take_back(self, Instant::now());
     }
 
     /// Runs `sql` with no client looking on.

@@ -23,6 +23,13 @@ const KEPT_BYTES_MAX: usize = 2 * LARGE_BYTES;
 thread_local! {
     static STOCK: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static LARGE_STOCK: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static DESK: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
+}
+
+/// Works with a room of [`BUFFER_BYTES`] for what is dealt with at once.
+#[inline]
+pub fn with_desk<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    DESK.with_borrow_mut(|desk| work(desk))
 }
 
 /// An empty buffer.

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::tls::stream::Tls;
@@ -122,16 +124,44 @@ impl Stream {
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // A socket that has room takes it at once; only one that has none is waited for.
         match self {
-            Stream::Tcp(socket) => match unless_blocked(socket.try_write(bytes)) {
+            Stream::Tcp(socket) => match send(socket, bytes) {
                 Some(written) => Poll::Ready(written),
                 None => Pin::new(socket).poll_write(cx, bytes),
             },
-            Stream::Unix(socket) => match unless_blocked(socket.try_write(bytes)) {
+            Stream::Unix(socket) => match send(socket, bytes) {
                 Some(written) => Poll::Ready(written),
                 None => Pin::new(socket).poll_write(cx, bytes),
             },
             Stream::Tls(tls) => tls.poll_write(cx, bytes),
             Stream::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Whether [`receive_now`](Self::receive_now) and [`send_now`](Self::send_now) are all there is to
+    /// it.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Stream::Tcp(_) | Stream::Unix(_))
+    }
+
+    /// Of a plain stream: reads what has come already, `None` when nothing has. 0 is the end of the
+    /// stream. Whoever is to be woken when more comes has to ask [`poll_readable`](Self::poll_readable)
+    /// then.
+    #[inline]
+    pub fn receive_now(&mut self, into: &mut [u8]) -> Option<io::Result<usize>> {
+        match self {
+            Stream::Tcp(socket) => receive(socket, into),
+            Stream::Unix(socket) => receive(socket, into),
+            Stream::Tls(_) | Stream::Closed => Some(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    /// Of a plain stream: sends what the socket takes at once; `None` when it takes nothing.
+    #[inline]
+    pub fn send_now(&mut self, bytes: &[u8]) -> Option<io::Result<usize>> {
+        match self {
+            Stream::Tcp(socket) => send(socket, bytes),
+            Stream::Unix(socket) => send(socket, bytes),
+            Stream::Tls(_) | Stream::Closed => Some(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 
@@ -216,6 +246,73 @@ impl Stream {
             Stream::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+}
+
+/// What the two kinds of plain sockets have in common.
+trait Socket: AsFd {
+    /// tokio's own: does something with the socket if that is believed to be ready, and believes it no
+    /// more when told that it would have had to wait.
+    fn attempt(
+        &self,
+        interest: Interest,
+        attempt: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    #[inline]
+    fn attempt(&self, interest: Interest, f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.try_io(interest, f)
+    }
+}
+
+impl Socket for UnixStream {
+    #[inline]
+    fn attempt(&self, interest: Interest, f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.try_io(interest, f)
+    }
+}
+
+/// Reads what has come already. By rustix, whose system calls are no points where glibc lets a thread
+/// be cancelled, as libc's are at a noticeable cost.
+#[inline]
+fn receive(socket: &impl Socket, into: &mut [u8]) -> Option<io::Result<usize>> {
+    let mut came = None;
+    let _ = socket.attempt(Interest::READABLE, || {
+        came = unless_blocked(loop {
+            match rustix::net::recv(socket, &mut *into, RecvFlags::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => break Err(error.into()),
+                Ok((n, _)) => break Ok(n),
+            }
+        });
+        match came {
+            // Less than there was room for is all there is: nobody need ask again to find that out.
+            Some(Ok(n)) if n == 0 || n == into.len() => Ok(()),
+            Some(Err(_)) => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    });
+    came
+}
+
+/// Sends what the socket takes at once.
+#[inline]
+fn send(socket: &impl Socket, bytes: &[u8]) -> Option<io::Result<usize>> {
+    let mut sent = None;
+    let _ = socket.attempt(Interest::WRITABLE, || {
+        sent = unless_blocked(loop {
+            match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+                Err(rustix::io::Errno::INTR) => {}
+                sent => break sent.map_err(io::Error::from),
+            }
+        });
+        match sent {
+            Some(_) => Ok(()),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    });
+    sent
 }
 
 /// What came of trying, or `None` if that has to wait.

@@ -10,11 +10,12 @@ use super::Client;
 use super::refusal::Refusal;
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
-use crate::cluster::{self, Topology};
+use crate::cluster::{self, Cluster, Topology};
 use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
 use crate::session::batch::End;
-use crate::session::consistency::{Incarnation, NodeId, Replica};
-use crate::session::route::{Candidate, Guarantee, Policy, ReadRoute, Reason, read_route};
+use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
+use crate::session::route::{Guarantee, Policy, ReadRoute, Reason, read_route};
+use crate::session::settings::Settings;
 use crate::sql::Need;
 use crate::telemetry;
 use crate::wire::message::Status;
@@ -40,11 +41,7 @@ impl Client {
         elsewhere: Option<Reason>,
     ) -> Result<Placed, Refusal> {
         let needs_primary = elsewhere.or_else(|| self.needs_primary(end));
-        let at_once = match needs_primary {
-            Some(reason) => self.lend_primary(reason)?,
-            None => self.lend_for_read()?,
-        };
-        match at_once {
+        match self.lend(needs_primary)? {
             Some(placed) => Ok(placed),
             // Boxed: the task of an idle client has no room for what is seldom waited for.
             None => {
@@ -57,8 +54,19 @@ impl Client {
         }
     }
 
+    /// A server for the planned batch, if there is one at once.
+    pub(super) fn lend(
+        &mut self,
+        needs_primary: Option<Reason>,
+    ) -> Result<Option<Placed>, Refusal> {
+        match needs_primary {
+            Some(reason) => self.lend_primary(reason),
+            None => self.lend_for_read(),
+        }
+    }
+
     /// Why the batch is the primary's, if it is whatever the replicas have.
-    fn needs_primary(&self, end: End) -> Option<Reason> {
+    pub(super) fn needs_primary(&self, end: End) -> Option<Reason> {
         Some(match self.batch.need {
             _ if self.session.status() != Status::Idle || self.session.is_failed() => {
                 Reason::Transaction
@@ -84,14 +92,13 @@ impl Client {
     /// the read is that one's: nearly every read.
     fn lend_for_read(&mut self) -> Result<Option<Placed>, Refusal> {
         let random = self.next_random();
-        let topology = self.cluster.topology();
-        let (index, life) = match self.read_route(&topology, random) {
+        let topology = self.topology.load();
+        let floors = &self.session.floors;
+        let (index, life) = match look(floors, &self.cluster, topology, random) {
             ReadRoute::Replica { index, life } => (index, life),
             ReadRoute::Gate => return Ok(None),
             ReadRoute::Primary(reason) => {
-                let may_use = may_use_primary(&topology.config, reason);
-                drop(topology);
-                if !may_use {
+                if !may_use_primary(&topology.config, reason) {
                     return Ok(None);
                 }
                 self.pin_by(reason);
@@ -99,10 +106,9 @@ impl Client {
             }
         };
         let node = topology.nodes[index].id();
-        drop(topology);
         let server = match self.kept_replica(node) {
             Some(server) => Some(server),
-            None => self.lend_known(node, NO_FAVOURITE),
+            None => lend_known(&self.pools, node, self.session.settings(), NO_FAVOURITE),
         };
         let server = server.filter(|server| server.incarnation == life);
         Ok(server.map(|server| Placed {
@@ -124,24 +130,6 @@ impl Client {
         server.checked()
     }
 
-    /// Where the session's next read goes.
-    fn read_route(&self, topology: &Topology, random: u64) -> ReadRoute {
-        read_route(
-            &self.session.floors,
-            &policy(&topology.config),
-            &self.cluster.clock,
-            &topology.nodes,
-            topology.primary.as_ref().map(|node| node.load()),
-            random,
-        )
-    }
-
-    /// A free server of a node that this session has used before.
-    fn lend_known(&self, node: NodeId, favourite: u64) -> Option<Box<Server>> {
-        let (_, pool) = self.pools.iter().find(|(id, _)| *id == node)?;
-        pool.lend_now(self.session.settings(), favourite)
-    }
-
     async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
@@ -155,7 +143,7 @@ impl Client {
             let random = self.next_random();
             let route = match failed {
                 true => ReadRoute::Primary(Reason::ReplicaFailed),
-                false => self.read_route(&topology, random),
+                false => look(&self.session.floors, &cluster, &topology, random),
             };
             let reason = match route {
                 ReadRoute::Replica { index, life } => {
@@ -271,7 +259,7 @@ impl Client {
 
     /// The server on the primary that the session holds, or a free one that it has used before.
     fn lend_primary(&mut self, reason: Reason) -> Result<Option<Placed>, Refusal> {
-        let topology = self.cluster.topology();
+        let topology = self.topology.load();
         let server = if let Some(server) = self.held.take() {
             let primary = topology.primary.as_ref();
             if primary.is_some_and(|primary| primary.id() != server.node().id()) {
@@ -282,7 +270,8 @@ impl Client {
             }
             Some(server)
         } else if let Some(node) = &topology.primary {
-            let server = self.lend_known(node.id(), self.last_written);
+            let settings = self.session.settings();
+            let server = lend_known(&self.pools, node.id(), settings, self.last_written);
             server.filter(|server| is_in_life(server, node))
         } else {
             None
@@ -400,6 +389,25 @@ fn may_use_primary(config: &Config, reason: Reason) -> bool {
         (ReadPrimary::Never, _) => false,
         (_, on_no_replica) => on_no_replica == OnNoReplica::Primary,
     }
+}
+
+/// A free server of a node that the session has used before.
+fn lend_known(
+    pools: &[(NodeId, Arc<Pool>)],
+    node: NodeId,
+    wanted: &Settings,
+    favourite: u64,
+) -> Option<Box<Server>> {
+    let (_, pool) = pools.iter().find(|(id, _)| *id == node)?;
+    pool.lend_now(wanted, favourite)
+}
+
+/// Where a session's next read goes.
+fn look(floors: &Floors, cluster: &Cluster, topology: &Topology, random: u64) -> ReadRoute {
+    let primary = topology.primary.as_deref();
+    let policy = policy(&topology.config);
+    let (clock, nodes) = (&cluster.clock, &topology.nodes);
+    read_route(floors, &policy, clock, nodes, primary, random)
 }
 
 fn policy(config: &Config) -> Policy {

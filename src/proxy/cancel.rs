@@ -1,8 +1,8 @@
 //! Owns: cancel keys, and bringing a cancel request to the server that works for the session. Never:
 //! lets a request meet a server after the session has given it back.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
 use crate::cluster::connect;
-use crate::cluster::pool::CancelKey;
+use crate::cluster::keys::{self, CancelKey, Listed};
 use crate::telemetry;
 use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
 
@@ -32,17 +32,14 @@ pub struct Handle {
     secret: [u8; KEY_BYTES],
     /// How much of the secret the client was told.
     told: AtomicUsize,
-    working: Mutex<Working>,
+    /// The number of the server that works for it; 0 when there is none.
+    server: AtomicU64,
+    /// Requests that are on their way to that, or are about to be.
+    deliveries: AtomicU32,
     delivered: Notify,
-    /// Asks the session to end when it has nothing open.
+    /// Wakes the session when it is [asked to stop](Self::ask_to_stop).
     pub stop: Notify,
-}
-
-#[derive(Default)]
-struct Working {
-    server: Option<Arc<CancelKey>>,
-    /// Requests that are on their way to `server`.
-    deliveries: u32,
+    stopping: AtomicBool,
 }
 
 impl Sessions {
@@ -55,9 +52,11 @@ impl Sessions {
                 pid,
                 secret: rand::random(),
                 told: AtomicUsize::new(0),
-                working: Mutex::default(),
+                server: AtomicU64::new(0),
+                deliveries: AtomicU32::new(0),
                 delivered: Notify::new(),
                 stop: Notify::new(),
+                stopping: AtomicBool::new(false),
             });
             if let dashmap::Entry::Vacant(place) = self.by_pid.entry(pid) {
                 place.insert(handle.clone());
@@ -81,7 +80,7 @@ impl Sessions {
     /// Asks every session to end when it has nothing open.
     pub fn stop_all(&self) {
         for session in &self.by_pid {
-            session.stop.notify_one();
+            session.ask_to_stop();
         }
     }
 
@@ -96,12 +95,13 @@ impl Sessions {
             tracing::info!(pid, "cancel request with a wrong key");
             return;
         }
-        let Some(server) = handle.begin_delivery() else {
+        let delivery = handle.begin_delivery();
+        let Some(server) = delivery.server() else {
             return;
         };
         let node = &server.node;
         let sent = connect::cancel(node, server.pid, &server.secret, DELIVERY).await;
-        handle.end_delivery();
+        drop(delivery);
         match sent {
             Ok(()) => telemetry::metrics().cancels.increment(1),
             Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
@@ -128,17 +128,31 @@ impl Handle {
             .unwrap_or(&[])
     }
 
-    /// The session works with this server from now on.
-    pub fn works_with(&self, server: &Arc<CancelKey>) {
-        self.lock().server = Some(server.clone());
+    /// Asks the session to end when it has nothing open.
+    pub fn ask_to_stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.stop.notify_one();
     }
 
-    /// The session is about to give its server back. `false` while requests are on their way to it,
+    #[inline]
+    pub fn is_asked_to_stop(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The session works with this server from now on.
+    #[inline]
+    pub fn works_with(&self, server: &Listed) {
+        self.server.store(server.number(), Ordering::Release);
+    }
+
+    /// The session is about to give its server back. `false` while requests may be on their way to it,
     /// which have to be [waited for](Self::outwaits_deliveries).
+    #[inline]
     pub fn leaves_server(&self) -> bool {
-        let mut working = self.lock();
-        working.server = None;
-        working.deliveries == 0
+        // A request counts itself before it looks for the server: either it finds none, or it is
+        // counted here.
+        self.server.store(0, Ordering::SeqCst);
+        self.deliveries.load(Ordering::SeqCst) == 0
     }
 
     /// Waits for requests that are on their way.
@@ -153,19 +167,25 @@ impl Handle {
         }
     }
 
-    fn begin_delivery(&self) -> Option<Arc<CancelKey>> {
-        let mut working = self.lock();
-        let server = working.server.clone()?;
-        working.deliveries += 1;
-        Some(server)
+    fn begin_delivery(&self) -> Delivery<'_> {
+        self.deliveries.fetch_add(1, Ordering::SeqCst);
+        Delivery(self)
     }
+}
 
-    fn end_delivery(&self) {
-        self.lock().deliveries -= 1;
-        self.delivered.notify_waiters();
+/// A request that is on its way to a session's server, which is not given back for as long as this
+/// lives.
+struct Delivery<'a>(&'a Handle);
+
+impl Delivery<'_> {
+    fn server(&self) -> Option<Arc<CancelKey>> {
+        keys::find(self.0.server.load(Ordering::SeqCst))
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Working> {
-        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        self.0.deliveries.fetch_sub(1, Ordering::SeqCst);
+        self.0.delivered.notify_waiters();
     }
 }

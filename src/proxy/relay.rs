@@ -35,6 +35,18 @@ pub struct ClientSide<'a> {
     pub answer: &'a mut Answer,
 }
 
+/// How far an exchange has come whose batch has been said.
+pub enum Begun {
+    /// The server has not taken these of the proxy's words.
+    Words(BytesMut),
+    /// It has taken so many of the client's own bytes, and not the rest of the batch.
+    Direct(usize),
+    /// It has answered this, which is not dealt with.
+    Received(BytesMut),
+    /// All is heard, and the client has taken so many bytes of it; the rest is in the outbox.
+    Answered(u64),
+}
+
 /// One exchange.
 pub struct Relay<'a> {
     pub client: ClientSide<'a>,
@@ -123,6 +135,21 @@ impl<'a> Relay<'a> {
             self.client.session.say_sync(state, &mut self.to_server);
             self.run().await?;
             self.leave = true;
+        }
+        Ok(())
+    }
+
+    /// Takes up an exchange that was begun elsewhere; [`run`](Self::run) goes on with it.
+    pub fn take_up(&mut self, begun: Begun) -> Result<(), Broken> {
+        match begun {
+            Begun::Words(words) => self.to_server = words,
+            Begun::Direct(sent) => self.direct = sent..self.client.batch.len,
+            Begun::Answered(bytes) => self.answered = bytes,
+            Begun::Received(received) => {
+                buffers::give_back(&mut self.received);
+                self.received = received;
+                self.hear_received()?;
+            }
         }
         Ok(())
     }
@@ -277,6 +304,12 @@ impl<'a> Relay<'a> {
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
             Poll::Ready(Ok(n)) => self.server_streams |= n == room,
         }
+        self.hear_received()?;
+        self.write_client(cx)?;
+        Ok(true)
+    }
+
+    fn hear_received(&mut self) -> Result<(), Broken> {
         self.server.state.repairable &= self.answered == 0 && self.client.outbox.is_empty();
         let client = &mut self.client;
         let heard = client
@@ -284,8 +317,7 @@ impl<'a> Relay<'a> {
             .hear(&mut self.server.state, &self.received, client.answer);
         self.pass_on();
         self.heard = heard?;
-        self.write_client(cx)?;
-        Ok(true)
+        Ok(())
     }
 
     /// Has the client sent what has been heard: from where it is, if that is one stretch of the

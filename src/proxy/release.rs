@@ -2,11 +2,12 @@
 //! gives back a server that something is still open on.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::acquire::Placed;
 use super::refusal::Broken;
 use super::relay::{ClientSide, Relay};
-use super::{Client, Ended, Failed, lost};
+use super::{Client, Ended, lost};
 use crate::cluster::pool::Server;
 use crate::config::Level;
 use crate::net::buffers;
@@ -15,12 +16,20 @@ use crate::net::buffers;
 const CLEANING: Duration = Duration::from_secs(10);
 
 impl Client {
+    /// After an exchange that all of was [ordinary](super::ordinary) but what is left to do.
+    pub(super) async fn settle_after(&mut self, placed: Placed) -> Result<(), Ended> {
+        if !self.registered.handle.leaves_server() {
+            self.registered.handle.outwaits_deliveries().await;
+        }
+        self.settle(placed.server, placed.replica).await
+    }
+
     /// Updates what the session has seen, and gives the server back if it may be.
     pub(super) async fn settle(
         &mut self,
         mut server: Box<Server>,
         replica: bool,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), Ended> {
         if !server.state.is_idle() {
             self.held = Some(server);
             return Ok(());
@@ -30,15 +39,18 @@ impl Client {
         while !replica && self.session.must_inspect() {
             Box::pin(self.inspect(&mut server)).await?;
         }
-        self.put_back(server, replica);
+        self.put_back(server, replica, Instant::now());
         Ok(())
     }
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
-    pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool) {
+    pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool, now: Instant) {
         let keeps = self.keeps_servers || !replica && self.session.is_pinned();
         if !keeps {
-            server.give_back();
+            match self.pools.iter().find(|(_, pool)| pool.owns(&server)) {
+                Some((_, pool)) => pool.take_back(server, now),
+                None => server.give_back(),
+            }
         } else if self.registered.proxy.draining.load(Ordering::Relaxed) {
             self.clean(server, !replica);
         } else if replica {
@@ -48,17 +60,17 @@ impl Client {
         }
     }
 
-    fn raise_floors(&mut self, server: &Server, replica: bool) {
+    pub(super) fn raise_floors(&mut self, server: &Server, replica: bool) {
         let did = self.session.take_did();
         if did.wrote && !replica {
-            self.last_written = server.id;
+            self.last_written = server.listed.number();
         }
         if did.altered {
             // Who logs in from now on finds things as they are now.
             self.cluster.renew();
             self.registered.proxy.welcomes.forget(&self.cluster.name);
         }
-        let level = self.cluster.topology().config.consistency.level;
+        let level = self.topology.load().config.consistency.level;
         if level != Level::Session {
             return;
         }
@@ -79,7 +91,7 @@ impl Client {
     }
 
     /// Asks the server what the session has become on it, where its client's words do not tell.
-    async fn inspect(&mut self, server: &mut Box<Server>) -> Result<(), Failed> {
+    async fn inspect(&mut self, server: &mut Box<Server>) -> Result<(), Ended> {
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
         let state = &mut relay.server.state;
@@ -92,12 +104,9 @@ impl Client {
                 self.session.inspected(&mut server.state);
                 Ok(())
             }
-            Err(Broken::Client) => Err(Failed::Ended(Ended::Gone)),
-            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
-            Err(broken) => Err(Failed::Ended(Ended::Refused(lost(
-                server.node().name.clone(),
-                broken,
-            )))),
+            Err(Broken::Client) => Err(Ended::Gone),
+            Err(Broken::Fault(fault)) => Err(Ended::Refused(fault.into())),
+            Err(broken) => Err(Ended::Refused(lost(server.node().name.clone(), broken))),
         }
     }
 

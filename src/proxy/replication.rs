@@ -14,8 +14,8 @@ use super::refusal::Refusal;
 use crate::auth::Proven;
 use crate::cluster::Cluster;
 use crate::cluster::connect::{self, Connection, Target};
+use crate::cluster::keys::{CancelKey, Listed};
 use crate::cluster::node::Node;
-use crate::cluster::pool::CancelKey;
 use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
 use crate::session::consistency::Replica;
@@ -125,11 +125,12 @@ impl Upstream {
     /// primary no more: what follows it is to follow the next.
     pub async fn pass(mut self, mut client: Stream, inbox: BytesMut, handle: &Handle) {
         let node = self.node.clone();
-        handle.works_with(&Arc::new(CancelKey {
+        let listed = Listed::new(CancelKey {
             node: node.clone(),
             pid: self.connection.pid,
             secret: std::mem::take(&mut self.connection.secret),
-        }));
+        });
+        handle.works_with(&listed);
         tracing::info!(node = %node.name, peer = %client.peer(), "replication connection passed through");
         let mut up = Direction::new(inbox);
         let mut down = Direction::new(self.connection.take_unread());

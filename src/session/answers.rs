@@ -19,7 +19,7 @@ use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
 /// What the client is to be sent: stretches of the server's bytes, and words of the proxy's own.
 #[derive(Debug, Default)]
 pub struct Answer {
-    pub runs: SmallVec<[Run; 4]>,
+    pub runs: SmallVec<[Run; 2]>,
     /// The proxy's own words, which runs refer to.
     pub own: BytesMut,
 }
@@ -52,7 +52,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn forward(&mut self, at: Range<usize>) {
+    fn forward(&mut self, at: Range<usize>) {
         if let Some(Run::Server(last)) = self.runs.last_mut()
             && last.end == at.start
         {
@@ -104,7 +104,8 @@ impl Session {
         bytes: &[u8],
         answer: &mut Answer,
     ) -> Result<usize, ServerFault> {
-        if self.hear_ordinary(server, bytes, answer) {
+        if self.hear_ordinary(server, bytes) {
+            answer.forward(0..bytes.len());
             return Ok(bytes.len());
         }
         let mut at = 0;

@@ -1,8 +1,8 @@
-//! Owns: the answer that nearly every batch gets, heard in one go. Never: hears anything that
-//! [`answers`](super::answers) would do more with than pass it on; that is left to it, untouched.
+//! Owns: the batch and the answer that nearly all are, dealt with in one go. Never: hears anything
+//! that [`answers`](super::answers) would do more with than pass it on; that is left to it, untouched.
 
 use super::Session;
-use super::answers::Answer;
+use super::batch::{Batch, End, Of, Step};
 use super::server::{Expect, Expected, ServerState};
 use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};
@@ -11,16 +11,55 @@ use crate::wire::message::{self, Status};
 const READY_BYTES: usize = HEADER + 1;
 
 impl Session {
+    /// Whether the batch is all there, and its answer [can be heard](Self::hear_ordinary) in one go if
+    /// it tells of success.
+    pub fn is_ordinary(&self, batch: &Batch) -> bool {
+        let usual = |step: &Step| match step {
+            Step::ParseUnnamed { rewritten, .. } => rewritten.is_empty(),
+            Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
+                Of::Named(prepared) => !prepared.is_stale(),
+                Of::Unnamed(_) => true,
+                Of::Unknown => false,
+            },
+            Step::Execute { tracked, .. } => tracked.is_none(),
+            Step::DescribePortal { .. } | Step::Sync { .. } => true,
+            _ => false,
+        };
+        let usual = match &batch.steps[..] {
+            [Step::Query { tracked, .. }] => tracked.is_none(),
+            steps => batch.executes && steps.iter().all(usual),
+        };
+        usual
+            && batch.end == Some(End::Ready)
+            && batch.beyond == 0
+            && batch.databases.is_empty()
+            && !batch.reads_sequences
+            && !self.failed
+            && !self.went_back
+    }
+
+    /// Whether an [ordinary](Self::is_ordinary) batch is all that has to be said to `server`: it is as
+    /// the session wants it, it has the statements, and the client knows its parameters.
+    pub fn finds_all_on(&self, server: &ServerState, batch: &Batch) -> bool {
+        let has = |step: &Step| match step {
+            Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
+                Of::Named(prepared) => server.statements.contains(&prepared.id),
+                _ => true,
+            },
+            _ => true,
+        };
+        server.settings == self.settings
+            && self.shown.is(&server.params)
+            && server.status != Status::Failed
+            && server.is_between_messages()
+            && batch.steps.iter().all(has)
+    }
+
     /// Hears an answer that is all there, is the client's to its last byte, and tells of success:
     /// rows and completions of statements with no effects on the session. `false`, with nothing
     /// changed, if it is any other.
     #[inline]
-    pub(super) fn hear_ordinary(
-        &mut self,
-        server: &mut ServerState,
-        bytes: &[u8],
-        answer: &mut Answer,
-    ) -> bool {
+    pub fn hear_ordinary(&mut self, server: &mut ServerState, bytes: &[u8]) -> bool {
         if !ends_with_ready(bytes) || self.went_back || !server.is_between_messages() {
             return false;
         }
@@ -29,7 +68,6 @@ impl Session {
         };
         server.queue.clear();
         self.ready(status, server);
-        answer.forward(0..bytes.len());
         true
     }
 }

@@ -152,7 +152,7 @@ pub fn read_route<N: Candidate>(
     policy: &Policy,
     primary: &Clock,
     nodes: &[impl Deref<Target = N>],
-    primary_load: Option<f32>,
+    primary_node: Option<&N>,
     random: u64,
 ) -> ReadRoute {
     if policy.guarantee == Guarantee::Primary {
@@ -162,7 +162,7 @@ pub fn read_route<N: Candidate>(
         return ReadRoute::Replica { index, life };
     }
     let alone;
-    let floors = match primary_load {
+    let floors = match primary_node {
         Some(_) => floors,
         None => {
             alone = floors.without_primary();
@@ -202,21 +202,22 @@ pub fn read_route<N: Candidate>(
             ReadRoute::Primary(missed)
         };
     };
-    if policy.share && primary_load.is_some_and(|load| load < nodes[index].load()) {
+    if policy.share && primary_node.is_some_and(|node| node.load() < nodes[index].load()) {
         return ReadRoute::Primary(Reason::Shared);
     }
     ReadRoute::Replica { index, life }
 }
 
+/// In milliseconds of work that is waited for. Among fast queries one node has two or three more
+/// under way than another at any moment, and the next moment it is the other way round.
+const WORTH_A_MOVE_MS: f32 = 8.0;
+
 /// A move makes the session's floor rise to what its replica has shown; without a gain worth that,
 /// it stays.
 fn is_worth_a_move<N: Candidate>(own: &N, other: &N) -> bool {
     const TIMES: f32 = 2.0;
-    /// In milliseconds of work that is waited for. Among fast queries one node has two or three more
-    /// under way than another at any moment, and the next moment it is the other way round.
-    const WORK_MS: f32 = 8.0;
     let (own, other) = (own.load(), other.load());
-    own > other * TIMES && own - other > WORK_MS
+    own > other * TIMES && own - other > WORTH_A_MOVE_MS
 }
 
 /// The session's replica, where no other one could be chosen whatever they have: nearly every read.
@@ -233,10 +234,12 @@ fn stays<N: Candidate>(
     let index = nodes.iter().position(|node| node.id() == own)?;
     let own = &*nodes[index];
     let is_own = own.serving() == Serving::Yes && own.position().is_some_and(|(l, _)| l == life);
+    let (is_busy, is_near) = (own.load() > WORTH_A_MOVE_MS, own.is_near());
     let is_better = |(other, node): (usize, &N)| {
         other != index
+            && (is_busy || node.is_near() && !is_near)
             && node.serving() == Serving::Yes
-            && (node.is_near() && !own.is_near() || is_worth_a_move(own, node))
+            && (node.is_near() && !is_near || is_worth_a_move(own, node))
     };
     let mut others = nodes.iter().map(|node| &**node).enumerate();
     (is_own && !others.any(is_better)).then_some((index, life))
@@ -418,22 +421,29 @@ mod tests {
         let (primary, nodes) = (Clock::new(), cluster(2));
         let mut floors = Floors::default();
         floors.begin(Mark::new(primary.begin()));
-        let route = |load| read_route(&floors, &POLICY, &primary, &nodes, load, 0);
-        assert_eq!(route(Some(1.0)), ReadRoute::Gate);
+        let loaded = cluster(1).remove(0);
+        let route = |node| read_route(&floors, &POLICY, &primary, &nodes, node, 0);
+        assert_eq!(route(Some(&*loaded)), ReadRoute::Gate);
         assert!(
             matches!(route(None), ReadRoute::Replica { .. }),
             "there is no primary to say what that was"
         );
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
-        assert!(matches!(route(Some(1.0)), ReadRoute::Replica { .. }));
+        assert!(matches!(route(Some(&*loaded)), ReadRoute::Replica { .. }));
     }
 
     #[test]
     fn reasons_say_what_was_missing() {
         let (primary, nodes) = (Clock::new(), cluster(2));
-        let route = |policy: &Policy, load| {
-            read_route(&Floors::default(), policy, &primary, &nodes, load, 0)
+        let route = |policy: &Policy, load: Option<f32>| {
+            let node = load.map(|load| {
+                let node = cluster(1).remove(0);
+                node.load.set(load);
+                node
+            });
+            let floors = Floors::default();
+            read_route(&floors, policy, &primary, &nodes, node.as_deref(), 0)
         };
         let level = Policy {
             guarantee: Guarantee::Primary,

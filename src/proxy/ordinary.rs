@@ -1,0 +1,291 @@
+//! Owns: waiting for the client, and the exchange that nearly every batch is: said in one write,
+//! answered in one read. Never: goes on with anything else; that is left to where it can take its time.
+//!
+//! All of it is one function to poll, with what it has to remember in the client: a task per client is
+//! woken twice for a query, and what is not asked of it then costs nothing.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::BytesMut;
+use tokio::sync::futures::Notified;
+
+use super::acquire::Placed;
+use super::refusal::Refusal;
+use super::relay::Begun;
+use super::{Client, read_client};
+use crate::net::buffers;
+use crate::session::batch::End;
+use crate::session::pipeline::{ClientFault, Planned};
+use crate::telemetry;
+use crate::wire::message::Status;
+
+/// An exchange whose batch has been said, and whose answer has not come.
+pub(super) struct UnderWay {
+    pub placed: Placed,
+    pub started: Instant,
+}
+
+/// How far a batch has come.
+pub(super) enum Lead {
+    Planned,
+    Placed(Placed),
+    /// How far, the client has [noted](Client::begun).
+    Said(UnderWay),
+}
+
+/// What the client has come to that takes more than [`Client::poll_ordinary`].
+pub(super) enum Next {
+    /// A batch that takes more, and how far it has come.
+    Batch(End, Lead),
+    /// All is answered; what becomes of the server takes a while.
+    Settle(Placed),
+    /// The held server says something of its own accord.
+    HeldSpeaks,
+    /// It is between two batches, and there is a call for it to move to another worker.
+    Call,
+    /// The client has gone, or said goodbye.
+    Gone,
+    /// The proxy is to end.
+    Stop,
+    Fault(ClientFault),
+    Refused(Refusal),
+}
+
+/// Whether a client's task is to be woken when it is asked to stop: it need say so once.
+#[derive(Default)]
+pub(super) struct Listening(bool);
+
+impl Client {
+    /// Serves the client for as long as its batches and their answers are ordinary.
+    pub(super) fn poll_ordinary(
+        &mut self,
+        cx: &mut Context<'_>,
+        listening: &mut Listening,
+        mut stop: Pin<&mut Notified<'_>>,
+    ) -> Poll<Next> {
+        loop {
+            if self.under_way.is_some() {
+                if let Some(next) = ready!(self.poll_answer(cx)) {
+                    return Poll::Ready(next);
+                }
+                if self.seat.has_call() && self.is_between_batches() {
+                    return Poll::Ready(Next::Call);
+                }
+                if self.must_stop() {
+                    return Poll::Ready(Next::Stop);
+                }
+            }
+            match self.session.plan(&self.inbox, &mut self.batch) {
+                Ok(Planned::Batch(end)) => {
+                    if let Some(next) = self.begin(end) {
+                        return Poll::Ready(next);
+                    }
+                    continue;
+                }
+                Ok(Planned::NeedMore) => {}
+                Ok(Planned::Terminate) => return Poll::Ready(Next::Gone),
+                Err(fault) => return Poll::Ready(Next::Fault(fault)),
+            }
+            match self.poll_client(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => continue,
+                Poll::Ready(_) => return Poll::Ready(Next::Gone),
+                Poll::Pending => {}
+            }
+            if let Some(server) = &mut self.held
+                && server.stream.poll_readable(cx).is_ready()
+            {
+                return Poll::Ready(Next::HeldSpeaks);
+            }
+            if !std::mem::replace(&mut listening.0, true) {
+                // It need only wake the task.
+                let _ = stop.as_mut().poll(cx);
+            }
+            return match self.must_stop() {
+                true => Poll::Ready(Next::Stop),
+                false => Poll::Pending,
+            };
+        }
+    }
+
+    /// Whether the proxy is to end and the client has nothing open.
+    pub(super) fn must_stop(&self) -> bool {
+        self.registered.handle.is_asked_to_stop() && self.session.status() == Status::Idle
+    }
+
+    /// Reads what the client says next, keeping no buffer while there is nothing.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = match self.stream.is_plain() {
+            true => self.poll_plain_client(cx),
+            false => {
+                self.rest_if_idle();
+                ready!(self.stream.poll_readable(cx))?;
+                read_client(&mut self.stream, &mut self.inbox, cx)
+            }
+        };
+        let n = ready!(read)?;
+        telemetry::metrics()
+            .client_bytes_received
+            .increment(n as u64);
+        if self.discard > 0 {
+            let discarded = (self.discard as usize).min(self.inbox.len());
+            buffers::consume(&mut self.inbox, discarded);
+            self.discard -= discarded as u32;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_plain_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            let (stream, inbox) = (&mut self.stream, &mut self.inbox);
+            let read = buffers::with_desk(|desk| {
+                let read = stream.receive_now(desk);
+                if let Some(Ok(n)) = read {
+                    if inbox.capacity() == 0 {
+                        *inbox = buffers::take();
+                    }
+                    inbox.extend_from_slice(desk.get(..n).unwrap_or(&[]));
+                }
+                read
+            });
+            if let Some(read) = read {
+                return Poll::Ready(read);
+            }
+            self.rest_if_idle();
+            ready!(self.stream.poll_readable(cx))?;
+        }
+    }
+
+    /// Finds a server for the batch and says it, if that can be done at once. Whatever else has to be
+    /// done comes back.
+    fn begin(&mut self, end: End) -> Option<Next> {
+        if !self.session.is_ordinary(&self.batch) || !self.stream.is_plain() {
+            return Some(Next::Batch(end, Lead::Planned));
+        }
+        let started = Instant::now();
+        let mut placed = match self.lend(self.needs_primary(end)) {
+            Ok(Some(placed)) => placed,
+            Ok(None) => return Some(Next::Batch(end, Lead::Planned)),
+            Err(refusal) => return Some(Next::Refused(refusal)),
+        };
+        let server = &mut *placed.server;
+        let is_ready = server.stream.is_plain()
+            && server.unread.is_empty()
+            && self.outbox.is_empty()
+            && self.session.finds_all_on(&server.state, &self.batch);
+        if !is_ready {
+            return Some(Next::Batch(end, Lead::Placed(placed)));
+        }
+        self.registered.handle.works_with(&server.listed);
+        server.state.repairable = placed.replica;
+        let mut words = match self.batch.is_one_query() {
+            true => BytesMut::new(),
+            false => buffers::take(),
+        };
+        self.session.note(&self.batch);
+        let state = &mut server.state;
+        let own = self
+            .session
+            .say(&self.batch, &self.inbox, state, &mut words);
+        let said = match own {
+            true => self.inbox.get(..self.batch.len).unwrap_or(&[]),
+            false => &words,
+        };
+        let sent = match server.stream.send_now(said) {
+            Some(Ok(n)) => n,
+            // It is tried again, and then it is seen what is wrong.
+            Some(Err(_)) | None => 0,
+        };
+        let is_said = sent == said.len();
+        let under_way = UnderWay { placed, started };
+        if is_said {
+            if words.capacity() > 0 {
+                buffers::give_back(&mut words);
+            }
+            self.under_way = Some(under_way);
+            return None;
+        }
+        buffers::consume(&mut words, sent);
+        self.begun = Some(match own {
+            true => Begun::Direct(sent),
+            false => Begun::Words(words),
+        });
+        Some(Next::Batch(End::Ready, Lead::Said(under_way)))
+    }
+
+    /// Hears the answer, once it is there.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Next>> {
+        let Some(under_way) = &mut self.under_way else {
+            return Poll::Ready(None);
+        };
+        let server = &mut *under_way.placed.server;
+        let (client, session) = (&mut self.stream, &mut self.session);
+        let heard = loop {
+            let heard = buffers::with_desk(|desk| {
+                // An error is met again, and dealt with then.
+                let n = server.stream.receive_now(desk)?.unwrap_or(0);
+                let answer = desk.get(..n).unwrap_or(&[]);
+                if !session.hear_ordinary(&mut server.state, answer) {
+                    let mut received = buffers::take();
+                    received.extend_from_slice(answer);
+                    return Some(Err(received));
+                }
+                let sent = match client.send_now(answer) {
+                    Some(Ok(sent)) => sent,
+                    Some(Err(_)) | None => 0,
+                };
+                if sent < n {
+                    let unsent = answer.get(sent..).unwrap_or(&[]);
+                    self.outbox.extend_from_slice(unsent);
+                }
+                Some(Ok(sent))
+            });
+            match heard {
+                Some(heard) => break heard,
+                None => {
+                    if ready!(server.stream.poll_readable(cx)).is_err() {
+                        break Err(BytesMut::new());
+                    }
+                }
+            }
+        };
+        let Some(under_way) = self.under_way.take() else {
+            return Poll::Ready(None);
+        };
+        match heard {
+            Ok(sent) if self.outbox.is_empty() => {
+                telemetry::metrics()
+                    .client_bytes_sent
+                    .increment(sent as u64);
+                return Poll::Ready(self.end_ordinary(under_way));
+            }
+            Ok(sent) => self.begun = Some(Begun::Answered(sent as u64)),
+            Err(received) => self.begun = Some(Begun::Received(received)),
+        }
+        Poll::Ready(Some(Next::Batch(End::Ready, Lead::Said(under_way))))
+    }
+
+    /// All is answered: counts it and gives the server back, unless that takes a while.
+    fn end_ordinary(&mut self, under_way: UnderWay) -> Option<Next> {
+        self.drop_batch();
+        let UnderWay { placed, started } = under_way;
+        let now = self.count(&placed, (started, started));
+        let takes_a_while = !placed.replica && self.session.must_inspect();
+        if takes_a_while || !self.registered.handle.leaves_server() {
+            return Some(Next::Settle(placed));
+        }
+        let Placed {
+            server, replica, ..
+        } = placed;
+        if !server.state.is_idle() {
+            self.held = Some(server);
+            return None;
+        }
+        self.raise_floors(&server, replica);
+        self.put_back(server, replica, now);
+        None
+    }
+}
