@@ -3,6 +3,7 @@
 //! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
 
 pub mod connect;
+mod gate;
 pub mod keys;
 pub mod lag;
 pub mod node;
@@ -17,6 +18,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use self::gate::Gate;
 use self::lag::History;
 use self::node::{Node, Role};
 use self::pool::{Pool, PoolKey};
@@ -24,7 +26,10 @@ use self::roles::Roles;
 use crate::auth::Proven;
 use crate::config::{self, Config, Secret};
 use crate::net::tls::{Material, NodeSide};
-use crate::session::consistency::{Clock, Incarnation, Lsn, Mark, NodeId, Replica, Tick};
+use crate::session::consistency::{
+    Clock, Floors, Freshness, Incarnation, Lsn, Mark, NodeId, Replica, Tick,
+};
+use crate::session::route::{Candidate, Serving};
 use crate::telemetry;
 
 /// Nodes that share a system identifier.
@@ -46,6 +51,7 @@ pub struct Cluster {
     goal: AtomicU64,
     /// The primary's probe sleeps until its heartbeat.
     resting: AtomicBool,
+    gate: Gate,
     /// A sample has been taken, or a replica has moved.
     pub moved: Notify,
     /// There is another primary, or none, or one again.
@@ -94,6 +100,7 @@ impl Cluster {
             wanted: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             resting: AtomicBool::new(false),
+            gate: Gate::default(),
             moved: Notify::new(),
             changed: Notify::new(),
             system: Mutex::new(None),
@@ -213,7 +220,7 @@ impl Cluster {
                 }
             }
         }
-        self.moved.notify_waiters();
+        self.has_moved();
     }
 
     /// A replica has replayed to `lsn`.
@@ -239,6 +246,31 @@ impl Cluster {
             }
         }
         node.set_lag(lag, lagging);
+    }
+
+    /// Waits until a replica has what `floors` ask for, and at most until `until`.
+    pub async fn wait_at_gate(&self, floors: &Floors, until: Instant) {
+        let opened = self.gate.join(floors.clone());
+        // What has moved before that, nobody else looks at again.
+        self.look_at_gate();
+        let _ = tokio::time::timeout_at(until.into(), opened).await;
+    }
+
+    /// A sample has been taken, or a node has moved or come.
+    fn has_moved(&self) {
+        self.moved.notify_waiters();
+        if !self.gate.is_empty() {
+            self.look_at_gate();
+        }
+    }
+
+    fn look_at_gate(&self) {
+        let topology = self.topology();
+        let nodes = &topology.nodes;
+        self.gate.look(|floors| {
+            let mut serving = nodes.iter().filter(|node| node.serving() == Serving::Yes);
+            serving.any(|node| floors.judge(&self.clock, nodes, &**node) == Freshness::Fresh)
+        });
     }
 
     /// Accepts a node by its system identifier: the first one seen is the cluster's.
@@ -313,7 +345,7 @@ impl Cluster {
         drop(update);
         old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
-        self.moved.notify_waiters();
+        self.has_moved();
     }
 
     /// Applies a changed configuration: nodes come and go, the others stay as they are.

@@ -371,11 +371,16 @@ async fn next(stream: &mut Stream, buf: &mut BytesMut) -> Result<BytesMut, Conne
                 return Ok(buf.split_to(len));
             }
         }
+        // With room to spare, so that one read tells that there is no more.
+        buf.reserve(READ_BYTES);
         if stream.read(buf).await? == 0 {
             return Err(ConnectError::Closed);
         }
     }
 }
+
+/// The room that there is for a read, in bytes: answers to the proxy's own questions are short.
+const READ_BYTES: usize = 1024;
 
 /// Asks the node to cancel what the server process `pid` is doing, and waits until it has read the
 /// request. It goes as encrypted as a login would.

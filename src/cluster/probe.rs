@@ -276,7 +276,7 @@ impl Probe {
         node.clock().complete(tick, lsn);
         cluster.note_lag(node, lsn);
         if moved {
-            cluster.moved.notify_waiters();
+            cluster.has_moved();
         }
     }
 

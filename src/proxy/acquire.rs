@@ -137,8 +137,6 @@ impl Client {
         let mut waited: Option<Instant> = None;
         let mut failed = false;
         loop {
-            // Made before the look, so that no move after it is missed.
-            let moved = cluster.moved.notified();
             let topology = cluster.topology();
             let random = self.next_random();
             let route = match failed {
@@ -179,8 +177,10 @@ impl Client {
                     drop(topology);
                     cluster.want_sample(cluster.clock.now());
                     let since = *gate.get_or_insert_with(Instant::now);
-                    let left = config.consistency.gate_wait.saturating_sub(since.elapsed());
-                    if !left.is_zero() && timeout(left, moved).await.is_ok() {
+                    let until = since + config.consistency.gate_wait;
+                    if Instant::now() < until {
+                        let floors = &self.session.floors;
+                        cluster.wait_at_gate(floors, until).await;
                         continue;
                     }
                     telemetry::metrics().gate_missed.increment(1);

@@ -259,6 +259,11 @@ impl Floors {
         self.replica = None;
     }
 
+    /// Whether a write of the session's may not be on a replica yet.
+    pub fn has_written(&self) -> bool {
+        self.write.is_some()
+    }
+
     /// A new session: it reads what had been acknowledged to anybody by `mark`.
     pub fn begin(&mut self, mark: Mark) {
         self.began = Some(mark);
