@@ -1,7 +1,8 @@
 //! Owns: the servers of one node, database and user: lending them to sessions, first come first
 //! served. Never: lends a server that something is still owed on.
 
-use std::collections::VecDeque;
+mod waiters;
+
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use bytes::{Buf, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
+use self::waiters::Waiters;
 use super::connect::{self, ConnectError, Connection, Target};
 use super::keys::{CancelKey, Listed};
 use super::node::Node;
@@ -59,7 +61,7 @@ struct Inner {
     idle: Idle,
     /// Servers that exist or are being opened.
     open: usize,
-    waiters: VecDeque<oneshot::Sender<Grant>>,
+    waiters: Waiters<Grant>,
     credential: Proven,
     limits: config::Pool,
     closed: bool,
@@ -121,7 +123,7 @@ impl Pool {
         let inner = Inner {
             idle: Vec::new(),
             open: 0,
-            waiters: VecDeque::new(),
+            waiters: Waiters::default(),
             credential,
             limits,
             closed: false,
@@ -226,7 +228,7 @@ impl Pool {
             drop(inner);
             return;
         }
-        while let Some(waiter) = inner.waiters.pop_front() {
+        while let Some(waiter) = inner.waiters.next_for(server.worker) {
             match waiter.send(Grant::Server(server)) {
                 Ok(()) => return,
                 // It has given up waiting.
@@ -333,16 +335,7 @@ impl Pool {
             drop(inner);
             return Ok(Ready::Place(Place(self.clone())));
         }
-        // Who came first gives up first.
-        while inner
-            .waiters
-            .front()
-            .is_some_and(oneshot::Sender::is_closed)
-        {
-            inner.waiters.pop_front();
-        }
-        let (sender, receiver) = oneshot::channel();
-        inner.waiters.push_back(sender);
+        let receiver = inner.waiters.join(net::worker());
         Ok(Ready::Wait(receiver, inner.limits.checkout_timeout))
     }
 
@@ -590,7 +583,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.0.lock();
         while inner.open <= inner.limits.size
-            && let Some(waiter) = inner.waiters.pop_front()
+            && let Some(waiter) = inner.waiters.first()
         {
             if waiter.is_closed() {
                 continue;

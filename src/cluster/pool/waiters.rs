@@ -1,0 +1,108 @@
+//! Owns: the order in which those are served who wait for a server of one pool. Never: lets somebody
+//! be overtaken more than a few times.
+
+use std::collections::VecDeque;
+
+use tokio::sync::oneshot;
+
+/// Who waits to be granted a server, in the order in which they came.
+pub struct Waiters<G>(VecDeque<Waiter<G>>);
+
+struct Waiter<G> {
+    grant: oneshot::Sender<G>,
+    /// Its runtime.
+    worker: usize,
+    /// How many who came later have been served before it.
+    overtaken: u32,
+}
+
+impl<G> Default for Waiters<G> {
+    fn default() -> Self {
+        Waiters(VecDeque::new())
+    }
+}
+
+impl<G> Waiters<G> {
+    /// How often somebody who waits is overtaken by others on the thread that a server is on: to bring
+    /// a server to another thread costs as much as some queries.
+    const OVERTAKEN_MAX: u32 = 8;
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Joins them, on this worker.
+    pub fn join(&mut self, worker: usize) -> oneshot::Receiver<G> {
+        // Who came first gives up first.
+        while self.0.front().is_some_and(|w| w.grant.is_closed()) {
+            self.0.pop_front();
+        }
+        let (grant, receiver) = oneshot::channel();
+        self.0.push_back(Waiter {
+            grant,
+            worker,
+            overtaken: 0,
+        });
+        receiver
+    }
+
+    /// The first of all.
+    pub fn first(&mut self) -> Option<oneshot::Sender<G>> {
+        self.0.pop_front().map(|waiter| waiter.grant)
+    }
+
+    /// The first on this worker, unless the first of all has been overtaken often enough.
+    pub fn next_for(&mut self, worker: usize) -> Option<oneshot::Sender<G>> {
+        let first = self.0.front()?;
+        let index = match first.worker == worker || first.overtaken >= Self::OVERTAKEN_MAX {
+            true => 0,
+            false => {
+                let same =
+                    |waiter: &Waiter<G>| waiter.worker == worker && !waiter.grant.is_closed();
+                self.0.iter().position(same).unwrap_or(0)
+            }
+        };
+        if index > 0
+            && let Some(first) = self.0.front_mut()
+        {
+            first.overtaken += 1;
+        }
+        self.0.remove(index).map(|waiter| waiter.grant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether its turn has come: in vain here, as the grant is dropped.
+    fn is_over(receiver: &mut oneshot::Receiver<()>) -> bool {
+        matches!(
+            receiver.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        )
+    }
+
+    #[test]
+    fn who_waits_is_overtaken_for_a_while_at_most() {
+        let mut waiters = Waiters::<()>::default();
+        let mut far = waiters.join(1);
+        let mut near: Vec<_> = (0..20).map(|_| waiters.join(0)).collect();
+        for overtaking in near.iter_mut().take(Waiters::<()>::OVERTAKEN_MAX as usize) {
+            drop(waiters.next_for(0));
+            assert!(is_over(overtaking) && !is_over(&mut far));
+        }
+        drop(waiters.next_for(0));
+        assert!(is_over(&mut far));
+        drop(waiters.next_for(2));
+        let next = &mut near[Waiters::<()>::OVERTAKEN_MAX as usize];
+        assert!(
+            is_over(next),
+            "on another worker, none but the first will do"
+        );
+    }
+}
