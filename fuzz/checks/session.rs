@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tidegate::session::answers::{Answer, Run};
+use tidegate::session::answers::{Answer, Run, hear_idle};
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::pipeline::{PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned};
 use tidegate::session::server::{OWED_MAX, Params, ServerState};
@@ -382,6 +382,13 @@ impl Play {
 
     /// `false` when the connection has ended.
     fn server(&mut self, bytes: &[u8]) -> bool {
+        if !self.held {
+            // It is in a pool, and what it says there is looked at before it is lent again.
+            if !hear_idle(self.state(), bytes) {
+                *self.state() = server();
+            }
+            return true;
+        }
         self.received.extend(bytes);
         let received = std::mem::take(&mut self.received);
         let mut answer = Answer::default();

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use super::statements::key;
 use crate::sql::Pin;
 use crate::sql::lexer::{Kind, Lexer};
 
@@ -138,9 +139,9 @@ impl Pins {
         }
     }
 
-    /// Whether PREPARE has made a statement of this name.
+    /// Whether PREPARE has made a statement of this name, as a message has it.
     pub fn has_prepared(&self, name: &[u8]) -> bool {
-        self.prepared.contains(crate::sql::command::clipped(name))
+        self.prepared.contains(key(name))
     }
 
     /// Whether a read of this text may need what only the session's server has. Any word that is

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use crate::sql::Class;
-use crate::sql::command::clipped;
+use crate::sql::command::NAME_MAX;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
 /// text with the same parameter types.
@@ -93,6 +93,12 @@ pub fn server_id(name: &[u8]) -> Option<u64> {
     let digits = name.strip_prefix(SERVER_NAME_PREFIX)?;
     let id = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     (server_name(id) == name).then_some(id)
+}
+
+/// What servers tell the names in messages apart by: their first bytes. Only names in texts are cut
+/// where a character ends.
+pub(super) fn key(name: &[u8]) -> &[u8] {
+    name.get(..NAME_MAX).unwrap_or(name)
 }
 
 /// All statements of a process. Two sessions that prepare the same text get the same statement, so
@@ -203,7 +209,7 @@ impl Statements {
     pub const NAMED_MAX: usize = 100_000;
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
-        self.named.get(clipped(name))
+        self.named.get(key(name))
     }
 
     /// A name that the client has given `prepared`.
@@ -224,11 +230,11 @@ impl Statements {
     }
 
     pub fn insert(&mut self, name: &[u8], prepared: Arc<Prepared>) {
-        self.named.insert(clipped(name).into(), prepared);
+        self.named.insert(key(name).into(), prepared);
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
-        self.named.remove(clipped(name))
+        self.named.remove(key(name))
     }
 
     /// DEALLOCATE ALL and DISCARD ALL, which spare the unnamed statement.

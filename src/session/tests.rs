@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use super::answers::{Answer, Run, ServerFault};
+use super::answers::{Answer, Run, ServerFault, hear_idle};
 use super::batch::{Batch, End};
 use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
 use super::*;
@@ -164,6 +164,46 @@ fn a_batch_is_planned_once_however_it_arrives() {
         Ok(Planned::Batch(End::Ready))
     );
     assert_eq!(batch.len, client.len());
+}
+
+/// Else the client of the next session would get a row that nobody asked for, and take the answers
+/// behind it for the rest of that row.
+#[test]
+fn an_idle_server_says_only_what_it_may_say_at_any_time() {
+    let status = frame(b'S', b"TimeZone\0UTC\0");
+    let (notice, row) = (frame(b'N', b"SNOTICE\0\0"), frame(b'D', b"\0\0"));
+    let harmless = [notice.clone(), status.clone(), frame(b'A', b"")].concat();
+    let mut server = server();
+    assert!(hear_idle(&mut server, &harmless));
+    assert_eq!(server.params.get("TimeZone"), Some(&b"UTC"[..]));
+    let bad = [
+        row.clone(),
+        row[..5].to_vec(),
+        notice[..8].to_vec(),
+        ready("I"),
+        failed(),
+    ];
+    for said in bad {
+        assert!(!hear_idle(&mut server, &[harmless.clone(), said].concat()));
+    }
+}
+
+#[test]
+fn names_of_statements_are_told_apart_by_their_first_bytes() {
+    let (mut session, mut server) = (session(), server());
+    let name = |end: &str| "x".repeat(62) + end;
+    // The first bytes of the characters that are cut are different, and then alike.
+    for (end, answer) in [("é", "1Z"), ("€", "1Z"), ("ê", "EZ")] {
+        let client = [parse(&name(end), "SELECT 1"), SYNC.to_vec()].concat();
+        let said = told(&mut session, &mut server, &client);
+        let answers = match &*tags(&said) {
+            "PDS" => [prepared(&[]), vec![ready("I")]].concat(),
+            "S" => vec![ready("I")],
+            "PS" => vec![failed(), ready("I")],
+            other => panic!("{other}"),
+        };
+        assert_eq!(heard(&mut session, &mut server, &answers), answer, "{end}");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum Setting<'a> {
 pub const TRANSACTION_CHARACTERISTICS: &str = "transaction characteristics";
 
 /// The longest name the server keeps, in bytes; it cuts off the rest.
-const NAME_MAX: usize = 63;
+pub const NAME_MAX: usize = 63;
 
 /// What one SET or RESET is about, or `None` if the statement is neither or is not understood. The
 /// session then must ask the server.
@@ -249,7 +249,7 @@ fn lower(name: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
     Some(name)
 }
 
-/// What the server keeps of a long name: whole characters.
+/// What the server keeps of a long name in a text: whole characters.
 pub fn clipped(name: &[u8]) -> &[u8] {
     if name.len() <= NAME_MAX {
         return name;
