@@ -190,6 +190,7 @@ fn route(has_read: bool, count: usize) {
         guarantee: Guarantee::Session,
         share: false,
         gate_wait: Duration::from_millis(10),
+        tried: Default::default(),
     };
     for random in 0..count as u64 {
         let (floors, nodes) = (black_box(&floors), black_box(&nodes));

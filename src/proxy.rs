@@ -18,6 +18,7 @@ macro_rules! client_side {
 }
 
 pub mod acquire;
+mod again;
 pub mod cancel;
 pub mod handshake;
 mod ordinary;
@@ -39,6 +40,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use self::acquire::Placed;
+use self::again::{Again, RETRIES_MAX};
 use self::cancel::{Handle, Sessions};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
@@ -54,6 +56,7 @@ use crate::net::tls::Material;
 use crate::session::answers::{Answer, ServerFault};
 use crate::session::batch::{Batch, End};
 use crate::session::consistency::{NodeId, Replica};
+use crate::session::repair::{Misplaced, Repairable};
 use crate::session::route::Reason;
 use crate::session::{Session, Shared};
 use crate::sql::Need;
@@ -74,9 +77,6 @@ pub struct Proxy {
     pub welcomes: handshake::Welcomes,
     pub draining: AtomicBool,
 }
-
-/// How often a read is tried again after its server was lost.
-const RETRIES_MAX: u32 = 3;
 
 /// Serves one client until it has gone, or leaves it to a task of its own once it is logged in: what
 /// the handshake needs is given back then.
@@ -213,13 +213,16 @@ struct Counters {
 
 impl Counters {
     fn shared() -> &'static Counters {
-        static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| Counters {
-            queries: Reason::ALL.map(|reason| match reason.is_for_replica() {
-                true => telemetry::queries("replica", reason.name()),
-                false => telemetry::queries("primary", reason.name()),
-            }),
-            primary_seconds: telemetry::query_seconds("primary"),
-            replica_seconds: telemetry::query_seconds("replica"),
+        static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| {
+            again::announce();
+            Counters {
+                queries: Reason::ALL.map(|reason| match reason.is_for_replica() {
+                    true => telemetry::queries("replica", reason.name()),
+                    false => telemetry::queries("primary", reason.name()),
+                }),
+                primary_seconds: telemetry::query_seconds("primary"),
+                replica_seconds: telemetry::query_seconds("replica"),
+            }
         });
         &COUNTERS
     }
@@ -358,41 +361,48 @@ impl Client {
             Lead::Said(UnderWay { placed, started }) => (started, Some(placed)),
         };
         let mut end = end;
-        let mut elsewhere = None;
+        let mut again: Option<Box<Again>> = None;
         for attempt in 0.. {
             let found = match placed.take() {
                 Some(placed) => Ok(placed),
-                None => self.acquire(end, elsewhere).await,
+                None => self.acquire(end, again.as_deref()).await,
             };
             let placed = match found {
                 Ok(placed) => placed,
                 Err(refusal @ Refusal::PrimaryChanged { .. }) => {
                     return Err(Ended::Refused(refusal));
                 }
-                Err(refusal) => return Box::pin(self.refuse(refusal, end)).await,
+                Err(refusal) => {
+                    let again = again.unwrap_or_default();
+                    return Box::pin(self.refuse(again.refusal(refusal), end)).await;
+                }
             };
+            let may_repair = attempt < RETRIES_MAX;
             let lent = match placed.waited || attempt > 0 {
                 true => Instant::now(),
                 false => started,
             };
             let since = (started, lent);
-            match self.exchange(placed, end, since).await {
-                Ok(ControlFlow::Break(())) => break,
+            match self.exchange(placed, end, since, may_repair).await {
+                Ok(ControlFlow::Break(())) => {
+                    if let Some(again) = again {
+                        self.learn(*again);
+                    }
+                    break;
+                }
                 Ok(ControlFlow::Continue(next)) => {
                     // The rest of the pipeline goes on elsewhere.
                     end = next;
-                    elsewhere = None;
+                    again = None;
                 }
                 Err(Failed::Retry { refusal, .. }) if attempt >= RETRIES_MAX => {
                     return Box::pin(self.refuse(refusal, end)).await;
                 }
-                Err(Failed::Retry { replica, .. }) => {
-                    telemetry::metrics().retries.increment(1);
-                    elsewhere = replica.then_some(Reason::ReplicaFailed);
+                Err(Failed::Retry { replica, why, .. }) => {
+                    again.get_or_insert_default().after_loss(replica, why);
                 }
-                Err(Failed::Misplaced) => {
-                    telemetry::metrics().repairs.increment(1);
-                    elsewhere = Some(Reason::Repaired);
+                Err(Failed::Misplaced(misplaced, node)) => {
+                    self.repair(*misplaced, node, again.get_or_insert_default());
                 }
                 Err(Failed::Ended(ended)) => return Err(ended),
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refuse(refusal, end)).await,
@@ -436,6 +446,7 @@ impl Client {
         mut placed: Placed,
         end: End,
         since: (Instant, Instant),
+        may_repair: bool,
     ) -> Result<ControlFlow<(), End>, Failed> {
         let replica = placed.replica;
         let server = &mut placed.server;
@@ -446,7 +457,10 @@ impl Client {
             relay.belongs_elsewhere = Batch::must_leave_replica;
         }
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
-        relay.server.state.repairable = replica && retriable && whole;
+        relay.server.state.repairable = match retriable && whole && may_repair {
+            true => placed.repairable,
+            false => Repairable::No,
+        };
         let went = match self.begun.take().map(|begun| relay.take_up(begun)) {
             Some(Ok(())) => relay.run().await,
             Some(broken) => broken,
@@ -463,13 +477,12 @@ impl Client {
                 self.put_back(placed.server, replica, Instant::now());
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
-            Ok(()) if self.session.take_misplaced() => {
-                self.put_back(placed.server, replica, Instant::now());
-                // What it does is not what it was taken for.
-                self.batch.distrust();
-                Err(Failed::Misplaced)
-            }
             Ok(()) => {
+                if let Some(misplaced) = self.session.take_misplaced() {
+                    let node = placed.server.node().id();
+                    self.put_back(placed.server, replica, Instant::now());
+                    return Err(Failed::Misplaced(misplaced, node));
+                }
                 if !consumed {
                     self.drop_batch();
                 }
@@ -484,8 +497,12 @@ impl Client {
             }
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
             Err(broken) => {
-                let unanswered = answered == 0 && self.outbox.is_empty();
-                Err(self.server_lost(placed.server, broken, retriable && unanswered && !consumed))
+                let may_retry = retriable && !consumed && answered == 0;
+                let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
+                if may_retry {
+                    self.outbox.clear();
+                }
+                Err(self.server_lost(placed.server, broken, may_retry))
             }
         }
     }
@@ -500,17 +517,18 @@ impl Client {
         drop(server);
         self.answer.clear();
         self.session.lost_server();
-        if wrote || did.read {
+        if wrote || did.read && !may_retry {
             // What it has shown or done is not known; the primary's present state covers it.
             self.session.floors.wrote(&self.cluster.clock);
             self.cluster.want_sample(self.cluster.clock.now());
         }
         tracing::info!(node = %node.name, error = %describe(&broken), "server lost");
-        if within_message {
+        if within_message && !may_retry {
             // The client would take an error for the rest of it.
             return Failed::Ended(Ended::Gone);
         }
         let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
+        let why = again::loss(&broken);
         let refusal = match (&broken, wrote) {
             (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
                 node: node.name.clone(),
@@ -526,7 +544,8 @@ impl Client {
                 .is_some_and(|p| p.id() == node.id());
             Failed::Retry {
                 refusal,
-                replica: !is_primary,
+                replica: (!is_primary).then(|| node.id()),
+                why,
             }
         } else if was_idle && self.batch.end() == Some(End::Ready) && !refused_settings {
             Failed::Refused(refusal)
@@ -650,10 +669,12 @@ enum Failed {
     /// It was a read, and nothing of its answer has been seen: it may be tried again.
     Retry {
         refusal: Refusal,
-        replica: bool,
+        /// It was on this replica.
+        replica: Option<NodeId>,
+        why: &'static str,
     },
-    /// A replica has refused it for being one: it is the primary's.
-    Misplaced,
+    /// This replica has failed it for its own sake.
+    Misplaced(Box<Misplaced>, NodeId),
     /// The batch has failed; the session goes on.
     Refused(Refusal),
     Ended(Ended),

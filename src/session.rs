@@ -12,6 +12,7 @@ pub mod intern;
 mod ordinary;
 mod pins;
 pub mod pipeline;
+pub mod repair;
 pub mod route;
 pub mod say;
 pub mod sequences;
@@ -32,6 +33,7 @@ use bytes::BytesMut;
 use self::consistency::Floors;
 use self::effects::{Effects, Suspicion};
 use self::pins::Pins;
+use self::repair::Misplaced;
 use self::server::{Params, ServerState, Text, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
@@ -99,8 +101,10 @@ pub struct Session {
     /// The beginning of the client's last message was not said.
     swallows: bool,
     pins: Pins,
-    /// A replica has refused the batch for being one.
-    misplaced: bool,
+    /// A replica has failed the batch, which is to be run elsewhere.
+    misplaced: Option<Box<Misplaced>>,
+    /// The batch has met an error.
+    erred: bool,
     /// The error that preparing something ahead of the batch has met.
     foretold: Option<Vec<u8>>,
 }
@@ -150,7 +154,8 @@ impl Session {
             failed: false,
             swallows: false,
             pins: Pins::default(),
-            misplaced: false,
+            misplaced: None,
+            erred: false,
             foretold: None,
         }
     }
@@ -178,15 +183,20 @@ impl Session {
         &self.settings
     }
 
-    /// Whether a replica has refused the batch for being one. Nothing of it has happened, and
-    /// nothing of the answer is seen.
-    pub fn take_misplaced(&mut self) -> bool {
-        std::mem::take(&mut self.misplaced)
+    /// Why a replica has failed the batch, if it is to be run elsewhere.
+    pub fn take_misplaced(&mut self) -> Option<Box<Misplaced>> {
+        self.misplaced.take()
+    }
+
+    /// Whether the batch that was said last has met an error.
+    pub fn has_erred(&self) -> bool {
+        self.erred
     }
 
     /// A batch is being run. What it does counts until the floors have been raised for it, whatever
     /// else runs before that.
     pub fn note(&mut self, batch: &batch::Batch) {
+        self.erred = false;
         if batch.executes {
             self.did.wrote |= batch.need == Need::Write;
             self.did.read |= batch.shows_data;
@@ -200,6 +210,7 @@ impl Session {
         }
         self.status = Status::Idle;
         self.failed = false;
+        self.misplaced = None;
         self.uncertain = false;
         self.config_names.clear();
         self.unjudged.clear();

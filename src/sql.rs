@@ -16,6 +16,8 @@ mod recent;
 pub mod relations;
 pub mod set_config;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 /// What a statement needs, from the least to the most demanding. The class of several statements
 /// together is the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,9 +47,45 @@ pub struct Class {
     pub functions: Box<[Box<str>]>,
     /// Relations that its queries name, likewise. Names that WITH defines are not among them.
     pub relations: Box<[Box<str>]>,
+    /// A replica has refused it, where the primary has not.
+    pub refused: Refused,
 }
 
+/// Whether a text is known to be no read after all. It is kept with the class, for as long as that
+/// is kept by anybody.
+#[derive(Debug, Default)]
+pub struct Refused(AtomicBool);
+
+impl Clone for Refused {
+    fn clone(&self) -> Refused {
+        Refused(AtomicBool::new(self.0.load(Relaxed)))
+    }
+}
+
+/// It is no part of what the text itself says.
+impl PartialEq for Refused {
+    fn eq(&self, _: &Refused) -> bool {
+        true
+    }
+}
+
+impl Eq for Refused {}
+
 impl Class {
+    /// What it needs, and why, by all that is known.
+    #[inline]
+    pub fn needs(&self) -> (Need, Why) {
+        match self.refused.0.load(Relaxed) {
+            false => (self.need, self.why),
+            true => (Need::Write, Why::Refused),
+        }
+    }
+
+    /// A replica has refused it, and the primary has run it: it is no read. `true` if that is news.
+    pub fn refuse(&self) -> bool {
+        !self.refused.0.swap(true, Relaxed)
+    }
+
     /// Whether any of its statements may show data: a text is as demanding as its most demanding
     /// statement, and `BEGIN; SELECT …` is more than that.
     pub fn may_show_data(&self) -> bool {
@@ -189,6 +227,8 @@ pub enum Why {
     TooComplex,
     /// `standard_conforming_strings` is off: string limits are unknown.
     NonConformingStrings,
+    /// It was taken for a read, and a replica has refused it.
+    Refused,
 }
 
 impl Why {
@@ -210,6 +250,7 @@ impl Why {
             Why::NotParsed => "not_parsed",
             Why::TooComplex => "too_complex",
             Why::NonConformingStrings => "non_conforming_strings",
+            Why::Refused => "refused",
         }
     }
 }

@@ -71,8 +71,7 @@ pub struct Metrics {
     pub gate_passed: Counter,
     pub gate_missed: Counter,
     pub gate_wait_seconds: Histogram,
-    pub retries: Counter,
-    pub repairs: Counter,
+    pub repairs_remembered: Counter,
     pub held: Gauge,
     pub holds: Counter,
     pub failovers: Counter,
@@ -115,8 +114,7 @@ impl Metrics {
             gate_passed: gate("passed"),
             gate_missed: gate("missed"),
             gate_wait_seconds: histogram!("tidegate_gate_wait_seconds"),
-            retries: counter!("tidegate_retries_total"),
-            repairs: counter!("tidegate_repairs_total"),
+            repairs_remembered: counter!("tidegate_repairs_remembered_total"),
             held: gauge!("tidegate_held"),
             holds: counter!("tidegate_holds_total"),
             failovers: counter!("tidegate_failovers_total"),
@@ -163,6 +161,16 @@ pub fn count_error(sqlstate: &str) {
 /// Counts a login that was refused with `sqlstate`.
 pub fn count_refused_login(sqlstate: &'static str) {
     counter!("tidegate_logins_refused_total", "sqlstate" => sqlstate).increment(1);
+}
+
+/// Reads that were sent again to another server; `reason` is what befell the first.
+pub fn retries(reason: &'static str) -> Counter {
+    counter!("tidegate_retries_total", "reason" => reason)
+}
+
+/// Reads that were run on the primary, since a replica could not.
+pub fn repairs(reason: &'static str, sqlstate: &'static str) -> Counter {
+    counter!("tidegate_repairs_total", "reason" => reason, "sqlstate" => sqlstate)
 }
 
 /// The metrics of one node.
@@ -331,11 +339,15 @@ fn describe() {
     );
     counter!(
         "tidegate_retries_total",
-        "Reads sent again to another server, with nothing of the answer seen."
+        "Reads sent again to another server, with nothing of the answer seen, by what befell the first."
     );
     counter!(
         "tidegate_repairs_total",
-        "Reads that a replica refused for being one, run on the primary instead."
+        "Reads that a replica could not run, run on the primary instead, by the error."
+    );
+    counter!(
+        "tidegate_repairs_remembered_total",
+        "Texts that are taken for writes since a replica has refused them."
     );
     gauge!("tidegate_held", "Batches that wait for a primary.");
     counter!(

@@ -17,6 +17,7 @@ use bytes::BytesMut;
 use tidegate::session::answers::{Answer, Run, hear_idle};
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::pipeline::{PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned};
+use tidegate::session::repair::Repairable;
 use tidegate::session::server::{OWED_MAX, Params, ServerState};
 use tidegate::session::settings::Settings;
 use tidegate::session::statements::Registry;
@@ -179,8 +180,9 @@ struct Play {
     beyond: usize,
     /// The server is asked what the session is.
     inspects: bool,
-    /// The client has seen something of the answer.
+    /// The client has seen something of the answer; and what it is to see when the server says more.
     answered: bool,
+    unseen: Answer,
     /// Messages that the client has been sent, and what is left of the last one.
     heard: Stream,
     told: Stream,
@@ -211,6 +213,7 @@ impl Play {
             beyond: 0,
             inspects: false,
             answered: false,
+            unseen: Answer::default(),
             heard: Stream::default(),
             told: Stream::default(),
             lost: 0,
@@ -289,7 +292,10 @@ impl Play {
             self.heard.takes(&shown);
         }
         let repairable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
-        state.repairable = repairable && end == End::Ready && self.current == 1;
+        state.repairable = match repairable && end == End::Ready && self.current == 1 {
+            true => Repairable::All,
+            false => Repairable::No,
+        };
         self.session.say_sequences(&self.batch, state, &mut out);
         let missing = self.session.say_missing(&self.batch, state, &mut out);
         self.told.takes(&out);
@@ -321,9 +327,11 @@ impl Play {
         if !self.session.swallows_rest() {
             self.told.owes(self.beyond);
         }
-        let mut answer = Answer::default();
-        self.session.answer_in_turn(state, &mut answer);
-        self.sees(&answer, &[]);
+        self.session.answer_in_turn(state, &mut self.unseen);
+        if self.open {
+            let answer = std::mem::take(&mut self.unseen);
+            self.sees(&answer, &[]);
+        }
         self.drop_batch();
     }
 
@@ -391,9 +399,11 @@ impl Play {
         }
         self.received.extend(bytes);
         let received = std::mem::take(&mut self.received);
-        let mut answer = Answer::default();
+        let mut answer = std::mem::take(&mut self.unseen);
         let state = &mut self.servers[self.current];
-        state.repairable &= !self.answered;
+        if self.answered {
+            state.repairable = Repairable::No;
+        }
         let heard = self.session.hear(state, &received, &mut answer);
         self.sees(&answer, &received);
         match heard {
@@ -444,7 +454,7 @@ impl Play {
             self.inspects = false;
             self.session.inspected(state);
         }
-        if self.session.take_misplaced() || !state.is_idle() {
+        if self.session.take_misplaced().is_some() || !state.is_idle() {
             // It would be run again on the primary; or the session keeps the server.
             return true;
         }
@@ -471,6 +481,7 @@ impl Play {
         assert_eq!(self.session.status(), Status::Idle);
         self.servers[self.current] = server();
         self.lost += 1;
+        self.unseen.clear();
         self.received.clear();
         self.told = Stream::default();
         (self.inspects, self.held) = (false, false);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use super::Client;
+use super::again::Again;
 use super::refusal::Refusal;
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
@@ -14,7 +15,8 @@ use crate::cluster::{self, Cluster, Topology};
 use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
 use crate::session::batch::End;
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
-use crate::session::route::{Guarantee, Policy, ReadRoute, Reason, read_route};
+use crate::session::repair::Repairable;
+use crate::session::route::{Guarantee, Policy, ReadRoute, Reason, Tried, read_route};
 use crate::session::settings::Settings;
 use crate::sql::Need;
 use crate::telemetry;
@@ -30,22 +32,28 @@ pub struct Placed {
     pub reason: Reason,
     /// It was not there at once.
     pub waited: bool,
+    pub repairable: Repairable,
 }
 
 impl Client {
-    /// Finds a server for the planned batch. `elsewhere`: a replica has been tried in vain, so it is
-    /// the primary's, and why.
+    /// Finds a server for the planned batch, which has been run before with the outcome `again`.
     pub(super) async fn acquire(
         &mut self,
         end: End,
-        elsewhere: Option<Reason>,
+        again: Option<&Again>,
     ) -> Result<Placed, Refusal> {
-        let needs_primary = elsewhere.or_else(|| self.needs_primary(end));
-        match self.lend(needs_primary)? {
+        let needs_primary = again.and_then(|again| again.primary);
+        let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
+        let at_once = match (needs_primary, again) {
+            (None, Some(_)) => None,
+            (needs_primary, _) => self.lend(needs_primary)?,
+        };
+        match at_once {
             Some(placed) => Ok(placed),
             // Boxed: the task of an idle client has no room for what is seldom waited for.
             None => {
-                let placed = Box::pin(self.wait_for_server(needs_primary)).await?;
+                let tried = again.map(|again| again.tried).unwrap_or_default();
+                let placed = Box::pin(self.wait_for_server(needs_primary, tried)).await?;
                 Ok(Placed {
                     waited: true,
                     ..placed
@@ -81,10 +89,14 @@ impl Client {
         })
     }
 
-    async fn wait_for_server(&mut self, needs_primary: Option<Reason>) -> Result<Placed, Refusal> {
+    async fn wait_for_server(
+        &mut self,
+        needs_primary: Option<Reason>,
+        tried: Tried,
+    ) -> Result<Placed, Refusal> {
         match needs_primary {
             Some(reason) => self.wait_for_primary(reason).await,
-            None => self.acquire_for_read().await,
+            None => self.acquire_for_read(tried).await,
         }
     }
 
@@ -94,7 +106,8 @@ impl Client {
         let random = self.next_random();
         let topology = self.topology.load();
         let floors = &self.session.floors;
-        let (index, life) = match look(floors, &self.cluster, topology, random) {
+        let tried = Tried::default();
+        let (index, life) = match look(floors, &self.cluster, topology, tried, random) {
             ReadRoute::Replica { index, life } => (index, life),
             ReadRoute::Gate => return Ok(None),
             ReadRoute::Primary(reason) => {
@@ -106,6 +119,7 @@ impl Client {
             }
         };
         let node = topology.nodes[index].id();
+        let repairable = repairable(topology);
         let server = match self.kept_replica(node) {
             Some(server) => Some(server),
             None => lend_known(&self.pools, node, self.session.settings(), NO_FAVOURITE),
@@ -116,6 +130,7 @@ impl Client {
             replica: true,
             reason: Reason::Fresh,
             waited: false,
+            repairable,
         }))
     }
 
@@ -130,22 +145,20 @@ impl Client {
         server.checked()
     }
 
-    async fn acquire_for_read(&mut self) -> Result<Placed, Refusal> {
+    /// `begun` is where the read has been tried already.
+    async fn acquire_for_read(&mut self, begun: Tried) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         let mut gate: Option<Instant> = None;
         let mut waited: Option<Instant> = None;
-        let mut failed = false;
+        let mut tried = begun;
         loop {
             let topology = cluster.topology();
             let random = self.next_random();
-            let route = match failed {
-                true => ReadRoute::Primary(Reason::ReplicaFailed),
-                false => look(&self.session.floors, &cluster, &topology, random),
-            };
-            let reason = match route {
+            let reason = match look(&self.session.floors, &cluster, &topology, tried, random) {
                 ReadRoute::Replica { index, life } => {
                     let node = topology.nodes[index].clone();
+                    let repairable = repairable(&topology);
                     drop(topology);
                     if let Some(since) = gate {
                         telemetry::metrics().gate_passed.increment(1);
@@ -165,10 +178,11 @@ impl Client {
                                 replica: true,
                                 reason,
                                 waited: false,
+                                repairable,
                             });
                         }
                         None => {
-                            failed = true;
+                            tried.extend(Some(node.id()));
                             continue;
                         }
                     }
@@ -218,7 +232,7 @@ impl Client {
                     reason: reason.name(),
                 });
             }
-            failed = false;
+            tried = begun;
             let _ = timeout(left.min(HOLD_STEP), cluster.moved.notified()).await;
         }
     }
@@ -281,6 +295,7 @@ impl Client {
             replica: false,
             reason,
             waited: false,
+            repairable: Repairable::No,
         }))
     }
 
@@ -313,6 +328,7 @@ impl Client {
                             replica: false,
                             reason,
                             waited: false,
+                            repairable: Repairable::No,
                         });
                     }
                     // Restarted: its role is not known until it has been asked.
@@ -403,14 +419,28 @@ fn lend_known(
 }
 
 /// Where a session's next read goes.
-fn look(floors: &Floors, cluster: &Cluster, topology: &Topology, random: u64) -> ReadRoute {
+fn look(
+    floors: &Floors,
+    cluster: &Cluster,
+    topology: &Topology,
+    tried: Tried,
+    random: u64,
+) -> ReadRoute {
     let primary = topology.primary.as_deref();
-    let policy = policy(&topology.config);
+    let policy = policy(&topology.config, tried);
     let (clock, nodes) = (&cluster.clock, &topology.nodes);
     read_route(floors, &policy, clock, nodes, primary, random)
 }
 
-fn policy(config: &Config) -> Policy {
+/// What of a replica's errors can be repaired: with a primary that takes reads, all.
+fn repairable(topology: &Topology) -> Repairable {
+    match topology.primary.is_some() && topology.config.routing.read_primary != ReadPrimary::Never {
+        true => Repairable::All,
+        false => Repairable::NotBySchema,
+    }
+}
+
+fn policy(config: &Config, tried: Tried) -> Policy {
     Policy {
         guarantee: match config.consistency.level {
             Level::Eventual => Guarantee::Eventual,
@@ -419,5 +449,6 @@ fn policy(config: &Config) -> Policy {
         },
         share: config.routing.read_primary == ReadPrimary::Share,
         gate_wait: config.consistency.gate_wait,
+        tried,
     }
 }

@@ -180,7 +180,7 @@ impl Client {
             return Some(Next::Batch(end, Lead::Placed(placed)));
         }
         self.registered.handle.works_with(&server.listed);
-        server.state.repairable = placed.replica;
+        server.state.repairable = placed.repairable;
         let mut words = match self.batch.is_one_query() {
             true => BytesMut::new(),
             false => buffers::take(),

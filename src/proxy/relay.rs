@@ -15,6 +15,7 @@ use crate::session::Session;
 use crate::session::answers::{Answer, Run};
 use crate::session::batch::{Batch, End};
 use crate::session::pipeline::Planned;
+use crate::session::repair::Repairable;
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
 
 /// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
@@ -310,7 +311,9 @@ impl<'a> Relay<'a> {
     }
 
     fn hear_received(&mut self) -> Result<(), Broken> {
-        self.server.state.repairable &= self.answered == 0 && self.client.outbox.is_empty();
+        if self.answered > 0 || !self.client.outbox.is_empty() {
+            self.server.state.repairable = Repairable::No;
+        }
         let client = &mut self.client;
         let heard = client
             .session
@@ -521,7 +524,10 @@ impl<'a> Relay<'a> {
             (self.direct, self.direct_passes) = (0..client.batch.len, false);
         }
         client.session.answer_in_turn(state, client.answer);
-        self.queue_answer();
+        if self.open {
+            self.queue_answer();
+        }
+        // Else the server is sure to say more, and until then the batch can still be run elsewhere.
         if self.beyond > 0 || self.open || self.consumed {
             self.consume_said();
         }

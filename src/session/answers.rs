@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
+use super::repair::{Misplaced, Repairable};
 use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
@@ -23,6 +24,9 @@ pub struct Answer {
     /// The proxy's own words, which runs refer to.
     pub own: BytesMut,
 }
+
+/// A notice that is longer is none by which a server takes leave, in bytes.
+const GOODBYE_BYTES_MAX: usize = 4096;
 
 /// The room for the proxy's own words that an idle session keeps, in bytes.
 const OWN_BYTES_KEPT: usize = 256;
@@ -78,7 +82,7 @@ pub enum ServerFault {
     Wire(#[from] WireError),
     #[error("server sent a message of type {0:?} that nothing asked for")]
     Unexpected(char),
-    /// The body of a FATAL or PANIC ErrorResponse.
+    /// The body of a FATAL or PANIC ErrorResponse, or of a warning that says the same.
     #[error("server ended the connection: {}", text(.0))]
     Ended(Vec<u8>),
     /// The body of an ErrorResponse to the proxy's own SETs.
@@ -129,6 +133,14 @@ impl Session {
             let Some(Header { tag, len }) = header(rest)? else {
                 return Ok(at);
             };
+            if tag == b'N' && len <= GOODBYE_BYTES_MAX {
+                let Some(frame) = rest.get(..len) else {
+                    return Ok(at);
+                };
+                if is_goodbye(body(frame)) {
+                    return Err(ServerFault::Ended(body(frame).to_vec()));
+                }
+            }
             let hidden = is_hidden(server);
             if self.passes(tag, server) {
                 let rows = match matches!(tag, b'D' | b'd') && !hidden {
@@ -340,7 +352,9 @@ impl Session {
                 if !server.queue.front().is_some_and(more) {
                     // The client learns now what the settings have made of its parameters.
                     answer.say(|out| self.show_params(server, out));
-                    server.repairable &= answer.is_empty();
+                    if !answer.is_empty() {
+                        server.repairable = Repairable::No;
+                    }
                 }
             }
             Some(Expected { hidden: true, .. }) => server.status = status,
@@ -367,13 +381,14 @@ impl Session {
             return Err(ServerFault::Ended(body.to_vec()));
         }
         server.copy_in = None;
-        if server.repairable && !is_hidden(server) && is_misplacement(body) {
+        if let Some(misplaced) = Misplaced::of(body, server) {
             answer.clear();
-            self.misplaced = true;
+            self.misplaced = Some(Box::new(misplaced));
             hide_owed(server);
             return Ok(());
         }
-        if !is_hidden(server) || !is_sync_hidden(server) {
+        self.erred |= !is_hidden(server);
+        if !is_hidden(server) || !server.is_sync_hidden() {
             let is_of_it = |_: &mut _| message::error_field(body, b'C') == Some(b"25P02");
             if let Some(foretold) = self.foretold.take_if(is_of_it) {
                 answer.say(|out| encode::body(out, b'E', &foretold));
@@ -413,7 +428,7 @@ impl Session {
             }
             // What was prepared ahead of the batch has failed. The batch will meet the same, and
             // that is for the client; unless this has ended the transaction too.
-            Some(Expect::Prepare { .. } | Expect::Shape(_)) if is_sync_hidden(server) => {
+            Some(Expect::Prepare { .. } | Expect::Shape(_)) if server.is_sync_hidden() => {
                 self.foretold = Some(body.to_vec());
                 let failed = self.failed;
                 self.skip_to_sync(server);
@@ -520,15 +535,14 @@ fn next_statement(tracked: Option<&Tracked>, end: usize, conforming: bool) -> Ra
     next.map_or(end..end, |at| end + at.start..end + at.end)
 }
 
-/// Whether a standby refuses because it is one: something in the batch writes after all (a view over
-/// a function, say), or needs what only a primary has.
-fn is_misplacement(error: &[u8]) -> bool {
-    let refused = matches!(
-        message::error_field(error, b'C'),
-        Some(b"25006" | b"0A000" | b"55000")
-    );
-    // Its client has to learn of a plan that no longer fits.
-    refused && message::error_field(error, b'R') != Some(b"RevalidateCachedQuery")
+/// Whether a server says by a warning that it goes: after a crash of another one, or stopped at once,
+/// it sends no error. The words must be its own, as any function may warn of anything.
+fn is_goodbye(notice: &[u8]) -> bool {
+    message::error_field(notice, b'R') == Some(b"quickdie")
+        && matches!(
+            message::error_field(notice, b'C'),
+            Some(b"57P01" | b"57P02")
+        )
 }
 
 /// The client sees nothing of what the server still owes. What an extended batch would have left on
@@ -546,14 +560,6 @@ fn hide_owed(server: &mut ServerState) {
         .queue
         .iter_mut()
         .for_each(|expected| expected.hidden = true);
-}
-
-/// Whether what the server does up to its next Sync is for the proxy alone.
-fn is_sync_hidden(server: &ServerState) -> bool {
-    let mut queue = server.queue.iter();
-    queue
-        .find(|expected| matches!(expected.what, Expect::Sync))
-        .is_some_and(|sync| sync.hidden)
 }
 
 /// What PostgreSQL says of a statement that returns something else by now.

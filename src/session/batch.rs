@@ -240,7 +240,7 @@ impl Batch {
     }
 
     /// It was taken for a read and is none.
-    pub fn distrust(&mut self) {
+    pub(super) fn distrust(&mut self) {
         self.need = Need::Write;
     }
 
@@ -271,7 +271,8 @@ impl Batch {
 
     pub(super) fn needs_class(&mut self, class: &Class) {
         self.shows_data |= class.may_show_data();
-        self.needs(class.need, class.why);
+        let (need, why) = class.needs();
+        self.needs(need, why);
     }
 }
 

@@ -387,9 +387,12 @@ impl Session {
 
     /// Notes what running this text may do to the session.
     fn judge(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
-        if class.need != Need::Write {
-            return;
+        if class.needs().0 == Need::Write {
+            self.judge_text(class, sql, batch);
         }
+    }
+
+    pub(super) fn judge_text(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
         batch.reads_sequences |= class.reads_sequences();
         match self.shared.effects.get(&self.database) {
             Some(effects) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::consistency::{Clock, Floors, Freshness, Incarnation, Replica};
+use super::consistency::{Clock, Floors, Freshness, Incarnation, NodeId, Replica};
 
 /// Why a batch goes where it goes. The names are the same in logs, metrics and docs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +121,32 @@ pub struct Policy {
     pub share: bool,
     /// The longest a read waits at the gate.
     pub gate_wait: Duration,
+    /// Where the read has been tried in vain.
+    pub tried: Tried,
+}
+
+/// Replicas that a read has been tried on in vain; with more than a few, all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    nodes: [Option<NodeId>; 3],
+    all: bool,
+}
+
+impl Tried {
+    pub fn extend(&mut self, node: Option<NodeId>) {
+        match self.nodes.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = node,
+            None => self.all |= node.is_some(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes[0].is_none()
+    }
+
+    fn has(&self, node: NodeId) -> bool {
+        self.all || self.nodes.contains(&Some(node))
+    }
 }
 
 /// What a session is promised.
@@ -170,9 +196,15 @@ pub fn read_route<N: Candidate>(
         }
     };
     let mut fresh: SmallVec<[(usize, Incarnation); 8]> = SmallVec::new();
-    let mut missed = Reason::NoReplica;
+    let mut missed = match policy.tried.is_empty() {
+        true => Reason::NoReplica,
+        false => Reason::ReplicaFailed,
+    };
     let mut nearly = false;
     for (index, node) in nodes.iter().enumerate() {
+        if policy.tried.has(node.id()) {
+            continue;
+        }
         match node.serving() {
             Serving::No => continue,
             Serving::Lagging => {
@@ -228,7 +260,7 @@ fn stays<N: Candidate>(
     nodes: &[impl Deref<Target = N>],
 ) -> Option<(usize, Incarnation)> {
     let (own, life) = floors.replica()?;
-    if policy.share || policy.guarantee != Guarantee::Session {
+    if policy.share || policy.guarantee != Guarantee::Session || !policy.tried.is_empty() {
         return None;
     }
     let index = nodes.iter().position(|node| node.id() == own)?;
@@ -292,7 +324,7 @@ fn worse(a: Reason, b: Reason) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::consistency::{Lsn, Mark, NodeId};
+    use crate::session::consistency::{Lsn, Mark};
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -350,6 +382,10 @@ mod tests {
         guarantee: Guarantee::Session,
         share: false,
         gate_wait: Duration::from_millis(10),
+        tried: Tried {
+            nodes: [None; 3],
+            all: false,
+        },
     };
 
     fn replica(route: ReadRoute) -> usize {
@@ -414,6 +450,33 @@ mod tests {
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
         assert!(matches!(route(&floors), ReadRoute::Replica { .. }));
+    }
+
+    #[test]
+    fn a_read_goes_nowhere_twice() {
+        let (primary, nodes) = (Clock::new(), cluster(2));
+        let mut floors = Floors::default();
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        let tick = primary.begin();
+        primary.complete(tick, Lsn(100));
+        let mut policy = POLICY;
+        let route = |policy: &Policy| read_route(&floors, policy, &primary, &nodes, None, 0);
+        assert_eq!(replica(route(&policy)), 0);
+        policy.tried.extend(Some(NodeId(0)));
+        assert_eq!(
+            replica(route(&policy)),
+            1,
+            "it has what the other has shown"
+        );
+        nodes[1].lsn.set(50);
+        nodes[1].lag.set(Duration::from_millis(300));
+        assert_eq!(route(&policy), ReadRoute::Primary(Reason::ReplicaFailed));
+        nodes[1].lsn.set(100);
+        policy.tried.extend(Some(NodeId(7)));
+        policy.tried.extend(Some(NodeId(8)));
+        assert_eq!(replica(route(&policy)), 1);
+        policy.tried.extend(Some(NodeId(9)));
+        assert_eq!(route(&policy), ReadRoute::Primary(Reason::ReplicaFailed));
     }
 
     #[test]

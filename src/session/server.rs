@@ -11,6 +11,7 @@ use lru::LruCache;
 use super::batch::Renames;
 use super::inspection::Fact;
 use super::intern::Interner;
+use super::repair::Repairable;
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
 use crate::sql::Class;
@@ -43,9 +44,8 @@ pub struct ServerState {
     /// Its pipeline has no end that it has been told of: it skips everything up to a Sync after an
     /// error, or a COPY FROM STDIN has swallowed the Sync. The client has to send one.
     pub(super) awaits_sync: bool,
-    /// It is a replica, and nothing of its answer has been sent: a batch that turns out not to
-    /// belong there can still be run elsewhere.
-    pub repairable: bool,
+    /// Which errors of its can be repaired, by running the batch elsewhere.
+    pub repairable: Repairable,
     /// The session, by its id, whose last sequence values it remembers, if any.
     pub(super) drawn_by: Option<u64>,
     /// It waits for the client's COPY data.
@@ -71,7 +71,7 @@ impl ServerState {
             passing: 0,
             passing_hidden: false,
             awaits_sync: false,
-            repairable: false,
+            repairable: Repairable::No,
             drawn_by: None,
             copy_in: None,
             facts: Vec::new(),
@@ -107,6 +107,14 @@ impl ServerState {
     /// Whether the last thing it has been told is in the middle of a pipeline.
     pub(super) fn owes_within_pipeline(&self) -> bool {
         self.queue.back().is_some_and(|last| !last.what.ends())
+    }
+
+    /// Whether what it does up to its next Sync is for the proxy alone.
+    pub(super) fn is_sync_hidden(&self) -> bool {
+        let mut queue = self.queue.iter();
+        queue
+            .find(|expected| matches!(expected.what, Expect::Sync))
+            .is_some_and(|sync| sync.hidden)
     }
 
     /// It is ready for the next batch.

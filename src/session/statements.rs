@@ -295,6 +295,7 @@ mod tests {
             statements: Box::new([]),
             functions: Box::new([]),
             relations: Box::new([]),
+            refused: Default::default(),
         })
     }
 

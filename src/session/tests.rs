@@ -7,7 +7,10 @@ use super::batch::{Batch, End};
 use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
 use super::*;
 use crate::sql::functions::Rules;
+use crate::sql::{Need, Why};
 use crate::wire::frame::{body, header};
+
+mod repair;
 
 const STATEMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 

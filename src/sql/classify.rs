@@ -29,7 +29,7 @@ use self::walk::Walk;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Kind, Lexer};
-use super::{Class, Need, Pin, Statement, Verb, Why};
+use super::{Class, Need, Pin, Refused, Statement, Verb, Why};
 
 /// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
 /// as a tree that is as deep as the chain is long, and the tree's drop recurses: past some tens of
@@ -85,6 +85,7 @@ pub fn classify(text: &[u8], reading: Reading, rules: &Rules) -> Class {
         statements: statements.into(),
         functions,
         relations,
+        refused: Refused::default(),
     }
 }
 

@@ -1,0 +1,373 @@
+//! Reads that a replica fails for its own sake are run elsewhere, and their clients see nothing of it.
+
+mod support;
+
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::forms::{Form, Speaker};
+use support::{Gateway, wait_for};
+use tidegate::demo::{LocalCluster, Options};
+
+const REPLICA: &str = "route=\"replica\"";
+
+fn cluster(replicas: usize) -> LocalCluster {
+    LocalCluster::start(Options {
+        replicas,
+        ..Options::default()
+    })
+    .expect("a cluster")
+}
+
+/// A proxy that takes functions called `w_…` for reads and replicas that are far behind for good, and
+/// prefers node 1.
+fn gateway(cluster: &LocalCluster, level: &str) -> Gateway {
+    let first = format!("address = \"{}\"", cluster.node(1).address());
+    Gateway::start_with(cluster, |config| {
+        let config = config.replace(&first, &format!("{first}\nweight = 1000"));
+        assert!(config.contains("weight = 1000"), "{config}");
+        let rules = "[routing]\nsafe_functions = [\"w_*\"]\n";
+        let lag = "[lag]\nmax = \"1h\"\nmax_bytes = \"1GB\"\n";
+        format!("{config}\n{rules}\n{lag}\n[consistency]\nlevel = \"{level}\"\n")
+    })
+}
+
+/// Runs a script on the primary, past the proxy.
+fn on_primary(cluster: &LocalCluster, sql: &str) -> String {
+    cluster
+        .primary()
+        .sql("app", sql)
+        .unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+/// A new session whose reads go to a replica.
+fn on_replica(gateway: &Gateway) -> Speaker {
+    let mut speaker = Speaker::start(gateway.port);
+    wait_for("a replica to serve the session", || {
+        let before = gateway.metric("tidegate_queries_total", REPLICA);
+        assert_eq!(speaker.ask(Form::Simple, "SELECT 1"), Ok("1".to_owned()));
+        gateway.metric("tidegate_queries_total", REPLICA) > before
+    });
+    speaker
+}
+
+#[test]
+fn what_a_standby_refuses_is_run_on_the_primary_and_remembered() {
+    let cluster = cluster(1);
+    on_primary(
+        &cluster,
+        "CREATE TABLE log (n int); CREATE UNLOGGED TABLE fleeting AS SELECT 7 AS n;
+         GRANT ALL ON log, fleeting TO app",
+    );
+    let codes = [
+        ("25006", "INSERT INTO log VALUES (1); RETURN 7"),
+        ("0A000", "RETURN (SELECT n FROM fleeting)"),
+        ("55000", "EXECUTE 'SELECT pg_current_wal_lsn()'; RETURN 7"),
+    ];
+    let call = |code: &str, form: Form| format!("w_{code}_{}()", form.name()).to_lowercase();
+    for (code, body) in codes {
+        for form in Form::ALL {
+            let head = format!("CREATE FUNCTION {} RETURNS int", call(code, form));
+            let sql = format!("{head} LANGUAGE plpgsql AS $$ BEGIN {body}; END $$");
+            on_primary(&cluster, &sql);
+        }
+    }
+    cluster
+        .wait_caught_up()
+        .expect("replicas have the functions");
+    let gateway = gateway(&cluster, "session");
+    let repairs = |code: &str| {
+        let labels = format!("reason=\"standby\",sqlstate=\"{code}\"");
+        gateway.metric("tidegate_repairs_total", &labels)
+    };
+    let remembered = || gateway.metric("tidegate_repairs_remembered_total", "");
+    let writes = || gateway.metric("tidegate_queries_total", "reason=\"write\"");
+    for (code, _) in codes {
+        for form in Form::ALL {
+            let before = (repairs(code), remembered());
+            let sql = format!("SELECT {}", call(code, form));
+            let seven = Ok("7".to_owned());
+            assert_eq!(
+                on_replica(&gateway).ask(form, &sql),
+                seven,
+                "{code} {form:?}"
+            );
+            let once = (before.0 + 1.0, before.1 + 1.0);
+            wait_for("what is remembered", || remembered() == once.1);
+            assert_eq!(repairs(code), once.0, "{code} {form:?}");
+
+            // Whoever comes next, and whatever else is in the text's literals.
+            let mut second = on_replica(&gateway);
+            let wrote = writes();
+            assert_eq!(second.ask(form, &sql), seven, "{code} {form:?}");
+            assert_eq!((repairs(code), remembered()), once, "{code} {form:?}");
+            assert_eq!(writes(), wrote + 1.0, "{code} {form:?}");
+        }
+    }
+    let inserted = on_primary(&cluster, "SELECT count(*) FROM log");
+    assert_eq!(inserted, "8", "each has been run once");
+
+    // An error that the primary shares says nothing against the text.
+    let before = (repairs("0A000"), remembered());
+    for times in [1.0, 2.0] {
+        let sql = "SELECT count(DISTINCT n) OVER () FROM log";
+        let asked = on_replica(&gateway).ask(Form::Simple, sql);
+        assert_eq!(asked, Err("0A000".to_owned()));
+        assert_eq!(repairs("0A000"), before.0 + times);
+    }
+    assert_eq!(remembered(), before.1);
+
+    // With other rules for functions everything is new.
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    gateway.reload(&config.replace("\"w_*\"", "\"w_*\", \"x_*\""));
+    let before = repairs("25006");
+    let sql = format!("SELECT {}", call("25006", Form::Simple));
+    let asked = on_replica(&gateway).ask(Form::Simple, &sql);
+    assert_eq!(asked, Ok("7".to_owned()));
+    assert_eq!(repairs("25006"), before + 1.0);
+}
+
+#[test]
+fn what_a_replica_has_not_heard_of_is_asked_of_the_primary() {
+    let cluster = cluster(1);
+    on_primary(
+        &cluster,
+        "CREATE TABLE old AS SELECT 7 AS n; CREATE TABLE secret AS SELECT 7 AS n;
+         CREATE TYPE mood AS ENUM ('old'); CREATE TABLE moods (m mood);
+         CREATE MATERIALIZED VIEW filled AS SELECT 7 AS n WITH NO DATA;
+         GRANT SELECT ON old, moods, filled TO app",
+    );
+    cluster.wait_caught_up().expect("replicas have it");
+    let gateway = gateway(&cluster, "session");
+    // Sessions that read on the replica, each asked once: what the primary has shown is not there.
+    let forms = Form::ALL.into_iter();
+    let mut sessions: Vec<_> = forms
+        .flat_map(|form| (0..8).map(move |_| form))
+        .map(|form| (form, on_replica(&gateway)))
+        .collect();
+    cluster.node(1).pause_replay().expect("pause");
+    on_primary(
+        &cluster,
+        "CREATE TABLE new AS SELECT 7 AS n; GRANT SELECT ON new, secret TO app;
+         ALTER TABLE old ADD COLUMN added int DEFAULT 7;
+         CREATE ROLE fresh;
+         CREATE FUNCTION w_new() RETURNS int LANGUAGE sql AS 'SELECT 7';
+         CREATE SCHEMA w_schema; GRANT USAGE ON SCHEMA w_schema TO app;
+         CREATE FUNCTION w_schema.w_in() RETURNS int LANGUAGE sql AS 'SELECT 7';
+         ALTER TYPE mood ADD VALUE 'new';
+         REFRESH MATERIALIZED VIEW filled",
+    );
+    let reads = [
+        ("42P01", "SELECT n FROM new"),
+        ("42703", "SELECT added FROM old"),
+        (
+            "42704",
+            "SELECT n FROM old WHERE NOT has_table_privilege('fresh', 'old', 'select')",
+        ),
+        ("42883", "SELECT w_new()"),
+        ("3F000", "SELECT w_schema.w_in()"),
+        ("42501", "SELECT n FROM secret"),
+        ("22P02", "SELECT 7 + count(*) FROM moods WHERE m = 'new'"),
+        ("55000", "SELECT n FROM filled"),
+    ];
+    let repairs = |code: &str| {
+        let labels = format!("reason=\"schema\",sqlstate=\"{code}\"");
+        gateway.metric("tidegate_repairs_total", &labels)
+    };
+    for (code, sql) in reads {
+        for form in Form::ALL {
+            let next = sessions.iter().position(|(of, _)| *of == form);
+            let (_, mut session) = sessions.remove(next.expect("one is left"));
+            let before = repairs(code);
+            assert_eq!(session.ask(form, sql), Ok("7".to_owned()), "{sql} {form:?}");
+            assert_eq!(repairs(code), before + 1.0, "{sql} {form:?}");
+        }
+    }
+    assert_eq!(gateway.metric("tidegate_repairs_remembered_total", ""), 0.0);
+
+    // What the primary does not know either is an error, once.
+    let mut session = Speaker::start(gateway.port);
+    for form in Form::ALL {
+        let asked = session.ask(form, "SELECT n FROM nowhere");
+        assert_eq!(asked, Err("42P01".to_owned()), "{form:?}");
+    }
+
+    cluster.node(1).resume_replay().expect("resume");
+    cluster.wait_caught_up().expect("the replica has it all");
+    for (code, sql) in reads {
+        let mut session = on_replica(&gateway);
+        let before = (
+            repairs(code),
+            gateway.metric("tidegate_queries_total", REPLICA),
+        );
+        assert_eq!(session.ask(Form::Simple, sql), Ok("7".to_owned()), "{sql}");
+        let after = (
+            repairs(code),
+            gateway.metric("tidegate_queries_total", REPLICA),
+        );
+        assert_eq!(after, (before.0, before.1 + 1.0), "{sql} is no write");
+    }
+}
+
+/// A function that says on which node it runs, and stands still on one of them.
+fn with_a_slow_node() -> LocalCluster {
+    let cluster = cluster(2);
+    on_primary(
+        &cluster,
+        "CREATE TABLE held (n int); CREATE TABLE slow (node text); INSERT INTO slow VALUES ('');
+         GRANT SELECT ON held, slow TO app;
+         CREATE FUNCTION w_where() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM count(*) FROM held;
+             IF current_setting('cluster_name') = (SELECT node FROM slow) THEN
+                 PERFORM pg_sleep(600);
+             END IF;
+             RETURN current_setting('cluster_name');
+         END $$;
+         CREATE FUNCTION w_row(i int) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+             IF i = 5000 THEN RETURN w_where(); END IF;
+             RETURN repeat('x', 100);
+         END $$;
+         CREATE FUNCTION w_leave() RETURNS boolean LANGUAGE sql AS
+             'SELECT pg_terminate_backend(pg_backend_pid())'",
+    );
+    cluster.wait_caught_up().expect("replicas have it");
+    let hasty = "ALTER SYSTEM SET max_standby_streaming_delay = 0;
+        ALTER SYSTEM SET hot_standby_feedback = off";
+    let node = cluster.node(1);
+    node.sql("postgres", hasty).expect("settings");
+    node.reload().expect("reload");
+    cluster
+}
+
+/// A session whose reads go to node 1, where `w_where` stands still from now on.
+fn on_slow_node(cluster: &LocalCluster, gateway: &Gateway) -> Speaker {
+    on_primary(cluster, "UPDATE slow SET node = ''");
+    cluster.wait_caught_up().expect("all nodes are quick");
+    let mut session = None;
+    wait_for("a session on node 1", || {
+        let mut speaker = Speaker::start(gateway.port);
+        let at = speaker.ask(Form::Simple, "SELECT w_where()");
+        session = (at == Ok("node1".to_owned())).then_some(speaker);
+        session.is_some()
+    });
+    on_primary(cluster, "UPDATE slow SET node = 'node1'");
+    cluster.wait_caught_up().expect("node 1 is slow");
+    session.expect("a session")
+}
+
+/// Waits until node 1 stands still in `w_where`; the backend's process id.
+fn standing_still(cluster: &LocalCluster) -> String {
+    let sleeping =
+        "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = 'app'";
+    let mut pid = String::new();
+    wait_for("the read to stand still", || {
+        pid = cluster.node(1).sql("postgres", sleeping).expect("activity");
+        !pid.is_empty()
+    });
+    pid
+}
+
+/// What befalls a read, by the name that metrics have for it.
+fn befall(cluster: &LocalCluster, what: &str, pid: &str) {
+    let node = cluster.node(1);
+    match what {
+        "recovery_conflict" => {
+            let lock = "BEGIN; LOCK held IN ACCESS EXCLUSIVE MODE; COMMIT";
+            on_primary(cluster, lock);
+        }
+        "terminated" => {
+            let end = format!("SELECT pg_terminate_backend({pid})");
+            assert_eq!(node.sql("postgres", &end).expect("termination"), "t");
+        }
+        "crashed" => {
+            let other = format!(
+                "SELECT pid FROM pg_stat_activity
+                 WHERE backend_type = 'client backend' AND pid NOT IN ({pid}, pg_backend_pid())
+                 LIMIT 1"
+            );
+            let other = node.sql("postgres", &other).expect("another backend");
+            kill(
+                Pid::from_raw(other.parse().expect("a pid")),
+                Signal::SIGKILL,
+            )
+            .expect("kill");
+        }
+        "connection_lost" => {
+            node.kill();
+            node.start().expect("start");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_read_that_is_cut_off_is_run_on_another_node() {
+    let cluster = with_a_slow_node();
+    for (level, elsewhere) in [
+        ("session", &["node0", "node2"][..]),
+        ("eventual", &["node2"]),
+    ] {
+        let gateway = gateway(&cluster, level);
+        for what in [
+            "recovery_conflict",
+            "terminated",
+            "crashed",
+            "connection_lost",
+        ] {
+            let retries = || {
+                let labels = format!("reason=\"{what}\"");
+                gateway.metric("tidegate_retries_total", &labels)
+            };
+            for form in Form::ALL {
+                let mut session = on_slow_node(&cluster, &gateway);
+                let before = retries();
+                let answer = thread::scope(|scope| {
+                    let asked = scope.spawn(|| session.ask(form, "SELECT w_where()"));
+                    befall(&cluster, what, &standing_still(&cluster));
+                    asked.join().expect("an answer")
+                });
+                let node = answer.unwrap_or_else(|code| panic!("{what} {form:?}: {code}"));
+                assert!(
+                    elsewhere.contains(&&*node),
+                    "{level} {what} {form:?}: {node}"
+                );
+                assert_eq!(retries(), before + 1.0, "{level} {what} {form:?}");
+                assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+            }
+        }
+        assert_eq!(gateway.metric("tidegate_errors_total", ""), 0.0);
+    }
+}
+
+#[test]
+fn what_is_cut_off_for_good_is_told() {
+    let cluster = with_a_slow_node();
+    let gateway = gateway(&cluster, "session");
+    let retries = || gateway.metric("tidegate_retries_total", "");
+
+    // Rows have been seen: they would come twice.
+    for form in [Form::Simple, Form::Extended, Form::Named] {
+        let mut session = on_slow_node(&cluster, &gateway);
+        let before = retries();
+        let answer = thread::scope(|scope| {
+            let sql = "SELECT w_row(i) FROM generate_series(1, 5000) AS i";
+            let asked = scope.spawn(|| session.ask(form, sql));
+            befall(&cluster, "terminated", &standing_still(&cluster));
+            asked.join().expect("an answer")
+        });
+        assert_eq!((answer, retries()), (Err("57P01".to_owned()), before));
+        assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+    }
+
+    // It is cut off wherever it runs: tried so often, and no more.
+    for form in Form::ALL {
+        let mut session = on_replica(&gateway);
+        let before = retries();
+        session.say(form, "SELECT w_leave()");
+        let answers = session.answers(form);
+        assert_eq!(answers.last(), Some(&Err("57P01".to_owned())), "{form:?}");
+        assert_eq!(retries(), before + 3.0, "{form:?}");
+        assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+    }
+}
