@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use dashmap::DashMap;
 use tokio::sync::Notify;
 
 use self::gate::Gate;
@@ -30,6 +31,7 @@ use crate::session::consistency::{
     Clock, Floors, Freshness, Incarnation, Lsn, Mark, NodeId, Replica, Tick,
 };
 use crate::session::route::{Candidate, Serving};
+use crate::session::schema::Schema;
 use crate::telemetry;
 
 /// Nodes that share a system identifier.
@@ -45,6 +47,9 @@ pub struct Cluster {
     last_write: AtomicU64,
     /// The same, with the position by which it had been made: what new sessions begin with.
     last_write_mark: Mutex<Mark>,
+    /// By the database's name, and whether one of them waits for a sample since it was changed.
+    schemas: DashMap<Box<str>, Arc<Schema>>,
+    schema_waits: AtomicBool,
     /// The sample that somebody waits for, by its number.
     wanted: AtomicU64,
     /// The position that somebody waits for replicas to reach.
@@ -97,6 +102,8 @@ impl Cluster {
             history: Mutex::default(),
             last_write: AtomicU64::new(0),
             last_write_mark: Mutex::new(Mark::new(Tick(0))),
+            schemas: DashMap::new(),
+            schema_waits: AtomicBool::new(false),
             wanted: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             resting: AtomicBool::new(false),
@@ -170,6 +177,36 @@ impl Cluster {
         *mark
     }
 
+    /// The schema of a database that somebody has logged in to.
+    pub fn schema(&self, database: &str) -> Arc<Schema> {
+        if let Some(known) = self.schemas.get(database) {
+            return known.clone();
+        }
+        let new = || Arc::new(Schema::new(&format!("{}\0{database}", self.name)));
+        self.schemas
+            .entry(database.into())
+            .or_insert_with(new)
+            .clone()
+    }
+
+    /// The schema has been changed: a sample is to say what a replica must have for it.
+    pub fn mark_schema(&self, schema: &Schema) {
+        schema.mark(&self.clock);
+        self.schema_waits.store(true, SeqCst);
+        self.want_sample(self.clock.now());
+    }
+
+    /// Notes the first sample after each change of a schema while the clock still has it.
+    fn mark_schemas(&self) {
+        if self.schema_waits.load(SeqCst) && self.schema_waits.swap(false, SeqCst) {
+            for schema in &self.schemas {
+                if schema.mark(&self.clock).1.sample.is_none() {
+                    self.schema_waits.store(true, SeqCst);
+                }
+            }
+        }
+    }
+
     /// Asks for a sample of the primary's position that is started after `moment`.
     pub fn want_sample(&self, moment: Tick) {
         if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0
@@ -209,6 +246,7 @@ impl Cluster {
         self.clock.complete(tick, lsn);
         // Noted while the clock still has the sample after the last write.
         self.last_write_mark();
+        self.mark_schemas();
         self.history
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

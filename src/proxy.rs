@@ -40,7 +40,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use self::acquire::Placed;
-use self::again::{Again, RETRIES_MAX};
+use self::again::Loss;
 use self::cancel::{Handle, Sessions};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
@@ -243,6 +243,7 @@ impl Client {
         let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
         session.floors.begin(welcome.cluster.last_write_mark());
+        session.set_schema(welcome.cluster.schema(database));
         Client {
             registered,
             seat,
@@ -352,61 +353,27 @@ impl Client {
     }
 
     async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
-        let (started, mut placed) = match lead {
+        let (started, placed) = match lead {
             Lead::Planned => match self.serve_without_server(end).await {
                 Some(served) => return served,
-                None => (Instant::now(), None),
+                None => (Instant::now(), self.acquire(end, None).await),
             },
-            Lead::Placed(placed) => (Instant::now(), Some(placed)),
-            Lead::Said(UnderWay { placed, started }) => (started, Some(placed)),
+            Lead::Placed(placed) => (Instant::now(), Ok(placed)),
+            Lead::Said(UnderWay { placed, started }) => (started, Ok(placed)),
         };
-        let mut end = end;
-        let mut again: Option<Box<Again>> = None;
-        for attempt in 0.. {
-            let found = match placed.take() {
-                Some(placed) => Ok(placed),
-                None => self.acquire(end, again.as_deref()).await,
-            };
-            let placed = match found {
-                Ok(placed) => placed,
-                Err(refusal @ Refusal::PrimaryChanged { .. }) => {
-                    return Err(Ended::Refused(refusal));
-                }
-                Err(refusal) => {
-                    let again = again.unwrap_or_default();
-                    return Box::pin(self.refuse(again.refusal(refusal), end)).await;
-                }
-            };
-            let may_repair = attempt < RETRIES_MAX;
-            let lent = match placed.waited || attempt > 0 {
-                true => Instant::now(),
-                false => started,
-            };
-            let since = (started, lent);
-            match self.exchange(placed, end, since, may_repair).await {
-                Ok(ControlFlow::Break(())) => {
-                    if let Some(again) = again {
-                        self.learn(*again);
-                    }
-                    break;
-                }
-                Ok(ControlFlow::Continue(next)) => {
-                    // The rest of the pipeline goes on elsewhere.
-                    end = next;
-                    again = None;
-                }
-                Err(Failed::Retry { refusal, .. }) if attempt >= RETRIES_MAX => {
-                    return Box::pin(self.refuse(refusal, end)).await;
-                }
-                Err(Failed::Retry { replica, why, .. }) => {
-                    again.get_or_insert_default().after_loss(replica, why);
-                }
-                Err(Failed::Misplaced(misplaced, node)) => {
-                    self.repair(*misplaced, node, again.get_or_insert_default());
-                }
-                Err(Failed::Ended(ended)) => return Err(ended),
-                Err(Failed::Refused(refusal)) => return Box::pin(self.refuse(refusal, end)).await,
+        let outcome = match placed {
+            Ok(placed) => {
+                let lent = match placed.waited {
+                    true => Instant::now(),
+                    false => started,
+                };
+                self.exchange(placed, end, (started, lent)).await
             }
+            Err(refusal) => Err(refusal.into()),
+        };
+        match outcome {
+            Ok(ControlFlow::Break(())) => {}
+            outcome => Box::pin(self.serve_again(outcome, end, started)).await?,
         }
         match self.must_stop() {
             true => Err(Ended::Refused(going_down())),
@@ -446,7 +413,6 @@ impl Client {
         mut placed: Placed,
         end: End,
         since: (Instant, Instant),
-        may_repair: bool,
     ) -> Result<ControlFlow<(), End>, Failed> {
         let replica = placed.replica;
         let server = &mut placed.server;
@@ -457,7 +423,7 @@ impl Client {
             relay.belongs_elsewhere = Batch::must_leave_replica;
         }
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
-        relay.server.state.repairable = match retriable && whole && may_repair {
+        relay.server.state.repairable = match retriable && whole {
             true => placed.repairable,
             false => Repairable::No,
         };
@@ -478,7 +444,7 @@ impl Client {
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
             Ok(()) => {
-                if let Some(misplaced) = self.session.take_misplaced() {
+                if let Some(misplaced) = placed.server.state.misplaced.take() {
                     let node = placed.server.node().id();
                     self.put_back(placed.server, replica, Instant::now());
                     return Err(Failed::Misplaced(misplaced, node));
@@ -528,7 +494,7 @@ impl Client {
             return Failed::Ended(Ended::Gone);
         }
         let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
-        let why = again::loss(&broken);
+        let why = again::what_befell(&broken);
         let refusal = match (&broken, wrote) {
             (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
                 node: node.name.clone(),
@@ -542,11 +508,12 @@ impl Client {
                 .primary
                 .as_ref()
                 .is_some_and(|p| p.id() == node.id());
-            Failed::Retry {
+            let replica = (!is_primary).then(|| node.id());
+            Failed::Retry(Box::new(Loss {
                 refusal,
-                replica: (!is_primary).then(|| node.id()),
+                replica,
                 why,
-            }
+            }))
         } else if was_idle && self.batch.end() == Some(End::Ready) && !refused_settings {
             Failed::Refused(refusal)
         } else {
@@ -667,17 +634,22 @@ enum Ended {
 /// An exchange has not come to its end.
 enum Failed {
     /// It was a read, and nothing of its answer has been seen: it may be tried again.
-    Retry {
-        refusal: Refusal,
-        /// It was on this replica.
-        replica: Option<NodeId>,
-        why: &'static str,
-    },
+    Retry(Box<Loss>),
     /// This replica has failed it for its own sake.
     Misplaced(Box<Misplaced>, NodeId),
     /// The batch has failed; the session goes on.
     Refused(Refusal),
     Ended(Ended),
+}
+
+/// No server was found.
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Failed {
+        match refusal {
+            Refusal::PrimaryChanged { .. } => Failed::Ended(Ended::Refused(refusal)),
+            refusal => Failed::Refused(refusal),
+        }
+    }
 }
 
 fn going_down() -> Refusal {

@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod repair;
 pub mod route;
 pub mod say;
+pub mod schema;
 pub mod sequences;
 pub mod server;
 pub mod settings;
@@ -30,10 +31,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 
-use self::consistency::Floors;
+use self::consistency::{Clock, Floors};
 use self::effects::{Effects, Suspicion};
 use self::pins::Pins;
-use self::repair::Misplaced;
+use self::schema::Schema;
 use self::server::{Params, ServerState, Text, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
@@ -65,8 +66,6 @@ pub struct Session {
     meaning: (Settings, Arc<str>),
     /// SET LOCAL has run in the open transaction.
     localised: bool,
-    /// The part of it that names the cluster and the database.
-    database: Arc<str>,
     shared: Arc<Shared>,
     statements: Statements,
     /// What portals with effects would do to the session; others are not worth remembering.
@@ -85,6 +84,10 @@ pub struct Session {
     asked: u64,
     /// Functions, triggers or views were changed.
     redefined: bool,
+    /// The database's schema, which all of its sessions share; and whether the open transaction has
+    /// changed it.
+    schema: Arc<Schema>,
+    reshaped: bool,
     /// A part of DateStyle was set: its whole is what the server reports next.
     restyled: bool,
     /// Settings went back to what was given at start-up, which is not what the server reports.
@@ -101,8 +104,6 @@ pub struct Session {
     /// The beginning of the client's last message was not said.
     swallows: bool,
     pins: Pins,
-    /// A replica has failed the batch, which is to be run elsewhere.
-    misplaced: Option<Box<Misplaced>>,
     /// The batch has met an error.
     erred: bool,
     /// The error that preparing something ahead of the batch has met.
@@ -117,6 +118,8 @@ pub struct Did {
     pub read: bool,
     /// Roles or databases were changed: servers that are open may be of before.
     pub altered: bool,
+    /// The schema was changed, and has been marked so.
+    pub reshaped: bool,
 }
 
 impl Session {
@@ -129,10 +132,6 @@ impl Session {
             // Of no settings, until they are looked at.
             meaning: (Settings::default(), scope.into()),
             localised: false,
-            database: scope
-                .rsplit_once('\0')
-                .map_or(scope, |(database, _)| database)
-                .into(),
             shared,
             statements: Statements::default(),
             portals: HashMap::default(),
@@ -144,6 +143,8 @@ impl Session {
             unjudged: Vec::new(),
             asked: 0,
             redefined: false,
+            schema: Arc::new(Schema::new(database_of(scope))),
+            reshaped: false,
             restyled: false,
             went_back: false,
             greeted: shown.clone(),
@@ -154,10 +155,24 @@ impl Session {
             failed: false,
             swallows: false,
             pins: Pins::default(),
-            misplaced: None,
             erred: false,
             foretold: None,
         }
+    }
+
+    /// Has the session share what is known of its database's schema.
+    pub fn set_schema(&mut self, schema: Arc<Schema>) {
+        self.schema = schema;
+    }
+
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// To be asked before a read is routed: others may have changed the schema.
+    #[inline]
+    pub fn heed_schema(&mut self, primary: &Clock) {
+        self.floors.heed(&self.schema, primary);
     }
 
     pub fn status(&self) -> Status {
@@ -183,11 +198,6 @@ impl Session {
         &self.settings
     }
 
-    /// Why a replica has failed the batch, if it is to be run elsewhere.
-    pub fn take_misplaced(&mut self) -> Option<Box<Misplaced>> {
-        self.misplaced.take()
-    }
-
     /// Whether the batch that was said last has met an error.
     pub fn has_erred(&self) -> bool {
         self.erred
@@ -205,12 +215,13 @@ impl Session {
 
     /// The server was lost with whatever was open on it.
     pub fn lost_server(&mut self) {
+        // The commit may have succeeded.
+        self.committed();
         if let Some((session, _)) = self.before.take() {
             self.settings = session;
         }
         self.status = Status::Idle;
         self.failed = false;
-        self.misplaced = None;
         self.uncertain = false;
         self.config_names.clear();
         self.unjudged.clear();
@@ -316,6 +327,11 @@ impl Session {
         };
         match statement.verb {
             Verb::Commit | Verb::Rollback | Verb::PrepareTransaction => {
+                match tag == b"COMMIT" {
+                    true => self.committed(),
+                    // What is prepared is changed by COMMIT PREPARED.
+                    false => self.reshaped = false,
+                }
                 self.ended_transaction(tag, server);
             }
             // What was set since the savepoint is undone, what was set before it is not.
@@ -349,6 +365,7 @@ impl Session {
                 // A temporary table is the session's own, and most often new.
                 if statement.pin.is_none() {
                     self.shared.registry.begin_epoch();
+                    self.reshaped = true;
                 }
                 match self.settings.make_temporary() {
                     true => self.pins.touched(Pin::TemporaryTable),
@@ -360,7 +377,8 @@ impl Session {
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
             Verb::Routine => {
                 self.shared.registry.begin_epoch();
-                let known = self.shared.effects.get(&self.database);
+                self.reshaped = true;
+                let known = self.shared.effects.get(self.schema.database());
                 self.redefined |= known.zip(text()).is_none_or(|(known, definition)| {
                     known.may_change_by(definition, self.has_conforming_strings())
                 });
@@ -457,6 +475,14 @@ impl Session {
         }
     }
 
+    /// What the transaction has done is done, for all to see.
+    fn committed(&mut self) {
+        if std::mem::take(&mut self.reshaped) {
+            self.schema.changed();
+            self.did.reshaped = true;
+        }
+    }
+
     /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
     fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
         if tag.starts_with(b"ROLLBACK") {
@@ -480,6 +506,10 @@ impl Session {
             if self.failed {
                 // The error undid the batch's own transaction.
                 self.roll_back_settings(server);
+                self.reshaped = false;
+            }
+            if self.reshaped {
+                self.committed();
             }
             self.before = None;
             self.localised = false;
@@ -487,7 +517,7 @@ impl Session {
                 self.has_drawn();
             }
             if std::mem::take(&mut self.redefined) {
-                self.shared.effects.forget(&self.database);
+                self.shared.effects.forget(self.schema.database());
             }
             if !self.portals.is_empty() {
                 self.portals.clear();
@@ -504,6 +534,13 @@ impl Session {
             server.settings = self.settings.clone();
         }
     }
+}
+
+/// The part of a scope that names the cluster and the database.
+fn database_of(scope: &str) -> &str {
+    scope
+        .rsplit_once('\0')
+        .map_or(scope, |(database, _)| database)
 }
 
 /// What has to be remembered of a text of this class to apply its effects; `None` when it has none.

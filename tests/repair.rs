@@ -43,13 +43,26 @@ fn on_primary(cluster: &LocalCluster, sql: &str) -> String {
 
 /// A new session whose reads go to a replica.
 fn on_replica(gateway: &Gateway) -> Speaker {
-    let mut speaker = Speaker::start(gateway.port);
+    on_replica_in(gateway, "app")
+}
+
+fn on_replica_in(gateway: &Gateway, database: &str) -> Speaker {
+    let mut speaker = Speaker::start_in(gateway.port, database);
     wait_for("a replica to serve the session", || {
-        let before = gateway.metric("tidegate_queries_total", REPLICA);
-        assert_eq!(speaker.ask(Form::Simple, "SELECT 1"), Ok("1".to_owned()));
-        gateway.metric("tidegate_queries_total", REPLICA) > before
+        is_on_replica(gateway, || {
+            assert_eq!(speaker.ask(Form::Simple, "SELECT 1"), Ok("1".to_owned()));
+        })
     });
     speaker
+}
+
+/// Whether what this asks, once, is served by a replica. It is counted when it has been answered.
+fn is_on_replica(gateway: &Gateway, ask: impl FnOnce()) -> bool {
+    let queries = |labels| gateway.metric("tidegate_queries_total", labels);
+    let (all, replica) = (queries(""), queries(REPLICA));
+    ask();
+    wait_for("the query to be counted", || queries("") > all);
+    queries(REPLICA) > replica
 }
 
 #[test]
@@ -102,7 +115,7 @@ fn what_a_standby_refuses_is_run_on_the_primary_and_remembered() {
             let wrote = writes();
             assert_eq!(second.ask(form, &sql), seven, "{code} {form:?}");
             assert_eq!((repairs(code), remembered()), once, "{code} {form:?}");
-            assert_eq!(writes(), wrote + 1.0, "{code} {form:?}");
+            wait_for("a write", || writes() == wrote + 1.0);
         }
     }
     let inserted = on_primary(&cluster, "SELECT count(*) FROM log");
@@ -197,16 +210,12 @@ fn what_a_replica_has_not_heard_of_is_asked_of_the_primary() {
     cluster.wait_caught_up().expect("the replica has it all");
     for (code, sql) in reads {
         let mut session = on_replica(&gateway);
-        let before = (
-            repairs(code),
-            gateway.metric("tidegate_queries_total", REPLICA),
-        );
-        assert_eq!(session.ask(Form::Simple, sql), Ok("7".to_owned()), "{sql}");
-        let after = (
-            repairs(code),
-            gateway.metric("tidegate_queries_total", REPLICA),
-        );
-        assert_eq!(after, (before.0, before.1 + 1.0), "{sql} is no write");
+        let before = repairs(code);
+        let is_read = is_on_replica(&gateway, || {
+            assert_eq!(session.ask(Form::Simple, sql), Ok("7".to_owned()), "{sql}");
+        });
+        assert!(is_read, "{sql} is no write");
+        assert_eq!(repairs(code), before);
     }
 }
 
@@ -242,6 +251,8 @@ fn with_a_slow_node() -> LocalCluster {
 
 /// A session whose reads go to node 1, where `w_where` stands still from now on.
 fn on_slow_node(cluster: &LocalCluster, gateway: &Gateway) -> Speaker {
+    // After a crash it takes a moment.
+    wait_for("node 1", || cluster.node(1).sql("app", "SELECT 1").is_ok());
     on_primary(cluster, "UPDATE slow SET node = ''");
     cluster.wait_caught_up().expect("all nodes are quick");
     let mut session = None;
@@ -369,5 +380,99 @@ fn what_is_cut_off_for_good_is_told() {
         assert_eq!(answers.last(), Some(&Err("57P01".to_owned())), "{form:?}");
         assert_eq!(retries(), before + 3.0, "{form:?}");
         assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+    }
+}
+
+#[test]
+fn a_schema_that_one_session_changes_is_changed_for_all() {
+    let cluster = cluster(1);
+    on_primary(
+        &cluster,
+        "CREATE SCHEMA own AUTHORIZATION app; CREATE TABLE own.old (n int);
+         ALTER TABLE own.old OWNER TO app; INSERT INTO own.old VALUES (7)",
+    );
+    cluster.wait_caught_up().expect("the replica has it");
+    let node = cluster.node(1);
+    for level in ["session", "eventual"] {
+        let gateway = gateway(&cluster, level);
+        let mut changer = Speaker::start(gateway.port);
+        let mut readers: Vec<_> = (0..4).map(|_| on_replica(&gateway)).collect();
+        let mut elsewhere = on_replica_in(&gateway, "postgres");
+        let changes = [
+            (
+                "ALTER TABLE own.old ADD COLUMN added int DEFAULT 7",
+                "SELECT added FROM own.old",
+            ),
+            (
+                "CREATE TABLE own.new AS SELECT 7 AS n",
+                "SELECT n FROM own.new",
+            ),
+        ];
+        node.pause_replay().expect("pause");
+        for (change, _) in changes {
+            changer.ask(Form::Simple, change).expect("a change");
+        }
+        for ((form, reader), (_, read)) in Form::ALL
+            .into_iter()
+            .zip(&mut readers)
+            .zip(changes.iter().cycle())
+        {
+            let is_old = is_on_replica(&gateway, || {
+                let seven = Ok("7".to_owned());
+                assert_eq!(reader.ask(form, read), seven, "{level} {form:?}: {read}");
+            });
+            // Whatever else it reads, there too.
+            let is_old = is_old
+                || is_on_replica(&gateway, || {
+                    assert_eq!(reader.ask(form, "SELECT 1"), Ok("1".to_owned()));
+                });
+            assert!(!is_old, "{level} {form:?}: {read}");
+        }
+        let kept = || gateway.metric("tidegate_queries_total", "reason=\"newer_schema\"");
+        wait_for("the reason to be told", || {
+            let read = readers[0].ask(Form::Simple, "SELECT n FROM own.old");
+            read.expect("a read");
+            kept() > 0.0
+        });
+        // Sessions of another database have nothing to do with it.
+        let is_read = is_on_replica(&gateway, || {
+            elsewhere.ask(Form::Simple, "SELECT 1").expect("a read");
+        });
+        assert!(is_read, "{level}");
+
+        node.resume_replay().expect("resume");
+        cluster.wait_caught_up().expect("the replica has it all");
+        for (form, reader) in Form::ALL.into_iter().zip(&mut readers) {
+            wait_for("reads to go back to the replica", || {
+                changes.iter().all(|(_, read)| {
+                    is_on_replica(&gateway, || {
+                        assert_eq!(reader.ask(form, read), Ok("7".to_owned()));
+                    })
+                })
+            });
+        }
+        assert_eq!(gateway.metric("tidegate_repairs_total", ""), 0.0);
+
+        // Until it is committed, and if it is not, nobody is kept from the replica.
+        node.pause_replay().expect("pause");
+        changer.ask(Form::Simple, "BEGIN").expect("BEGIN");
+        let drop = "ALTER TABLE own.old DROP COLUMN added";
+        changer.ask(Form::Simple, drop).expect("a change");
+        let read = |reader: &mut Speaker| {
+            is_on_replica(&gateway, || {
+                let read = reader.ask(Form::Simple, "SELECT n FROM own.old");
+                read.expect("a read");
+            })
+        };
+        if level == "eventual" {
+            assert!(read(&mut readers[0]), "nothing has changed yet");
+        }
+        changer.ask(Form::Simple, "COMMIT").expect("COMMIT");
+        assert!(!read(&mut readers[0]), "it has been committed");
+        node.resume_replay().expect("resume");
+        cluster.wait_caught_up().expect("the replica has it all");
+        let drop = "DROP TABLE own.new";
+        changer.ask(Form::Simple, drop).expect("as it was");
+        cluster.wait_caught_up().expect("the replica has it all");
     }
 }

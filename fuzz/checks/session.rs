@@ -454,7 +454,7 @@ impl Play {
             self.inspects = false;
             self.session.inspected(state);
         }
-        if self.session.take_misplaced().is_some() || !state.is_idle() {
+        if state.misplaced.take().is_some() || !state.is_idle() {
             // It would be run again on the primary; or the session keeps the server.
             return true;
         }

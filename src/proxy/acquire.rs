@@ -45,7 +45,7 @@ impl Client {
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
         let at_once = match (needs_primary, again) {
-            (None, Some(_)) => None,
+            (None, Some(again)) if !again.tried.is_empty() => None,
             (needs_primary, _) => self.lend(needs_primary)?,
         };
         match at_once {
@@ -104,12 +104,13 @@ impl Client {
     /// the read is that one's: nearly every read.
     fn lend_for_read(&mut self) -> Result<Option<Placed>, Refusal> {
         let random = self.next_random();
+        self.session.heed_schema(&self.cluster.clock);
         let topology = self.topology.load();
         let floors = &self.session.floors;
         let tried = Tried::default();
         let (index, life) = match look(floors, &self.cluster, topology, tried, random) {
             ReadRoute::Replica { index, life } => (index, life),
-            ReadRoute::Gate => return Ok(None),
+            ReadRoute::Gate(_) => return Ok(None),
             ReadRoute::Primary(reason) => {
                 if !may_use_primary(&topology.config, reason) {
                     return Ok(None);
@@ -154,6 +155,7 @@ impl Client {
         let mut tried = begun;
         loop {
             let topology = cluster.topology();
+            self.session.heed_schema(&cluster.clock);
             let random = self.next_random();
             let reason = match look(&self.session.floors, &cluster, &topology, tried, random) {
                 ReadRoute::Replica { index, life } => {
@@ -187,21 +189,28 @@ impl Client {
                         }
                     }
                 }
-                ReadRoute::Gate => {
+                ReadRoute::Gate(reason) => {
                     drop(topology);
                     cluster.want_sample(cluster.clock.now());
                     let since = *gate.get_or_insert_with(Instant::now);
                     let until = since + config.consistency.gate_wait;
                     if Instant::now() < until {
                         let floors = &self.session.floors;
-                        cluster.wait_at_gate(floors, until).await;
+                        match tried.is_empty() {
+                            true => cluster.wait_at_gate(floors, until).await,
+                            // Nodes that are fresh and have been tried would open the gate at once.
+                            false => {
+                                let moved = cluster.moved.notified();
+                                let _ = tokio::time::timeout_at(until.into(), moved).await;
+                            }
+                        }
                         continue;
                     }
                     telemetry::metrics().gate_missed.increment(1);
                     telemetry::metrics()
                         .gate_wait_seconds
                         .record(since.elapsed());
-                    Reason::SeenNewer
+                    reason
                 }
                 ReadRoute::Primary(reason) => {
                     drop(topology);
@@ -265,7 +274,11 @@ impl Client {
 
     /// A read has to go to the primary, if it may, for this reason.
     fn pin_by(&mut self, reason: Reason) {
-        if matches!(reason, Reason::OwnWrite | Reason::SeenNewer) {
+        let is_behind = matches!(
+            reason,
+            Reason::OwnWrite | Reason::SeenNewer | Reason::NewerSchema
+        );
+        if is_behind {
             self.pin();
             self.cluster.want_sample(self.cluster.clock.now());
         }

@@ -1,13 +1,16 @@
 //! Owns: what is done about a batch that a server has failed before its client has seen anything of
 //! the answer. Never: has a write run twice.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::Client;
 use super::refusal::{Broken, Refusal};
+use super::{Client, Ended, Failed};
 use crate::session::answers::ServerFault;
+use crate::session::batch::End;
 use crate::session::consistency::NodeId;
-use crate::session::repair::{Cause, Misplaced, REPAIRABLE};
+use crate::session::repair::{Cause, Misplaced, REPAIRABLE, Repairable};
 use crate::session::route::{Reason, Tried};
 use crate::sql::Class;
 use crate::telemetry;
@@ -15,11 +18,22 @@ use crate::wire::frame::{Header, header};
 use crate::wire::message;
 
 /// How often a batch is run again.
-pub(super) const RETRIES_MAX: u32 = 3;
+const RETRIES_MAX: u32 = 3;
+
+/// A server was lost with a read of which nothing has been seen.
+pub(super) struct Loss {
+    /// For a client whose read is not run again.
+    pub refusal: Refusal,
+    /// It was on this replica.
+    pub replica: Option<NodeId>,
+    /// What befell it, as metrics call it.
+    pub why: &'static str,
+}
 
 /// What has come of running a batch before.
 #[derive(Default)]
 pub(super) struct Again {
+    times: u32,
     /// It is the primary's now, and why.
     pub primary: Option<Reason>,
     pub tried: Tried,
@@ -30,25 +44,80 @@ pub(super) struct Again {
 }
 
 impl Again {
-    /// It was a read, and its server was lost.
-    pub fn after_loss(&mut self, node: Option<NodeId>, why: &'static str) {
-        telemetry::retries(why).increment(1);
-        self.tried.extend(node);
-        self.words = None;
+    /// Whether it is not run once more, whatever comes of it.
+    fn is_last(&self) -> bool {
+        self.times >= RETRIES_MAX
     }
 
-    /// What to tell the client if it is served nowhere, for this reason.
-    pub fn refusal(self, reason: Refusal) -> Refusal {
-        self.words.map_or(reason, Refusal::Server)
+    /// It was a read, and its server was lost. Breaks if that was the last time.
+    fn after_loss(&mut self, loss: &Loss) -> ControlFlow<()> {
+        if self.is_last() {
+            return ControlFlow::Break(());
+        }
+        self.times += 1;
+        telemetry::retries(loss.why).increment(1);
+        self.tried.extend(loss.replica);
+        self.words = None;
+        ControlFlow::Continue(())
+    }
+
+    /// What to tell the client if no server is found, for this reason.
+    fn refusal(&mut self, reason: Refusal) -> Refusal {
+        match self.words.take() {
+            Some(words) => Refusal::Server(words),
+            None => reason,
+        }
     }
 }
 
 impl Client {
+    /// Goes on with a batch that has come to `outcome`: until it is answered, or there is no hope.
+    /// `started` is when it was planned.
+    pub(super) async fn serve_again(
+        &mut self,
+        mut outcome: Result<ControlFlow<(), End>, Failed>,
+        mut end: End,
+        started: Instant,
+    ) -> Result<(), Ended> {
+        let mut again = Again::default();
+        loop {
+            match outcome {
+                Ok(ControlFlow::Break(())) => {
+                    self.learn(again);
+                    return Ok(());
+                }
+                // The rest of the pipeline goes on elsewhere.
+                Ok(ControlFlow::Continue(next)) => (end, again) = (next, Again::default()),
+                Err(Failed::Retry(loss)) => {
+                    if again.after_loss(&loss).is_break() {
+                        return self.refuse(loss.refusal, end).await;
+                    }
+                }
+                Err(Failed::Misplaced(misplaced, node)) => {
+                    self.repair(*misplaced, node, &mut again);
+                }
+                Err(Failed::Ended(ended)) => return Err(ended),
+                Err(Failed::Refused(refusal)) => return self.refuse(refusal, end).await,
+            }
+            outcome = match self.acquire(end, Some(&again)).await {
+                Ok(mut placed) => {
+                    if again.is_last() {
+                        placed.repairable = Repairable::No;
+                    }
+                    let since = (started, Instant::now());
+                    self.exchange(placed, end, since).await
+                }
+                Err(refusal) => Err(again.refusal(refusal).into()),
+            };
+        }
+    }
+
     /// The replica `node` has failed the batch for its own sake.
-    pub(super) fn repair(&mut self, misplaced: Misplaced, node: NodeId, again: &mut Again) {
+    fn repair(&mut self, misplaced: Misplaced, node: NodeId, again: &mut Again) {
         let Misplaced {
             cause, sqlstate, ..
         } = misplaced;
+        again.times += 1;
         tracing::debug!(
             sqlstate,
             cause = cause.name(),
@@ -74,7 +143,7 @@ impl Client {
     }
 
     /// The batch has been run. What a replica has refused and the primary has not is no read.
-    pub(super) fn learn(&mut self, again: Again) {
+    fn learn(&mut self, again: Again) {
         if let Some(class) = again.refused
             && !self.session.has_erred()
             && class.refuse()
@@ -97,7 +166,7 @@ pub(super) fn may_be_unsaid(mut unsent: &[u8]) -> bool {
 }
 
 /// Why a server was lost, as metrics call it.
-pub(super) fn loss(broken: &Broken) -> &'static str {
+pub(super) fn what_befell(broken: &Broken) -> &'static str {
     let Broken::Server(ServerFault::Ended(words)) = broken else {
         return match broken {
             Broken::Server(_) => "nonsense",

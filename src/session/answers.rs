@@ -383,7 +383,7 @@ impl Session {
         server.copy_in = None;
         if let Some(misplaced) = Misplaced::of(body, server) {
             answer.clear();
-            self.misplaced = Some(Box::new(misplaced));
+            server.misplaced = Some(Box::new(misplaced));
             hide_owed(server);
             return Ok(());
         }

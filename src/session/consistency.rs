@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use super::schema::Schema;
+
 /// A position in the write-ahead log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -195,6 +197,10 @@ pub struct Floors {
     read: Option<Tick>,
     /// What had been acknowledged to anybody before it began.
     began: Option<Mark>,
+    /// When anybody last changed the schema, until a replica is known to have that; and how often it
+    /// had been changed by then.
+    schema: Option<Box<Mark>>,
+    schema_version: u32,
     /// The replica that last showed it data.
     replica: Option<Seen>,
     /// For the history checker, which must be seen to fail without it.
@@ -247,6 +253,8 @@ pub enum Freshness {
     MissesReads,
     /// It lacks the session's own last write, or that is not known.
     MissesWrite,
+    /// It lacks the last change of the schema, or that is not known.
+    MissesSchema,
     /// Where the replica stands is unknown.
     Unknown,
 }
@@ -274,8 +282,37 @@ impl Floors {
     pub fn without_primary(&self) -> Floors {
         Floors {
             began: None,
+            schema: None,
             ..self.clone()
         }
+    }
+
+    /// Whoever changes the schema changes it for all sessions: none may read it as it was before.
+    #[inline]
+    pub fn heed(&mut self, schema: &Schema, primary: &Clock) {
+        if schema.version() != self.schema_version {
+            self.rise_to(schema, primary);
+        }
+    }
+
+    #[cold]
+    fn rise_to(&mut self, schema: &Schema, primary: &Clock) {
+        let (version, mark) = schema.mark(primary);
+        (self.schema, self.schema_version) = (Some(Box::new(mark)), version);
+    }
+
+    /// Whether a replica that has replayed to there may lack the last change of the schema.
+    pub fn misses_schema(&self, primary: &Clock, replayed: Lsn) -> bool {
+        self.schema.as_ref().is_some_and(|mark| {
+            let sample = mark.resolved(primary).sample;
+            sample.is_none_or(|sample| replayed < sample.lsn)
+        })
+    }
+
+    /// Whether no replica is known to have the last change of the schema.
+    #[inline]
+    pub fn awaits_schema(&self) -> bool {
+        self.schema.is_some()
     }
 
     /// The primary has shown data.
@@ -293,6 +330,7 @@ impl Floors {
         self.write = None;
         self.read = None;
         self.began = None;
+        self.schema = None;
         self.replica = Some(Seen {
             node: replica.id(),
             incarnation: life,
@@ -320,6 +358,9 @@ impl Floors {
         let covers = |sample: Option<Sample>| sample.is_some_and(|s| replayed >= s.lsn);
         if self.write.is_some_and(|tick| !covers(primary.after(tick))) {
             return Freshness::MissesWrite;
+        }
+        if self.misses_schema(primary, replayed) {
+            return Freshness::MissesSchema;
         }
         let read = self.read.map(Mark::new);
         let shown = [read, self.began].into_iter().flatten();

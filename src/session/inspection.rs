@@ -88,7 +88,9 @@ impl Session {
         if !self.unjudged.is_empty() {
             let effects = Arc::new(Effects::read(&facts));
             let shared = self.shared.clone();
-            shared.effects.learn(&self.database, &effects, self.asked);
+            shared
+                .effects
+                .learn(self.schema.database(), &effects, self.asked);
             for (class, sql) in std::mem::take(&mut self.unjudged) {
                 let suspicion = effects.judge(&class, &sql, self.has_conforming_strings());
                 self.suspect(suspicion, &effects);

@@ -394,7 +394,7 @@ impl Session {
 
     pub(super) fn judge_text(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
         batch.reads_sequences |= class.reads_sequences();
-        match self.shared.effects.get(&self.database) {
+        match self.shared.effects.get(self.schema.database()) {
             Some(effects) => {
                 let suspicion = effects.judge(class, sql, self.has_conforming_strings());
                 batch.suspicion = batch.suspicion.max(suspicion);

@@ -27,6 +27,8 @@ pub enum Reason {
     OwnWrite,
     /// No replica is known to have all that the primary or another replica has shown the session.
     SeenNewer,
+    /// No replica is known to have the last change of the database's schema.
+    NewerSchema,
     /// The server that the session cannot leave holds something the read may need.
     PinnedServer,
     /// More of the pipeline is to come, and it is not known what.
@@ -46,7 +48,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
@@ -55,6 +57,7 @@ impl Reason {
         Reason::Transaction,
         Reason::OwnWrite,
         Reason::SeenNewer,
+        Reason::NewerSchema,
         Reason::PinnedServer,
         Reason::OpenPipeline,
         Reason::Level,
@@ -80,6 +83,7 @@ impl Reason {
             Reason::Transaction => "transaction",
             Reason::OwnWrite => "own_write",
             Reason::SeenNewer => "seen_newer",
+            Reason::NewerSchema => "newer_schema",
             Reason::PinnedServer => "pinned_server",
             Reason::OpenPipeline => "open_pipeline",
             Reason::Level => "level",
@@ -167,8 +171,8 @@ pub enum ReadRoute {
         index: usize,
         life: Incarnation,
     },
-    /// Wait: a replica is nearly there.
-    Gate,
+    /// Wait: a replica is nearly there. What it lacks is the reason to go to the primary otherwise.
+    Gate(Reason),
     Primary(Reason),
 }
 
@@ -213,8 +217,13 @@ pub fn read_route<N: Candidate>(
             }
             Serving::Yes => {}
         }
-        let freshness = match policy.guarantee {
-            Guarantee::Eventual => Freshness::Fresh,
+        let freshness = match (policy.guarantee, node.position()) {
+            (Guarantee::Eventual, Some((_, replayed))) => {
+                match floors.misses_schema(primary, replayed) {
+                    true => Freshness::MissesSchema,
+                    false => Freshness::Fresh,
+                }
+            }
             _ => floors.judge(primary, nodes, &**node),
         };
         match (freshness, node.position()) {
@@ -223,13 +232,17 @@ pub fn read_route<N: Candidate>(
                 missed = worse(missed, Reason::SeenNewer);
                 nearly |= node.lag().is_some_and(|lag| lag < policy.gate_wait);
             }
+            (Freshness::MissesSchema, _) => {
+                missed = worse(missed, Reason::NewerSchema);
+                nearly |= node.lag().is_some_and(|lag| lag < policy.gate_wait);
+            }
             (Freshness::MissesWrite, _) => missed = worse(missed, Reason::OwnWrite),
             (Freshness::Fresh | Freshness::Unknown, _) => {}
         }
     }
     let Some((index, life)) = choose(floors, nodes, &fresh, random) else {
         return if nearly {
-            ReadRoute::Gate
+            ReadRoute::Gate(missed)
         } else {
             ReadRoute::Primary(missed)
         };
@@ -261,6 +274,9 @@ fn stays<N: Candidate>(
 ) -> Option<(usize, Incarnation)> {
     let (own, life) = floors.replica()?;
     if policy.share || policy.guarantee != Guarantee::Session || !policy.tried.is_empty() {
+        return None;
+    }
+    if floors.awaits_schema() {
         return None;
     }
     let index = nodes.iter().position(|node| node.id() == own)?;
@@ -325,6 +341,7 @@ fn worse(a: Reason, b: Reason) -> Reason {
 mod tests {
     use super::*;
     use crate::session::consistency::{Lsn, Mark};
+    use crate::session::schema::Schema;
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -442,7 +459,7 @@ mod tests {
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
         floors.read_primary(&primary);
-        assert_eq!(route(&floors), ReadRoute::Gate);
+        assert_eq!(route(&floors), ReadRoute::Gate(Reason::SeenNewer));
         for node in &nodes {
             node.lag.set(Duration::from_millis(300));
         }
@@ -450,6 +467,62 @@ mod tests {
         let tick = primary.begin();
         primary.complete(tick, Lsn(100));
         assert!(matches!(route(&floors), ReadRoute::Replica { .. }));
+    }
+
+    #[test]
+    fn a_changed_schema_keeps_every_session_from_replicas_that_lack_it() {
+        let (primary, nodes, schema) = (Clock::new(), cluster(2), Schema::new("main/app"));
+        let sample = |lsn| primary.complete(primary.begin(), Lsn(lsn));
+        let mut floors = Floors::default();
+        let writable = cluster(1).remove(0);
+        let route = |floors: &mut Floors, guarantee, node| {
+            floors.heed(&schema, &primary);
+            let policy = Policy {
+                guarantee,
+                ..POLICY
+            };
+            read_route(floors, &policy, &primary, &nodes, node, 0)
+        };
+        let session = |floors: &mut Floors| route(floors, Guarantee::Session, Some(&*writable));
+        floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+        assert_eq!(replica(session(&mut floors)), 1);
+
+        schema.changed();
+        let gate = ReadRoute::Gate(Reason::NewerSchema);
+        assert_eq!(session(&mut floors), gate, "no sample says where it was");
+        sample(101);
+        assert_eq!(session(&mut floors), gate);
+        nodes.iter().for_each(|n| n.lag.set(Duration::from_secs(1)));
+        let behind = ReadRoute::Primary(Reason::NewerSchema);
+        assert_eq!(session(&mut floors), behind);
+        let mut eventual = Floors::default();
+        let any = |floors: &mut Floors| route(floors, Guarantee::Eventual, Some(&*writable));
+        assert_eq!(any(&mut eventual), behind, "it matters at every level");
+        assert!(
+            matches!(
+                route(&mut eventual, Guarantee::Eventual, None),
+                ReadRoute::Replica { .. }
+            ),
+            "an old schema is better than none"
+        );
+
+        nodes[0].lsn.set(101);
+        assert_eq!(
+            replica(session(&mut floors)),
+            0,
+            "which has what the other has shown"
+        );
+        assert_eq!(replica(any(&mut eventual)), 0);
+        nodes[1].lsn.set(101);
+        assert_eq!(replica(session(&mut floors)), 1);
+        floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+        assert!(!floors.awaits_schema(), "it is looked at once");
+        assert_eq!(replica(session(&mut floors)), 1);
+        let mut later = Floors::default();
+        for lsn in 0..5000 {
+            sample(200 + lsn);
+        }
+        assert!(matches!(session(&mut later), ReadRoute::Replica { .. }));
     }
 
     #[test]
@@ -486,7 +559,8 @@ mod tests {
         floors.begin(Mark::new(primary.begin()));
         let loaded = cluster(1).remove(0);
         let route = |node| read_route(&floors, &POLICY, &primary, &nodes, node, 0);
-        assert_eq!(route(Some(&*loaded)), ReadRoute::Gate);
+        let seen_newer = ReadRoute::Gate(Reason::SeenNewer);
+        assert_eq!(route(Some(&*loaded)), seen_newer);
         assert!(
             matches!(route(None), ReadRoute::Replica { .. }),
             "there is no primary to say what that was"

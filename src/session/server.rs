@@ -11,7 +11,7 @@ use lru::LruCache;
 use super::batch::Renames;
 use super::inspection::Fact;
 use super::intern::Interner;
-use super::repair::Repairable;
+use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
 use crate::sql::Class;
@@ -46,6 +46,8 @@ pub struct ServerState {
     pub(super) awaits_sync: bool,
     /// Which errors of its can be repaired, by running the batch elsewhere.
     pub repairable: Repairable,
+    /// Why it has failed a batch that is to be run elsewhere.
+    pub misplaced: Option<Box<Misplaced>>,
     /// The session, by its id, whose last sequence values it remembers, if any.
     pub(super) drawn_by: Option<u64>,
     /// It waits for the client's COPY data.
@@ -72,6 +74,7 @@ impl ServerState {
             passing_hidden: false,
             awaits_sync: false,
             repairable: Repairable::No,
+            misplaced: None,
             drawn_by: None,
             copy_in: None,
             facts: Vec::new(),

@@ -11,6 +11,7 @@ use crate::sql::{Need, Why};
 use crate::wire::frame::{body, header};
 
 mod repair;
+mod schema;
 
 const STATEMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
@@ -628,25 +629,22 @@ fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
     assert_eq!(
         shows("BEGIN; SELECT 1; COMMIT"),
         Did {
-            altered: false,
-            wrote: false,
-            read: true
+            read: true,
+            ..Did::default()
         }
     );
     assert_eq!(
         shows("SHOW work_mem"),
         Did {
-            altered: false,
-            wrote: false,
-            read: false
+            read: false,
+            ..Did::default()
         }
     );
     assert_eq!(
         shows("SHOW work_mem; SELECT 1"),
         Did {
-            altered: false,
-            wrote: false,
-            read: true
+            read: true,
+            ..Did::default()
         }
     );
     assert!(shows("DELETE FROM t").wrote);

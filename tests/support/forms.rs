@@ -34,7 +34,13 @@ pub struct Speaker {
 
 impl Speaker {
     pub fn start(port: u16) -> Speaker {
-        let mut raw = Raw::start(port, VERSION_3_0, &[]);
+        Speaker::start_in(port, "app")
+    }
+
+    /// A session in this database.
+    pub fn start_in(port: u16, database: &str) -> Speaker {
+        // Of a parameter that is given twice the last counts.
+        let mut raw = Raw::start(port, VERSION_3_0, &[("database", database)]);
         raw.log_in();
         Speaker { raw, names: 0 }
     }

@@ -24,7 +24,7 @@ fn failed_by(
     server.repairable = repairable;
     let heard = heard(session, server, said);
     assert!(server.is_idle(), "the answer has been heard to its end");
-    let misplaced = *session.take_misplaced()?;
+    let misplaced = *server.misplaced.take()?;
     assert_eq!(heard, "", "the client sees nothing");
     let class = session.class_of(&misplaced, &batch, client);
     Some((misplaced, class))

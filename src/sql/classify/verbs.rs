@@ -117,6 +117,8 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
 
         b"begin" | b"start" => Command::transaction(begin(&mut cursor, text)),
         b"commit" | b"end" if !cursor.at("prepared") => Command::transaction(Verb::Commit),
+        // What was prepared may well be a change of the schema.
+        b"commit" => Command::write(Why::Utility, Verb::Ddl),
         b"rollback" | b"abort" if !cursor.at("prepared") => {
             let _ = cursor.eat("work") || cursor.eat("transaction");
             Command::transaction(if cursor.at("to") {
@@ -174,9 +176,10 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"unlisten" => Command::write(Why::Utility, Verb::Unlisten),
         b"load" => Command::write(Why::Utility, Verb::Plain).pinning(Some(Pin::Load)),
         b"do" | b"call" => Command::write(Why::Utility, Verb::Run),
-        b"commit" | b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"vacuum"
-        | b"analyze" | b"analyse" | b"checkpoint" | b"cluster" | b"reindex" | b"wait"
-        | b"repack" => Command::write(Why::Utility, Verb::Plain),
+        b"end" | b"rollback" | b"abort" | b"notify" | b"lock" | b"vacuum" | b"analyze"
+        | b"analyse" | b"checkpoint" | b"cluster" | b"reindex" | b"wait" | b"repack" => {
+            Command::write(Why::Utility, Verb::Plain)
+        }
         _ => Command::write(Why::NotParsed, Verb::Plain),
     }
 }
@@ -412,8 +415,8 @@ mod tests {
             ),
             ("commit and chain", Verb::Commit),
             ("end", Verb::Commit),
-            ("commit prepared 'x'", Verb::Plain),
             ("rollback prepared 'x'", Verb::Plain),
+            ("commit prepared 'x'", Verb::Ddl),
             ("abort work", Verb::Rollback),
             ("rollback to a", Verb::RollbackTo),
             ("rollback transaction to savepoint a", Verb::RollbackTo),
