@@ -103,6 +103,8 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         signals.until_stop(&proxy, path).await;
         for task in accepting {
             task.abort();
+            // Its socket goes with it, and not before it has.
+            let _ = task.await;
         }
         // Whoever takes our place may have the name.
         drop(socket_files);
