@@ -149,6 +149,16 @@ impl Client {
             && class.refuse()
         {
             telemetry::metrics().repairs_remembered.increment(1);
+            let Class {
+                functions,
+                relations,
+                ..
+            } = &*class;
+            tracing::info!(
+                ?functions,
+                ?relations,
+                "what a replica has refused is a write from now on"
+            );
         }
     }
 }
