@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tidegate::config::Level;
 use tidegate::session::answers::Answer;
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::consistency::{Clock, Floors, Incarnation, Lsn, NodeId, Replica};
 use tidegate::session::effects::{Effects, Known};
 use tidegate::session::pipeline::Planned;
-use tidegate::session::route::{Candidate, Guarantee, Policy, Serving, read_route};
+use tidegate::session::route::{Candidate, Moment, Policy, Serving, read_route};
 use tidegate::session::server::{Params, ServerState};
 use tidegate::session::settings::Settings;
 use tidegate::session::statements::Registry;
@@ -187,7 +188,8 @@ fn route(has_read: bool, count: usize) {
         floors.read_replica(&primary, &*nodes[1], Incarnation(1));
     }
     let policy = Policy {
-        guarantee: Guarantee::Session,
+        level: Level::Session,
+        max_lag: None,
         share: false,
         gate_wait: Duration::from_millis(10),
         tried: Default::default(),
@@ -301,6 +303,9 @@ impl Candidate for Node {
     }
     fn lag(&self) -> Option<Duration> {
         Some(Duration::ZERO)
+    }
+    fn as_of(&self) -> Moment {
+        Moment(0)
     }
 }
 

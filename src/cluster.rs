@@ -2,6 +2,7 @@
 //!
 //! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
 
+pub mod causal;
 pub mod connect;
 mod gate;
 pub mod keys;
@@ -12,13 +13,15 @@ pub mod probe;
 pub mod roles;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use self::causal::Keys;
+use self::causal::store::{self, Store};
 use self::gate::Gate;
 use self::lag::History;
 use self::node::{Node, Role};
@@ -30,7 +33,7 @@ use crate::net::tls::{Material, NodeSide};
 use crate::session::consistency::{
     Clock, Floors, Freshness, Incarnation, Lsn, Mark, NodeId, Replica, Tick,
 };
-use crate::session::route::{Candidate, Serving};
+use crate::session::route::{Candidate, Moment, Serving};
 use crate::session::schema::Schema;
 use crate::telemetry;
 
@@ -63,6 +66,9 @@ pub struct Cluster {
     pub changed: Notify,
     system: Mutex<Option<String>>,
     roles: Roles,
+    keys: Keys,
+    /// Where they are shared with other proxies.
+    store: ArcSwapOption<Store>,
 }
 
 /// What everybody sees of a cluster at one time.
@@ -112,7 +118,10 @@ impl Cluster {
             changed: Notify::new(),
             system: Mutex::new(None),
             roles: Roles::start(),
+            keys: Keys::new(),
+            store: ArcSwapOption::empty(),
         });
+        cluster.share_keys(config);
         for node in &cluster.topology().nodes {
             tokio::spawn(probe::watch(cluster.clone(), node.clone()));
         }
@@ -207,6 +216,54 @@ impl Cluster {
         }
     }
 
+    /// A session of this key has been acknowledged something: what it wrote, or only what it read on the
+    /// primary. Other proxies are told of what is written.
+    pub fn note_key(&self, database: &str, key: &str, wrote: bool) {
+        let (id, now) = (self.keys.id(database, key), self.clock.now());
+        self.keys.raise(id, now);
+        if wrote && let Some(store) = &*self.store.load() {
+            store.raise(id, database, key, now);
+            self.want_sample(now);
+        }
+    }
+
+    /// What sessions of this key must see by what this proxy knows; and where it has to be asked what
+    /// others know.
+    pub fn key_floor(&self, database: &str, key: &str) -> (Mark, Option<Arc<Store>>) {
+        let id = self.keys.id(database, key);
+        (self.keys.floor(id, &self.clock), self.store.load_full())
+    }
+
+    /// Shares causal keys as this configuration says.
+    fn share_keys(self: &Arc<Self>, config: &Config) {
+        let wanted = config.consistency.redis.as_ref();
+        let lag_max = config.lag.max;
+        let known = self.store.load_full();
+        match (&known, wanted) {
+            (None, None) => return,
+            (Some(known), Some(wanted)) if known.is_as(wanted, lag_max) => return,
+            _ => {}
+        }
+        let opened = wanted
+            .map(|wanted| Store::open(wanted, lag_max))
+            .transpose();
+        match opened {
+            Ok(opened) => {
+                if let Some(store) = &opened {
+                    tokio::spawn(store::keep(self.clone(), store.clone()));
+                }
+                self.store.store(opened);
+                if let Some(known) = known {
+                    known.close();
+                }
+            }
+            // The configuration has been checked; what is here stays.
+            Err(error) => {
+                tracing::error!(cluster = %self.name, %error, "causal keys can't be shared")
+            }
+        }
+    }
+
     /// Asks for a sample of the primary's position that is started after `moment`.
     pub fn want_sample(&self, moment: Tick) {
         if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0
@@ -240,8 +297,8 @@ impl Cluster {
             .is_some_and(|primary| primary.id() == node.id())
     }
 
-    /// The primary was at `lsn` when sample `tick` was taken.
-    fn sampled(&self, tick: Tick, lsn: Lsn) {
+    /// The primary was at `lsn` when sample `tick` was taken, which began at `asked`.
+    fn sampled(&self, tick: Tick, lsn: Lsn, asked: Instant) {
         let somebody_waits = self.is_sample_wanted();
         self.clock.complete(tick, lsn);
         // Noted while the clock still has the sample after the last write.
@@ -250,7 +307,12 @@ impl Cluster {
         self.history
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .note(Instant::now(), lsn);
+            .note(asked, lsn);
+        for node in &self.topology().nodes {
+            if node.position().is_some_and(|(_, at)| at >= lsn) {
+                node.has_all_of(moment(asked));
+            }
+        }
         if somebody_waits && self.goal.fetch_max(lsn.0, SeqCst) < lsn.0 {
             for node in &self.topology().nodes {
                 if node.role() == Role::Replica {
@@ -265,7 +327,11 @@ impl Cluster {
     fn note_lag(&self, node: &Node, lsn: Lsn) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = history.lag(Instant::now(), lsn);
+        let as_of = history.as_of(lsn);
         drop(history);
+        if let Some(as_of) = as_of {
+            node.has_all_of(moment(as_of));
+        }
         let newest = self.clock.latest().map_or(lsn, |sample| sample.lsn);
         let bytes = newest.0.saturating_sub(lsn.0);
         node.metrics.replay_lag_bytes.set(bytes as f64);
@@ -323,6 +389,14 @@ impl Cluster {
         }
     }
 
+    /// The system identifier; 0 while no node has told it.
+    pub fn system(&self) -> u64 {
+        let known = self.system.lock().unwrap_or_else(PoisonError::into_inner);
+        // PostgreSQL shows it as a signed number.
+        let number = known.as_ref().and_then(|text| text.parse::<i64>().ok());
+        number.map_or(0, i64::cast_unsigned)
+    }
+
     /// Decides again who is the primary.
     fn reconsider(&self) {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,12 +416,14 @@ impl Cluster {
         match (&primary, &old.primary) {
             (Some(new), _) => {
                 // Samples of another history say nothing about positions in this one.
+                self.clock.set_timeline(new.timeline());
                 self.clock.new_epoch();
                 self.history
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .clear();
                 self.goal.store(0, SeqCst);
+                old.nodes.iter().for_each(|node| node.forget_as_of());
                 let is_failover = old.last_primary.is_some_and(|last| last != new.id());
                 telemetry::metrics()
                     .failovers
@@ -428,6 +504,7 @@ impl Cluster {
             tracing::info!(cluster = %self.name, node = %node.name, "node removed");
             retire(node);
         }
+        self.share_keys(config);
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
         }
@@ -452,6 +529,15 @@ impl Cluster {
             node.report();
         }
     }
+}
+
+/// A time as routing counts it.
+pub fn moment(at: Instant) -> Moment {
+    /// Long before any time that is asked for, as lags are taken from it.
+    const BEFORE: Duration = Duration::from_secs(1);
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = at.saturating_duration_since(*EPOCH) + BEFORE;
+    Moment(since.as_micros() as u64)
 }
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do.
@@ -598,6 +684,9 @@ impl Clusters {
         for cluster in gone {
             tracing::info!(cluster = %cluster.name, "cluster removed");
             cluster.topology().nodes.iter().for_each(retire);
+            if let Some(store) = cluster.store.swap(None) {
+                store.close();
+            }
             cluster.changed.notify_waiters();
         }
         self.list.store(Arc::new(list));

@@ -3,6 +3,7 @@
 
 pub mod diff;
 mod error;
+mod level;
 mod parse;
 mod section;
 mod tls;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 pub use diff::{Diff, diff};
 pub use error::{ConfigError, Fault};
+pub use level::{Consistency, Level, OnNoReplica, Override, Redis, Wish};
 pub use tls::{ListenTls, NodeTls, OfferMode, SslMode};
-pub use units::DURATION_MAX;
+pub use units::{DURATION_FORM, DURATION_MAX, parse_duration, show_duration};
 
 /// One file's worth of configuration. Equal configs behave alike.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -266,52 +268,6 @@ pub enum ReadPrimary {
     Share,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Consistency {
-    pub level: Level,
-    /// How often LSNs are sampled while somebody waits for them.
-    pub poll_interval: Duration,
-    /// The longest that a read waits for a replica that is nearly there; 0 never waits.
-    pub gate_wait: Duration,
-    pub on_no_replica: OnNoReplica,
-    /// How long [`OnNoReplica::Wait`] waits before it turns to the primary.
-    pub wait_timeout: Duration,
-    /// Whether what the primary has shown a session must be on a replica before the session reads
-    /// there. Without it reads can go back in time; it is there to show that.
-    pub primary_reads_raise_floor: bool,
-}
-
-impl Default for Consistency {
-    fn default() -> Consistency {
-        Consistency {
-            level: Level::Session,
-            poll_interval: Duration::from_millis(2),
-            gate_wait: Duration::from_millis(10),
-            on_no_replica: OnNoReplica::Primary,
-            wait_timeout: Duration::from_secs(1),
-            primary_reads_raise_floor: true,
-        }
-    }
-}
-
-/// What a read must have seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Level {
-    Eventual,
-    #[default]
-    Session,
-    Primary,
-}
-
-/// What a read does while no replica is fresh enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnNoReplica {
-    #[default]
-    Primary,
-    Wait,
-    Error,
-}
-
 /// A replica further behind than either takes no reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lag {
@@ -394,6 +350,8 @@ pub struct Cluster {
     pub databases: Vec<String>,
     /// Who probes the nodes.
     pub monitor: Option<Monitor>,
+    /// What its sessions get where nothing closer says otherwise.
+    pub consistency: Wish,
     pub tls: NodeTls,
     /// At least one.
     pub nodes: Vec<Node>,
@@ -490,6 +448,11 @@ mod tests {
                 assert_eq!((query, database), (Lookup::QUERY, Lookup::DATABASE));
                 assert_eq!(lookup.cache, Lookup::CACHE);
             }
+            if let Some(redis) = sample.consistency.redis.take() {
+                assert_eq!(redis.url, Secret::new("redis://127.0.0.1:6379/0"));
+                let defaults = (Redis::TIMEOUT, Redis::PREFIX, Redis::KEEP);
+                assert_eq!((redis.timeout, &*redis.prefix, redis.keep), defaults);
+            }
             sample.routing.zone = None;
             sample.listen.tls = None;
             sample.listen.unix_socket_dir = None;
@@ -515,7 +478,7 @@ mod tests {
         let sample = sample_with_every_key();
         for key in parse::every_known_key() {
             let assigned = ["\n", "{ ", ", ", "#   "].map(|before| format!("{before}{key} = "));
-            let headers = [format!("[{key}]"), format!(".{key}]]")];
+            let headers = [format!("[{key}]"), format!(".{key}]")];
             let mut forms = assigned.iter().chain(&headers);
             assert!(
                 forms.any(|form| sample.contains(form)),

@@ -26,6 +26,7 @@ pub mod refusal;
 pub mod relay;
 mod release;
 pub mod replication;
+mod wishes;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -45,11 +46,12 @@ use self::cancel::{Handle, Sessions};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
-use self::relay::{Begun, ClientSide, Relay};
+use self::relay::{Begun, ClientSide, Ledger, Relay};
+use self::wishes::Base;
 use crate::auth::{Proven, Users};
 use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters, WatchedTopology};
-use crate::config::{Config, PoolMode};
+use crate::config::{Config, Level, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Material;
@@ -192,6 +194,11 @@ struct Client {
     last_written: u64,
     /// Of a primary and two replicas; with more nodes they are elsewhere.
     pools: SmallVec<[(NodeId, Arc<Pool>); 3]>,
+    /// What its reads must have seen by the configuration; and of the last read that was looked at,
+    /// whether that was all, and its level.
+    base: Base,
+    reads_plainly: bool,
+    read_level: Level,
     /// Bytes of a message that is not wanted, still to come.
     discard: u32,
     /// The exchange that waits for its answer, if that is to be an ordinary one.
@@ -232,7 +239,8 @@ impl Client {
     fn new(welcome: Welcome, registered: Registered, seat: Seat) -> Client {
         let PoolKey { database, user } = &welcome.key;
         let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
-        let (settings, params) = (welcome.settings, welcome.params);
+        let (mut settings, params) = (welcome.settings, welcome.params);
+        let token = settings.take_token();
         let mut session = Session::new(
             registered.proxy.shared.load_full(),
             &scope,
@@ -244,6 +252,11 @@ impl Client {
         session.floors.set_ignore_primary_reads(!raises);
         session.floors.begin(welcome.cluster.last_write_mark());
         session.set_schema(welcome.cluster.schema(database));
+        session.set_system(welcome.cluster.system());
+        if let Some(token) = token {
+            session.receive_token(&token);
+        }
+        let base = Base::of(&config, &welcome.cluster.name, &welcome.key);
         Client {
             registered,
             seat,
@@ -262,6 +275,9 @@ impl Client {
             last_written: NO_FAVOURITE,
             keeps_servers: config.pool.mode == PoolMode::Session,
             pools: SmallVec::new(),
+            read_level: base.level,
+            reads_plainly: true,
+            base,
             discard: 0,
             under_way: None,
             begun: None,
@@ -420,7 +436,13 @@ impl Client {
         let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
         let mut relay = Relay::new(client_side!(self), server);
         if replica {
-            relay.belongs_elsewhere = Batch::must_leave_replica;
+            // What was fresh enough for one part of a pipeline need not be for the next.
+            relay.belongs_elsewhere = match self.reads_plainly {
+                true => Batch::must_leave_replica,
+                false => |_| true,
+            };
+        } else {
+            relay.ledger = Some(Ledger(&self.cluster));
         }
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
         relay.server.state.repairable = match retriable && whole {
@@ -477,6 +499,7 @@ impl Client {
         let node = server.node().clone();
         node.wake.notify_one();
         let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
+        Ledger(&self.cluster).note(&self.session);
         let did = self.session.take_did();
         let wrote = did.wrote || !was_idle;
         let within_message = server.state.is_within_message();
@@ -692,6 +715,6 @@ mod tests {
         }
         let (task, client) = (awaited(Client::run), size_of::<Client>());
         assert!(task <= 1024, "the task of a client holds {task} bytes");
-        assert!(client <= 1280, "a client is {client} bytes");
+        assert!(client <= 1344, "a client is {client} bytes");
     }
 }

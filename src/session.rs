@@ -10,6 +10,7 @@ pub mod effects;
 mod inspection;
 pub mod intern;
 mod ordinary;
+pub mod own;
 mod pins;
 pub mod pipeline;
 pub mod repair;
@@ -20,6 +21,7 @@ pub mod sequences;
 pub mod server;
 pub mod settings;
 pub mod statements;
+pub mod token;
 
 #[cfg(test)]
 mod tests;
@@ -33,11 +35,13 @@ use bytes::BytesMut;
 
 use self::consistency::{Clock, Floors};
 use self::effects::{Effects, Suspicion};
+use self::own::Own;
 use self::pins::Pins;
 use self::schema::Schema;
 use self::server::{Params, ServerState, Text, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
+use self::token::Token;
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
 use crate::sql::set_config::{self, Changes, Name};
@@ -104,10 +108,24 @@ pub struct Session {
     /// The beginning of the client's last message was not said.
     swallows: bool,
     pins: Pins,
+    /// The identifier of the cluster's system; 0 while that is not known.
+    system: u64,
+    /// Of the proxy's own settings, what most sessions never have.
+    own: Option<Box<OwnState>>,
     /// The batch has met an error.
     erred: bool,
     /// The error that preparing something ahead of the batch has met.
     foretold: Option<Vec<u8>>,
+}
+
+/// Of the proxy's own settings, what most sessions never have.
+#[derive(Default)]
+struct OwnState {
+    /// The settings with the proxy's own as they are to be shown, while a batch shows them.
+    shown: Option<Settings>,
+    /// What is set for the open transaction alone, and the causal key that is.
+    local: Vec<Own>,
+    local_key: Option<Arc<str>>,
 }
 
 /// What has been done, as far as others' freshness is concerned.
@@ -155,6 +173,8 @@ impl Session {
             failed: false,
             swallows: false,
             pins: Pins::default(),
+            system: 0,
+            own: None,
             erred: false,
             foretold: None,
         }
@@ -173,6 +193,43 @@ impl Session {
     #[inline]
     pub fn heed_schema(&mut self, primary: &Clock) {
         self.floors.heed(&self.schema, primary);
+    }
+
+    /// Whose tokens the session takes.
+    pub fn set_system(&mut self, system: u64) {
+        self.system = system;
+    }
+
+    pub fn system(&self) -> u64 {
+        self.system
+    }
+
+    /// What has been done that no floor has been raised for.
+    pub fn did(&self) -> Did {
+        self.did
+    }
+
+    /// The name of its database.
+    pub fn database(&self) -> &str {
+        let (_, name) = self.schema.database().split_once('\0').unwrap_or_default();
+        name
+    }
+
+    /// The key whose sessions what is acknowledged now matters to.
+    pub fn causal_key(&self) -> Option<&Arc<str>> {
+        let local = || self.own.as_ref()?.local_key.as_ref();
+        let wanted = || self.settings.wanted()?.causal_key.as_ref();
+        local().or_else(wanted)
+    }
+
+    /// The open transaction is over, and floors have been raised for it.
+    pub fn end_local(&mut self) {
+        if self.status == Status::Idle
+            && let Some(own) = &mut self.own
+        {
+            own.local_key = None;
+            own.local.clear();
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -221,6 +278,7 @@ impl Session {
             self.settings = session;
         }
         self.status = Status::Idle;
+        self.end_local();
         self.failed = false;
         self.uncertain = false;
         self.config_names.clear();
@@ -340,7 +398,12 @@ impl Session {
                 Some(text) => self.set(text, server),
                 None => self.uncertain = true,
             },
-            Verb::SettingLocal => self.localised = true,
+            Verb::SettingLocal => match text().and_then(|text| command::assignment(text, true)) {
+                Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
+                    self.set_own_local(&assignment);
+                }
+                _ => self.localised = true,
+            },
             Verb::DiscardAll => {
                 self.statements.clear_named();
                 self.pins.discard();
@@ -434,6 +497,32 @@ impl Session {
         }
     }
 
+    /// SET LOCAL of a setting of the proxy's own: the transaction is on the primary, whatever level it
+    /// asks for.
+    fn set_own_local(&mut self, assignment: &command::Assignment<'_>) {
+        let value = assignment.value.as_deref().unwrap_or_default();
+        let own = Own::named(&assignment.name);
+        let local = &mut self.own.get_or_insert_default().local;
+        local.extend(own.filter(|own| !local.contains(own)));
+        match own {
+            Some(Own::CausalKey) => {
+                let key = (!assignment.resets && !value.is_empty()).then(|| value.into());
+                self.own.get_or_insert_default().local_key = key;
+            }
+            Some(Own::Token) => self.receive_token(value),
+            _ => {}
+        }
+    }
+
+    /// A token that has been found to be of this cluster.
+    pub fn receive_token(&mut self, text: &str) {
+        if let Ok(token) = Token::parse(text)
+            && token.system == self.system
+        {
+            self.floors.receive(token);
+        }
+    }
+
     fn set(&mut self, statement: &[u8], server: &mut ServerState) {
         let Some(setting) = command::setting(statement) else {
             self.uncertain = true;
@@ -446,6 +535,13 @@ impl Session {
         match setting {
             // Of random numbers: what comes next depends on all that came since.
             Setting::Set { name } if name == "seed" => self.pins.touched(Pin::Settings),
+            // What is shown of it is another one each time.
+            Setting::Set { name } if name == Own::Token.name() => {
+                if let Some(value) = own::value(statement) {
+                    self.receive_token(&value);
+                }
+                server.settings.set(&name, statement);
+            }
             // They are more than is worth carrying from server to server.
             Setting::Set { name } if !self.settings.have_room(&name, statement) => {
                 self.pins.touched(Pin::Settings);
@@ -557,8 +653,9 @@ fn tracked(
     if class.statements.iter().all(plain) {
         return None;
     }
-    let by_text = |s: &crate::sql::Statement| {
-        matches!(s.verb, Verb::Setting | Verb::Deallocate | Verb::Routine)
+    let by_text = |s: &crate::sql::Statement| match s.verb {
+        Verb::SettingLocal => own::is_mentioned(sql),
+        verb => matches!(verb, Verb::Setting | Verb::Deallocate | Verb::Routine),
     };
     let text = class.statements.iter().any(by_text).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;

@@ -11,6 +11,7 @@ pub mod classify;
 pub mod command;
 pub mod fingerprint;
 pub mod functions;
+pub mod hint;
 pub mod lexer;
 mod recent;
 pub mod relations;

@@ -87,6 +87,7 @@ pub struct Metrics {
     pub role_lookups_failed: Counter,
     pub role_lookups_spared: Counter,
     pub role_lookup_seconds: Histogram,
+    pub causal_floors_written: Counter,
 }
 
 impl Metrics {
@@ -130,6 +131,7 @@ impl Metrics {
             role_lookups_failed: lookups("failed"),
             role_lookups_spared: counter!("tidegate_role_lookups_spared_total"),
             role_lookup_seconds: histogram!("tidegate_role_lookup_seconds"),
+            causal_floors_written: counter!("tidegate_causal_floors_written_total"),
         }
     }
 }
@@ -156,6 +158,11 @@ pub fn count_error(sqlstate: &str) {
         "other".to_owned()
     };
     counter!("tidegate_errors_total", "class" => class).increment(1);
+}
+
+/// Whether the store of a cluster's causal keys can be asked.
+pub fn causal_store_up(cluster: &str) -> Gauge {
+    gauge!("tidegate_causal_store_up", "cluster" => cluster.to_owned())
 }
 
 /// Counts a login that was refused with `sqlstate`.
@@ -388,6 +395,14 @@ fn describe() {
         "tidegate_role_lookup_seconds",
         Unit::Seconds,
         "How long look-ups of roles took, each of all that waited together."
+    );
+    gauge!(
+        "tidegate_causal_store_up",
+        "Whether the store of causal keys (consistency.redis) can be asked."
+    );
+    counter!(
+        "tidegate_causal_floors_written_total",
+        "Floors of causal keys that were written to the store, for other proxies."
     );
     counter!(
         "tidegate_errors_total",

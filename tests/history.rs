@@ -1,8 +1,8 @@
 //! The promises to a session, checked over random histories: many clients write and read their own
 //! and others' rows while replay on the standbys is late, paused and resumed.
 //!
-//! Owns: which runs there are, and what each must show. Never: promises a session more than that it
-//! reads its own writes and never goes back in time.
+//! Owns: which runs there are, and what each must show. Never: promises a session more than its level
+//! does: usually, that it reads its own writes and never goes back in time.
 
 #[path = "history/client.rs"]
 mod client;
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tidegate::demo::{DemoError, LocalCluster, Options};
 
-use client::Mix;
+use client::{Mix, Promise};
 use run::{Outcome, Run};
 use support::Gateway;
 
@@ -38,6 +38,8 @@ const MIX: Mix = Mix {
 const STEADY: Run = Run {
     name: "no delay",
     mix: MIX,
+    options: "",
+    promise: Promise::Session,
     late: &[],
     paused: 0,
     stop_at_violation: false,
@@ -106,6 +108,96 @@ fn whatever_the_primary_shows_or_takes_is_not_gone_back_behind() -> Result<(), D
     let gateway = Gateway::start_with(&cluster, trusting);
     let broken = forms::check(&cluster, &gateway)?;
     assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+const GLOBAL: &str = "options='-c tidegate.consistency=global'";
+const ONE_KEY: &str = "options='-c tidegate.causal_key=one'";
+const KEYS: &str = "options='-c tidegate.causal_key=key%'";
+const PRIMARY: &str = "options='-c tidegate.consistency=primary'";
+const BOUNDED: &str = "options='-c tidegate.consistency=bounded -c tidegate.max_lag=150ms'";
+const EVENTUAL: &str = "options='-c tidegate.consistency=eventual'";
+
+/// Lag that `bounded` allows, and less than one of the standbys has.
+const MAX_LAG: Duration = Duration::from_millis(150);
+
+const OF_LEVELS: Mix = Mix {
+    operations: 300,
+    ..MIX
+};
+
+/// The other levels, with one standby late or standing still.
+#[test]
+fn every_level_keeps_its_promise() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    let gateway = Gateway::start(&cluster);
+    println!("{}", Outcome::heading());
+    let within = Promise::Within(MAX_LAG);
+    for (name, options, promise, reads_replicas) in [
+        ("global", GLOBAL, Promise::Everything, true),
+        ("one causal key", ONE_KEY, Promise::Everything, true),
+        ("bounded", BOUNDED, within, true),
+        ("primary", PRIMARY, Promise::Everything, false),
+    ] {
+        let late = Run {
+            name,
+            mix: OF_LEVELS,
+            options,
+            promise,
+            late: &[LATE],
+            ..STEADY
+        };
+        let paused = Run {
+            late: &[],
+            paused: 1,
+            ..late
+        };
+        for run in [late, paused] {
+            let outcome = go(&run, &cluster, &gateway)?;
+            assert_kept(&outcome);
+            assert_eq!(outcome.on_replicas > 0, reads_replicas, "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// The same checks find something where the level is weaker than what is checked.
+#[test]
+fn weaker_levels_are_seen_to_promise_less() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    let gateway = Gateway::start(&cluster);
+    println!("{}", Outcome::heading());
+    let within = Promise::Within(MAX_LAG);
+    for (name, options, promise) in [
+        ("session, and not global", "", Promise::Everything),
+        ("a key for each", KEYS, Promise::Everything),
+        ("eventual, and not bounded", EVENTUAL, within),
+    ] {
+        let mut violations = 0;
+        // Whichever standby takes the most reads, one run shows it.
+        for late in [&[LATE][..], &[Duration::ZERO, LATE]] {
+            let run = Run {
+                name,
+                mix: OF_LEVELS,
+                options,
+                promise,
+                late,
+                stop_at_violation: true,
+                ..STEADY
+            };
+            let outcome = go(&run, &cluster, &gateway)?;
+            let missed = |finding: &client::Finding| finding.violation.kind == model::Kind::Missed;
+            assert!(
+                outcome.findings.iter().all(missed),
+                "{name}: {:?}",
+                outcome.findings
+            );
+            violations += outcome.violations;
+        }
+        assert!(violations > 0, "{name}: nothing is seen");
+    }
     Ok(())
 }
 

@@ -12,6 +12,8 @@ use crate::session::consistency::Lsn;
 pub struct History {
     recent: VecDeque<(Instant, Lsn)>,
     old: VecDeque<(Instant, Lsn)>,
+    /// The last of all, however long the primary has been there.
+    last: Option<(Instant, Lsn)>,
 }
 
 impl History {
@@ -19,8 +21,9 @@ impl History {
     const OLD_MAX: usize = 4096;
     const OLD_EVERY: Duration = Duration::from_millis(250);
 
-    /// The primary was seen at `lsn`.
+    /// The primary was asked where it is at this time, and was at `lsn`.
     pub fn note(&mut self, at: Instant, lsn: Lsn) {
+        self.last = Some((at, lsn));
         if self.recent.back().is_some_and(|&(_, last)| lsn <= last) {
             return;
         }
@@ -58,8 +61,22 @@ impl History {
         at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
+    /// When the primary was last known to be no further than `replayed`: whoever has replayed that has
+    /// everything that had been committed by then. `None` if it has never been seen there.
+    pub fn as_of(&self, replayed: Lsn) -> Option<Instant> {
+        if let Some((at, _)) = self.last.filter(|&(_, lsn)| lsn <= replayed) {
+            return Some(at);
+        }
+        let not_beyond = |history: &VecDeque<(Instant, Lsn)>| {
+            let index = history.partition_point(|&(_, lsn)| lsn <= replayed);
+            history.get(index.checked_sub(1)?).map(|&(at, _)| at)
+        };
+        not_beyond(&self.recent).or_else(|| not_beyond(&self.old))
+    }
+
     /// Another history begins.
     pub fn clear(&mut self) {
+        self.last = None;
         self.recent.clear();
         self.old.clear();
     }
@@ -86,6 +103,24 @@ mod tests {
         assert_eq!(history.lag(at(300), Lsn(10)), Duration::from_millis(200));
         assert_eq!(history.lag(at(300), Lsn(19)), Duration::from_millis(200));
         assert_eq!(history.lag(at(300), Lsn(5)), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn a_position_is_as_of_when_the_primary_was_there() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut history = History::default();
+        assert_eq!(history.as_of(Lsn(9)), None);
+        history.note(at(0), Lsn(10));
+        history.note(at(100), Lsn(20));
+        history.note(at(5000), Lsn(20));
+        assert_eq!(history.as_of(Lsn(9)), None);
+        assert_eq!(history.as_of(Lsn(19)), Some(at(0)));
+        assert_eq!(history.as_of(Lsn(20)), Some(at(5000)), "it is idle");
+        history.note(at(6000), Lsn(30));
+        assert_eq!(history.as_of(Lsn(20)), Some(at(100)), "never too late");
+        history.clear();
+        assert_eq!(history.as_of(Lsn(99)), None);
     }
 
     #[test]

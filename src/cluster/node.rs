@@ -13,7 +13,7 @@ use super::pool::{Pool, PoolKey};
 use crate::config;
 use crate::net::tls::NodeSide;
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica};
-use crate::session::route::{Candidate, Serving};
+use crate::session::route::{Candidate, Moment, Serving};
 use crate::telemetry::NodeMetrics;
 
 /// One PostgreSQL instance.
@@ -38,6 +38,8 @@ pub struct Node {
     /// Of a node that has been seen as a primary; 0 before.
     timeline: AtomicU32,
     lag_us: AtomicU64,
+    /// See [`Candidate::as_of`].
+    as_of: AtomicU64,
     in_flight: AtomicU32,
     /// A moving average of how long reads take here, in microseconds.
     latency_us: AtomicU32,
@@ -93,6 +95,7 @@ impl Node {
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
             lag_us: AtomicU64::new(LAG_UNKNOWN),
+            as_of: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             latency_us: AtomicU32::new(0),
             clock: Clock::new(),
@@ -182,6 +185,7 @@ impl Node {
     pub fn set_incarnation(&self, life: Incarnation) {
         if self.incarnation() != life {
             self.position.store(0, Ordering::SeqCst);
+            self.forget_as_of();
             self.clock.new_epoch();
             self.incarnation.store(life.0, Ordering::SeqCst);
         }
@@ -192,6 +196,7 @@ impl Node {
         self.incarnation.store(0, Ordering::SeqCst);
         self.position.store(0, Ordering::SeqCst);
         self.lag_us.store(LAG_UNKNOWN, Ordering::SeqCst);
+        self.forget_as_of();
         self.metrics.replay_lag_bytes.set(f64::NAN);
         self.metrics.replay_lag_seconds.set(f64::NAN);
     }
@@ -217,6 +222,16 @@ impl Node {
         self.lag_us.store(lag.as_micros() as u64, Ordering::SeqCst);
         self.lagging.store(lagging, Ordering::SeqCst);
         self.metrics.replay_lag_seconds.set(lag.as_secs_f64());
+    }
+
+    /// It has everything that had been committed by then.
+    pub fn has_all_of(&self, moment: Moment) {
+        self.as_of.fetch_max(moment.0, Ordering::SeqCst);
+    }
+
+    /// Its history is another one from now on, or it is not known what it has.
+    pub fn forget_as_of(&self) {
+        self.as_of.store(0, Ordering::SeqCst);
     }
 
     pub fn begin_use(&self) {
@@ -294,5 +309,9 @@ impl Candidate for Node {
             LAG_UNKNOWN => None,
             us => Some(Duration::from_micros(us)),
         }
+    }
+
+    fn as_of(&self) -> Moment {
+        Moment(self.as_of.load(Ordering::SeqCst))
     }
 }

@@ -233,7 +233,7 @@ impl Probe {
             // A sample that began on the cluster's clock belongs to the primary of that moment.
             if for_cluster && cluster.is_primary(node) {
                 let waited_for = cluster.is_sample_wanted();
-                cluster.sampled(tick, lsn);
+                cluster.sampled(tick, lsn, self.last_start);
                 self.see_to_flush(flushed, waited_for.then_some(lsn), limit)
                     .await?;
             }

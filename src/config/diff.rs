@@ -33,6 +33,8 @@ pub struct ClusterDiff {
     pub nodes_changed: Vec<Node>,
     pub databases: bool,
     pub monitor: bool,
+    /// What its sessions get.
+    pub consistency: bool,
     /// How TLS is used; new connections use it so.
     pub tls: bool,
 }
@@ -117,6 +119,7 @@ impl fmt::Display for Diff {
             for (what, changed) in [
                 ("databases", cluster.databases),
                 ("monitor", cluster.monitor),
+                ("consistency", cluster.consistency),
                 ("TLS", cluster.tls),
             ] {
                 if changed {
@@ -186,6 +189,7 @@ fn cluster_diff(old: &Cluster, new: &Cluster) -> ClusterDiff {
             .collect(),
         databases: old.databases != new.databases,
         monitor: old.monitor != new.monitor,
+        consistency: old.consistency != new.consistency,
         tls: old.tls != new.tls,
     }
 }
@@ -354,6 +358,13 @@ mod tests {
             ],
             "cluster changed: main (databases), cluster changed: main (monitor), cluster changed: other (databases)",
         );
+        check(
+            &[(
+                r#"databases = ["a"]"#,
+                "databases = [\"a\"]\nconsistency = { level = 'global' }",
+            )],
+            "cluster changed: main (consistency)",
+        );
     }
 
     #[test]
@@ -402,6 +413,13 @@ mod tests {
                 "size = 5\n[routing]\nread_primary = 'never'\n[consistency]\nlevel = 'primary'\n[health]\nfailures = 9",
             )],
             "changed: routing, changed: consistency, changed: health",
+        );
+        check(
+            &[(
+                "size = 5",
+                "size = 5\n[[consistency.override]]\nuser = 'u'\nlevel = 'eventual'",
+            )],
+            "changed: consistency",
         );
         check(
             &[("[auth]", "[auth]\nmethod = 'md5'")],

@@ -11,8 +11,8 @@ use super::error::{ConfigError, Source};
 use super::section::{Keys, Section, Value};
 use super::{
     Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
-    Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Pool, PoolMode, ReadPrimary,
-    Replication, Routing, User,
+    Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Override, Pool, PoolMode,
+    ReadPrimary, Redis, Replication, Routing, User, Wish,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -97,12 +97,27 @@ const ROUTING: Keys = Keys {
 const CONSISTENCY: Keys = Keys {
     known: &[
         "level",
+        "max_lag",
         "poll_interval",
         "gate_wait",
         "on_no_replica",
         "wait_timeout",
         "primary_reads_raise_floor",
+        "override",
+        "redis",
     ],
+    later: &[],
+};
+const REDIS: Keys = Keys {
+    known: &["url", "timeout", "prefix", "keep"],
+    later: &[],
+};
+const OVERRIDE: Keys = Keys {
+    known: &["database", "user", "level", "max_lag"],
+    later: &[],
+};
+const WISH: Keys = Keys {
+    known: &["level", "max_lag"],
     later: &[],
 };
 const LAG: Keys = Keys {
@@ -126,6 +141,7 @@ const CLUSTER: Keys = Keys {
         "name",
         "databases",
         "monitor",
+        "consistency",
         "sslmode",
         "sslrootcert",
         "sslcert",
@@ -172,6 +188,16 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
             true => lag_section.fault_at("max", message),
             false => health_section.fault_at("interval", message),
         });
+    }
+    // What is not kept any more must be on every replica that is read.
+    let keep = config.consistency.redis.as_ref().map(|redis| redis.keep);
+    if let Some(keep) = keep.filter(|keep| *keep <= config.lag.max) {
+        let max = config.lag.max;
+        let message = format!(
+            r#""consistency.redis.keep" ({keep:?}) must be more than "lag.max" ({max:?}), or replicas that lack what is no longer kept are read"#
+        );
+        let section = root.section("consistency", &CONSISTENCY)?;
+        return Err(section.section("redis", &REDIS)?.fault_at("keep", message));
     }
     // Without these, nobody could ever show a certificate.
     let tls = config.listen.tls.as_ref();
@@ -370,11 +396,6 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
 }
 
 fn consistency(section: &Section<'_>) -> Result<Consistency> {
-    const LEVELS: &[(&str, Level)] = &[
-        ("eventual", Level::Eventual),
-        ("session", Level::Session),
-        ("primary", Level::Primary),
-    ];
     const ON_NO_REPLICA: &[(&str, OnNoReplica)] = &[
         ("primary", OnNoReplica::Primary),
         ("wait", OnNoReplica::Wait),
@@ -382,9 +403,8 @@ fn consistency(section: &Section<'_>) -> Result<Consistency> {
     ];
     let default = Consistency::default();
     Ok(Consistency {
-        level: section.get("level", default.level, |value| {
-            value.choice(LEVELS, &["bounded", "global"])
-        })?,
+        level: section.get("level", default.level, level)?,
+        max_lag: section.get("max_lag", default.max_lag, Value::duration)?,
         poll_interval: section.get("poll_interval", default.poll_interval, Value::duration)?,
         gate_wait: section.get("gate_wait", default.gate_wait, Value::duration_or_zero)?,
         on_no_replica: section.get("on_no_replica", default.on_no_replica, |value| {
@@ -396,7 +416,70 @@ fn consistency(section: &Section<'_>) -> Result<Consistency> {
             default.primary_reads_raise_floor,
             Value::boolean,
         )?,
+        overrides: overrides(section)?,
+        redis: section.optional("redis", |value| shared_keys(&value.section(&REDIS)?))?,
     })
+}
+
+fn shared_keys(section: &Section<'_>) -> Result<Redis> {
+    let redis = Redis {
+        url: section.required("url", Value::secret)?,
+        timeout: section.get("timeout", Redis::TIMEOUT, Value::duration)?,
+        prefix: section.get("prefix", Redis::PREFIX.to_owned(), Value::string)?,
+        keep: section.get("keep", Redis::KEEP, Value::duration)?,
+    };
+    // The URL is not repeated: there may be a password in it.
+    if !redis.url.expose().starts_with("redis://") {
+        let message =
+            r#""consistency.redis.url" must begin with "redis://"; TLS is not supported yet"#;
+        return Err(section.fault_at("url", message));
+    }
+    match redis::Client::open(redis.url.expose()) {
+        Ok(_) => Ok(redis),
+        Err(_) => {
+            let message =
+                r#""consistency.redis.url" must be such as "redis://user:password@host:6379/0""#;
+            Err(section.fault_at("url", message))
+        }
+    }
+}
+
+fn level(value: &Value<'_>) -> Result<Level> {
+    value.choice(&Level::ALL, &[])
+}
+
+fn wish(section: &Section<'_>) -> Result<Wish> {
+    Ok(Wish {
+        level: section.optional("level", level)?,
+        max_lag: section.optional("max_lag", Value::duration)?,
+    })
+}
+
+fn overrides(section: &Section<'_>) -> Result<Vec<Override>> {
+    let mut overrides: Vec<Override> = Vec::new();
+    for section in section.sections("override", &OVERRIDE)? {
+        let new = Override {
+            database: section.optional("database", Value::string)?,
+            user: section.optional("user", Value::string)?,
+            wish: wish(&section)?,
+        };
+        if new.database.is_none() && new.user.is_none() {
+            let message = r#"a [[consistency.override]] needs a "database", a "user" or both"#;
+            return Err(section.fault(message));
+        }
+        if new.wish == Wish::NONE {
+            let message = r#"a [[consistency.override]] needs a "level", a "max_lag" or both"#;
+            return Err(section.fault(message));
+        }
+        let same = |o: &&Override| (&o.database, &o.user) == (&new.database, &new.user);
+        if overrides.iter().find(same).is_some() {
+            let message =
+                "this [[consistency.override]] is for the same database and user as another";
+            return Err(section.fault(message));
+        }
+        overrides.push(new);
+    }
+    Ok(overrides)
 }
 
 fn lag(section: &Section<'_>) -> Result<Lag> {
@@ -525,6 +608,9 @@ fn cluster(section: &Section<'_>) -> Result<Cluster> {
         name,
         databases,
         monitor,
+        consistency: section.get("consistency", Wish::NONE, |value| {
+            wish(&value.section(&WISH)?)
+        })?,
         tls: tls::nodes(section)?,
         nodes,
     })
@@ -570,6 +656,9 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
         POOL,
         ROUTING,
         CONSISTENCY,
+        OVERRIDE,
+        REDIS,
+        WISH,
         LAG,
         HEALTH,
         FAILOVER,

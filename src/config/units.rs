@@ -31,6 +31,23 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::from_micros(micros))
 }
 
+/// As [`parse_duration`] reads it, in the largest unit that leaves a whole number.
+pub fn show_duration(duration: Duration) -> String {
+    let us = duration.as_micros();
+    let units = [
+        ("d", 86_400_000_000),
+        ("h", 3_600_000_000),
+        ("m", 60_000_000),
+        ("s", 1_000_000),
+        ("ms", 1_000),
+    ];
+    let fits = |(_, unit): &&(&str, u128)| us >= *unit && us.is_multiple_of(*unit);
+    match units.iter().find(fits) {
+        Some((name, unit)) => format!("{}{name}", us / unit),
+        None => format!("{us}us"),
+    }
+}
+
 /// Reads a size in bytes, with PostgreSQL's units: 1kB is 1024 bytes.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (count, unit) = split(text)?;
@@ -89,6 +106,16 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn durations_are_shown_as_they_are_read() {
+        for text in [
+            "1us", "1500us", "200ms", "1s", "90s", "2m", "1h", "25h", "3d",
+        ] {
+            assert_eq!(show_duration(parse_duration(text).unwrap()), text);
+        }
+        assert_eq!(show_duration(Duration::from_secs(120)), "2m");
     }
 
     #[test]

@@ -4,19 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use super::Client;
 use super::again::Again;
 use super::refusal::Refusal;
+use super::wishes::{Base, Special};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
-use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
+use crate::config::{Config, OnNoReplica, ReadPrimary};
 use crate::session::batch::End;
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
 use crate::session::repair::Repairable;
-use crate::session::route::{Guarantee, Policy, ReadRoute, Reason, Tried, read_route};
+use crate::session::route::{Policy, ReadRoute, Reason, Tried, bounded_route, read_route};
 use crate::session::settings::Settings;
 use crate::sql::Need;
 use crate::telemetry;
@@ -42,9 +43,13 @@ impl Client {
         end: End,
         again: Option<&Again>,
     ) -> Result<Placed, Refusal> {
+        if self.batch.hints.is_some() {
+            self.check_named_node();
+        }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
         let at_once = match (needs_primary, again) {
+            _ if self.batch.shows_own => None,
             (None, Some(again)) if !again.tried.is_empty() => None,
             (needs_primary, _) => self.lend(needs_primary)?,
         };
@@ -94,8 +99,11 @@ impl Client {
         needs_primary: Option<Reason>,
         tried: Tried,
     ) -> Result<Placed, Refusal> {
+        if self.batch.shows_own {
+            self.show_own().await?;
+        }
         match needs_primary {
-            Some(reason) => self.wait_for_primary(reason).await,
+            Some(reason) => self.on_primary(reason).await,
             None => self.acquire_for_read(tried).await,
         }
     }
@@ -106,13 +114,21 @@ impl Client {
         let random = self.next_random();
         self.session.heed_schema(&self.cluster.clock);
         let topology = self.topology.load();
+        if !self.base.is_of(&topology.config) {
+            self.base = Base::of(&topology.config, &self.cluster.name, &self.key);
+        }
+        let wanted = self.session.settings().wanted();
+        if self.base.is_special || self.batch.hints.is_some() || wanted.is_some() {
+            return self.lend_for_special_read(random);
+        }
+        (self.reads_plainly, self.read_level) = (true, self.base.level);
         let floors = &self.session.floors;
-        let tried = Tried::default();
-        let (index, life) = match look(floors, &self.cluster, topology, tried, random) {
+        let policy = self.base.policy();
+        let (index, life) = match look(floors, &policy, &self.cluster, topology, random) {
             ReadRoute::Replica { index, life } => (index, life),
             ReadRoute::Gate(_) => return Ok(None),
             ReadRoute::Primary(reason) => {
-                if !may_use_primary(&topology.config, reason) {
+                if !may_use_primary(&topology.config, reason, None) {
                     return Ok(None);
                 }
                 self.pin_by(reason);
@@ -121,18 +137,7 @@ impl Client {
         };
         let node = topology.nodes[index].id();
         let repairable = repairable(topology);
-        let server = match self.kept_replica(node) {
-            Some(server) => Some(server),
-            None => lend_known(&self.pools, node, self.session.settings(), NO_FAVOURITE),
-        };
-        let server = server.filter(|server| server.incarnation == life);
-        Ok(server.map(|server| Placed {
-            server,
-            replica: true,
-            reason: Reason::Fresh,
-            waited: false,
-            repairable,
-        }))
+        Ok(self.lend_replica(node, life, Reason::Fresh, repairable))
     }
 
     /// In session mode: the server that the session has on this replica. One on another is done
@@ -146,23 +151,131 @@ impl Client {
         server.checked()
     }
 
+    /// The like, of a read that asks for more than most.
+    #[cold]
+    fn lend_for_special_read(&mut self, random: u64) -> Result<Option<Placed>, Refusal> {
+        let topology = self.topology.load().clone();
+        let special = self.asked_for();
+        if special.is_unsettled() {
+            return Ok(None);
+        }
+        let (index, life) = match self.special_route(&topology, &special, Tried::default(), random)
+        {
+            ReadRoute::Replica { index, life } => (index, life),
+            ReadRoute::Gate(_) => return Ok(None),
+            ReadRoute::Primary(reason) => {
+                if !may_use_primary(&topology.config, reason, Some(&special)) {
+                    return Ok(None);
+                }
+                self.pin_by(reason);
+                return self.lend_primary(reason);
+            }
+        };
+        let reason = match special.node {
+            Some(_) => Reason::NamedReplica,
+            None => Reason::Fresh,
+        };
+        let (node, repairable) = (topology.nodes[index].id(), repairable(&topology));
+        Ok(self.lend_replica(node, life, reason, repairable))
+    }
+
+    /// A free server of this replica in this life.
+    fn lend_replica(
+        &mut self,
+        node: NodeId,
+        life: Incarnation,
+        reason: Reason,
+        repairable: Repairable,
+    ) -> Option<Placed> {
+        let server = match self.kept_replica(node) {
+            Some(server) => Some(server),
+            None => lend_known(&self.pools, node, self.session.settings(), NO_FAVOURITE),
+        };
+        let server = server.filter(|server| server.incarnation == life)?;
+        Some(Placed {
+            server,
+            replica: true,
+            reason,
+            waited: false,
+            repairable,
+        })
+    }
+
+    /// Where a read goes that asks for more than most.
+    fn special_route(
+        &mut self,
+        topology: &Topology,
+        special: &Special,
+        tried: Tried,
+        random: u64,
+    ) -> ReadRoute {
+        let primary = topology.primary.as_deref();
+        (self.reads_plainly, self.read_level) = (false, special.policy.level);
+        let named;
+        let bounds = match special.node.as_deref() {
+            None => &special.bounds,
+            Some(name) => {
+                let Some(index) = topology.nodes.iter().position(|node| node.name == name) else {
+                    // It has just been removed.
+                    return ReadRoute::Primary(Reason::NoReplica);
+                };
+                if primary.is_some_and(|primary| primary.id() == topology.nodes[index].id()) {
+                    return ReadRoute::Primary(Reason::NamedPrimary);
+                }
+                named = special.bounds.of_node(index);
+                &named
+            }
+        };
+        bounded_route(
+            &self.session.floors,
+            &Policy {
+                tried,
+                ..special.policy
+            },
+            bounds,
+            &self.cluster.clock,
+            &topology.nodes,
+            primary,
+            random,
+        )
+    }
+
     /// `begun` is where the read has been tried already.
     async fn acquire_for_read(&mut self, begun: Tried) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
+        // As of now, however long the read has to wait: what others do meanwhile is not waited for.
+        let mut special = self.is_special().then(|| self.asked_for());
+        if let Some(special) = &mut special {
+            self.settle_key(special).await;
+        }
+        let special = special.as_ref();
+        let named = special.and_then(|special| special.node.as_deref());
         let mut gate: Option<Instant> = None;
         let mut waited: Option<Instant> = None;
         let mut tried = begun;
         loop {
+            // Made before the look, so that no move after it is missed.
+            let mut moved = std::pin::pin!(cluster.moved.notified());
             let topology = cluster.topology();
             self.session.heed_schema(&cluster.clock);
             let random = self.next_random();
-            let reason = match look(&self.session.floors, &cluster, &topology, tried, random) {
+            let route = match special {
+                None => {
+                    let policy = Policy {
+                        tried,
+                        ..self.base.policy()
+                    };
+                    look(&self.session.floors, &policy, &cluster, &topology, random)
+                }
+                Some(special) => self.special_route(&topology, special, tried, random),
+            };
+            let reason = match route {
                 ReadRoute::Replica { index, life } => {
                     let node = topology.nodes[index].clone();
                     let repairable = repairable(&topology);
                     drop(topology);
-                    if let Some(since) = gate {
+                    if let Some(since) = gate.filter(|_| waited.is_none()) {
                         telemetry::metrics().gate_passed.increment(1);
                         telemetry::metrics()
                             .gate_wait_seconds
@@ -170,10 +283,10 @@ impl Client {
                     }
                     match self.on_replica(&node, life, &config).await? {
                         Some(server) => {
-                            let reason = if gate.is_some() {
-                                Reason::Gate
-                            } else {
-                                Reason::Fresh
+                            let reason = match named {
+                                Some(_) => Reason::NamedReplica,
+                                None if gate.is_some() || waited.is_some() => Reason::Gate,
+                                None => Reason::Fresh,
                             };
                             return Ok(Placed {
                                 server,
@@ -195,21 +308,22 @@ impl Client {
                     let since = *gate.get_or_insert_with(Instant::now);
                     let until = since + config.consistency.gate_wait;
                     if Instant::now() < until {
-                        let floors = &self.session.floors;
-                        match tried.is_empty() {
-                            true => cluster.wait_at_gate(floors, until).await,
-                            // Nodes that are fresh and have been tried would open the gate at once.
+                        match special.is_none() && tried.is_empty() {
+                            true => cluster.wait_at_gate(&self.session.floors, until).await,
+                            // The gate knows of floors alone: nodes that are fresh by those, and have
+                            // been tried or lack something else, would open it at once.
                             false => {
-                                let moved = cluster.moved.notified();
-                                let _ = tokio::time::timeout_at(until.into(), moved).await;
+                                let _ = timeout_at(until.into(), moved.as_mut()).await;
                             }
                         }
                         continue;
                     }
-                    telemetry::metrics().gate_missed.increment(1);
-                    telemetry::metrics()
-                        .gate_wait_seconds
-                        .record(since.elapsed());
+                    if waited.is_none() {
+                        telemetry::metrics().gate_missed.increment(1);
+                        telemetry::metrics()
+                            .gate_wait_seconds
+                            .record(since.elapsed());
+                    }
                     reason
                 }
                 ReadRoute::Primary(reason) => {
@@ -218,18 +332,24 @@ impl Client {
                 }
             };
             self.pin_by(reason);
-            if may_use_primary(&config, reason) {
+            if may_use_primary(&config, reason, special) {
                 return self.on_primary(reason).await;
             }
             let since = *waited.get_or_insert_with(Instant::now);
             let left = match config.consistency.on_no_replica {
-                OnNoReplica::Error => Duration::ZERO,
+                OnNoReplica::Error if named.is_none() => Duration::ZERO,
                 _ => config
                     .consistency
                     .wait_timeout
                     .saturating_sub(since.elapsed()),
             };
             if left.is_zero() {
+                if let Some(node) = named {
+                    return Err(Refusal::NamedNode {
+                        node: node.to_owned(),
+                        reason: reason.name(),
+                    });
+                }
                 if config.consistency.on_no_replica == OnNoReplica::Wait
                     && config.routing.read_primary != ReadPrimary::Never
                 {
@@ -242,7 +362,7 @@ impl Client {
                 });
             }
             tried = begun;
-            let _ = timeout(left.min(HOLD_STEP), cluster.moved.notified()).await;
+            let _ = timeout(left.min(HOLD_STEP), moved).await;
         }
     }
 
@@ -274,11 +394,7 @@ impl Client {
 
     /// A read has to go to the primary, if it may, for this reason.
     fn pin_by(&mut self, reason: Reason) {
-        let is_behind = matches!(
-            reason,
-            Reason::OwnWrite | Reason::SeenNewer | Reason::NewerSchema
-        );
-        if is_behind {
+        if reason.is_behind() {
             self.pin();
             self.cluster.want_sample(self.cluster.clock.now());
         }
@@ -409,15 +525,15 @@ fn is_in_life(server: &Server, node: &Node) -> bool {
     life.0 == 0 || server.incarnation == life
 }
 
-fn may_use_primary(config: &Config, reason: Reason) -> bool {
-    match (
-        config.routing.read_primary,
-        config.consistency.on_no_replica,
-    ) {
-        _ if matches!(reason, Reason::Level | Reason::Shared) => true,
-        (ReadPrimary::Never, _) => false,
-        (_, on_no_replica) => on_no_replica == OnNoReplica::Primary,
-    }
+fn may_use_primary(config: &Config, reason: Reason, special: Option<&Special>) -> bool {
+    let is_chosen = matches!(
+        reason,
+        Reason::Level | Reason::Shared | Reason::NamedPrimary
+    );
+    is_chosen
+        || special.is_none_or(|special| special.node.is_none())
+            && config.routing.read_primary != ReadPrimary::Never
+            && config.consistency.on_no_replica == OnNoReplica::Primary
 }
 
 /// A free server of a node that the session has used before.
@@ -431,18 +547,17 @@ fn lend_known(
     pool.lend_now(wanted, favourite)
 }
 
-/// Where a session's next read goes.
+/// Where a session's next read goes, if it asks for nothing special.
 fn look(
     floors: &Floors,
+    policy: &Policy,
     cluster: &Cluster,
     topology: &Topology,
-    tried: Tried,
     random: u64,
 ) -> ReadRoute {
     let primary = topology.primary.as_deref();
-    let policy = policy(&topology.config, tried);
     let (clock, nodes) = (&cluster.clock, &topology.nodes);
-    read_route(floors, &policy, clock, nodes, primary, random)
+    read_route(floors, policy, clock, nodes, primary, random)
 }
 
 /// What of a replica's errors can be repaired: with a primary that takes reads, all.
@@ -450,18 +565,5 @@ fn repairable(topology: &Topology) -> Repairable {
     match topology.primary.is_some() && topology.config.routing.read_primary != ReadPrimary::Never {
         true => Repairable::All,
         false => Repairable::NotBySchema,
-    }
-}
-
-fn policy(config: &Config, tried: Tried) -> Policy {
-    Policy {
-        guarantee: match config.consistency.level {
-            Level::Eventual => Guarantee::Eventual,
-            Level::Session => Guarantee::Session,
-            Level::Primary => Guarantee::Primary,
-        },
-        share: config.routing.read_primary == ReadPrimary::Share,
-        gate_wait: config.consistency.gate_wait,
-        tried,
     }
 }

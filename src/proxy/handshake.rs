@@ -26,6 +26,7 @@ use crate::config::Replication;
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Offer;
+use crate::session::own;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
 use crate::wire::WireError;
@@ -341,14 +342,14 @@ impl Authenticated<'_> {
             let params = upstream.connection.params.clone();
             return Ok((Entry::Replication(Box::new(upstream)), params));
         }
-        let settings = wanted_settings(parameters)?;
+        let settings = wanted_settings(parameters, cluster.system())?;
         let key = PoolKey {
             database: database.to_owned(),
             user: user.to_owned(),
         };
         let params = proxy
             .welcomes
-            .params(&cluster, &key, &self.credential, &settings)
+            .params(&cluster, &key, &self.credential, &settings.without_own())
             .await?;
         let login = Login {
             cluster,
@@ -439,7 +440,7 @@ fn invalid_options(error: OptionsError) -> Refusal {
 }
 
 /// The settings that the start-up message asks for, `options` first, as PostgreSQL applies them.
-fn wanted_settings(parameters: &Parameters) -> Result<Settings, Refusal> {
+fn wanted_settings(parameters: &Parameters, system: u64) -> Result<Settings, Refusal> {
     let mut settings = Vec::new();
     if let Some(options) = parameters.get("options") {
         settings.extend(options::parse(utf8(options)?).map_err(invalid_options)?);
@@ -449,6 +450,12 @@ fn wanted_settings(parameters: &Parameters) -> Result<Settings, Refusal> {
         let own = matches!(name, "user" | "database" | "options" | "replication");
         if !own && !name.starts_with("_pq_.") {
             settings.push((name.to_owned(), utf8(value)?.to_owned()));
+        }
+    }
+    for (name, value) in &settings {
+        let name = name.to_ascii_lowercase();
+        if name.starts_with(own::PREFIX) {
+            own::check_value(&name, value, system).map_err(Refusal::Complaint)?;
         }
     }
     Ok(Settings::from_startup(

@@ -15,7 +15,7 @@ use tokio::sync::futures::Notified;
 
 use super::acquire::Placed;
 use super::refusal::Refusal;
-use super::relay::Begun;
+use super::relay::{Begun, Ledger};
 use super::{Client, read_client};
 use crate::net::buffers;
 use crate::session::batch::End;
@@ -221,6 +221,7 @@ impl Client {
         let Some(under_way) = &mut self.under_way else {
             return Poll::Ready(None);
         };
+        let ledger = (!under_way.placed.replica).then_some(Ledger(&self.cluster));
         let server = &mut *under_way.placed.server;
         let (client, session) = (&mut self.stream, &mut self.session);
         let heard = loop {
@@ -232,6 +233,9 @@ impl Client {
                     let mut received = buffers::take();
                     received.extend_from_slice(answer);
                     return Some(Err(received));
+                }
+                if let Some(ledger) = ledger {
+                    ledger.note(session);
                 }
                 let sent = match client.send_now(answer) {
                     Some(Ok(sent)) => sent,

@@ -7,6 +7,7 @@ use crate::auth::AuthError;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::pool::CheckoutError;
 use crate::session::answers::ServerFault;
+use crate::session::own::Complaint;
 use crate::session::pipeline::ClientFault;
 use crate::telemetry;
 use crate::wire::encode::{self, Severity};
@@ -29,6 +30,12 @@ pub enum Refusal {
         cluster: String,
         reason: &'static str,
     },
+    #[error("node \"{node}\" may not serve this read now: {reason}")]
+    NamedNode { node: String, reason: &'static str },
+    #[error("the position of the primary of cluster \"{cluster}\" is not known")]
+    NoToken { cluster: String },
+    #[error("{}", .0.message)]
+    Complaint(Complaint),
     #[error(
         "connection to node {node} was lost while it ran this; whether it took effect is unknown"
     )]
@@ -93,7 +100,11 @@ impl Refusal {
                 .unwrap_or("XX000"),
             Refusal::Checkout(CheckoutError::Timeout { .. }) => "53300",
             Refusal::Checkout(_) => "08001",
-            Refusal::NoPrimary { .. } | Refusal::NoReplica { .. } => "57P03",
+            Refusal::NoPrimary { .. }
+            | Refusal::NoReplica { .. }
+            | Refusal::NamedNode { .. }
+            | Refusal::NoToken { .. } => "57P03",
+            Refusal::Complaint(complaint) => complaint.sqlstate,
             Refusal::PrimaryChanged { .. } => "57P01",
             Refusal::Unknown { .. } => "08007",
             Refusal::Lost { .. } => "08006",
@@ -106,7 +117,7 @@ impl Refusal {
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
+    fn hint(&self) -> Option<&str> {
         match self {
             Refusal::Checkout(CheckoutError::Timeout { .. }) => {
                 Some("Raise pool.size, or look for transactions that stay open.")
@@ -114,9 +125,16 @@ impl Refusal {
             Refusal::NoPrimary { .. } => {
                 Some("Retry when a primary is up; failover.hold sets how long to wait.")
             }
-            Refusal::NoReplica { .. } => {
-                Some("consistency.on_no_replica = \"primary\" sends such reads to the primary.")
-            }
+            Refusal::NoReplica { .. } => Some(
+                "Try again, ask for a weaker tidegate.consistency, or let such reads go to the \
+                 primary by consistency.on_no_replica and routing.read_primary.",
+            ),
+            Refusal::NamedNode { .. } => Some(
+                "Try again, name no node, or ask for what it has by a weaker level, such as \
+                 eventual.",
+            ),
+            Refusal::NoToken { .. } => Some("Try again when a primary is up."),
+            Refusal::Complaint(complaint) => Some(&complaint.advice),
             Refusal::Lookup {
                 is_passing: true, ..
             } => Some("Connect again when a node of the cluster is up."),

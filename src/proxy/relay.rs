@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 
 use super::refusal::Broken;
+use crate::cluster::Cluster;
 use crate::cluster::pool::Server;
 use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
@@ -81,6 +82,28 @@ pub struct Relay<'a> {
     pub leave: bool,
     /// Decides that for a part that has been planned.
     pub belongs_elsewhere: fn(&Batch) -> bool,
+    /// On a primary: where it is noted what is acknowledged, before the client is told. Whoever hears
+    /// of it from the client, and reads, must find it.
+    pub ledger: Option<Ledger<'a>>,
+}
+
+/// Where it is noted what sessions are acknowledged.
+#[derive(Clone, Copy)]
+pub struct Ledger<'a>(pub &'a Cluster);
+
+impl Ledger<'_> {
+    #[inline]
+    pub fn note(self, session: &Session) {
+        let did = session.did();
+        if did.wrote {
+            self.0.note_write();
+        }
+        if (did.wrote || did.read)
+            && let Some(key) = session.causal_key()
+        {
+            self.0.note_key(session.database(), key, did.wrote);
+        }
+    }
 }
 
 impl<'a> Relay<'a> {
@@ -107,6 +130,7 @@ impl<'a> Relay<'a> {
             flushed: false,
             leave: false,
             belongs_elsewhere: |_| false,
+            ledger: None,
         }
     }
 
@@ -318,6 +342,9 @@ impl<'a> Relay<'a> {
         let heard = client
             .session
             .hear(&mut self.server.state, &self.received, client.answer);
+        if let Some(ledger) = self.ledger {
+            ledger.note(client.session);
+        }
         self.pass_on();
         self.heard = heard?;
         Ok(())

@@ -30,6 +30,7 @@ impl Client {
         mut server: Box<Server>,
         replica: bool,
     ) -> Result<(), Ended> {
+        self.session.hide_own();
         if !server.state.is_idle() {
             self.held = Some(server);
             return Ok(());
@@ -73,22 +74,25 @@ impl Client {
         if did.reshaped {
             self.cluster.mark_schema(self.session.schema());
         }
-        let level = self.topology.load().config.consistency.level;
-        if level != Level::Session {
-            return;
-        }
+        self.session.end_local();
         let clock = &self.cluster.clock;
         if replica {
-            self.session
-                .floors
-                .read_replica(clock, &**server.node(), server.incarnation);
-            self.unpin(true);
-        } else if did.wrote {
+            // What a weaker level shows promises nothing, and what it was shown by may lack what the
+            // floors ask for.
+            if self.read_level >= Level::Session {
+                let (node, life) = (&**server.node(), server.incarnation);
+                self.session.floors.read_replica(clock, node, life);
+            }
+            return self.unpin(true);
+        }
+        // Who reads on the primary only, or whatever there is, needs no sample.
+        let samples = matches!(self.level(), Level::Session | Level::Global);
+        if did.wrote {
             self.session.floors.wrote(clock);
-            self.cluster.note_write();
-            self.cluster.want_sample(clock.now());
-        } else if did.read {
+        } else if did.read && samples {
             self.session.floors.read_primary(clock);
+        }
+        if samples && (did.wrote || did.read) {
             self.cluster.want_sample(clock.now());
         }
     }

@@ -8,11 +8,13 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
+use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
 use crate::sql::lexer;
+use crate::wire::encode::Severity;
 use crate::wire::frame::{Header, body, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
@@ -422,6 +424,12 @@ impl Session {
                 answer.forward(at);
                 return Ok(());
             }
+            Some(Expect::RefusedQuery(complaint)) => {
+                self.failed = true;
+                answer.say(|out| complain(complaint, out));
+                return Ok(());
+            }
+            Some(Expect::Refused(complaint)) => answer.say(|out| complain(complaint, out)),
             Some(Expect::Execute(tracked)) => {
                 self.outlived(tracked.as_ref());
                 answer.forward(at);
@@ -567,6 +575,16 @@ fn stale(out: &mut BytesMut) {
     const WORDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
         Fplancache.c\0RRevalidateCachedQuery\0\0";
     encode::body(out, b'E', WORDS);
+}
+
+/// A complaint in the form of a server's error.
+fn complain(complaint: &Complaint, out: &mut BytesMut) {
+    let Complaint {
+        sqlstate,
+        message,
+        advice,
+    } = complaint;
+    encode::error(out, Severity::Error, sqlstate, message, Some(advice));
 }
 
 fn is_hidden(server: &ServerState) -> bool {

@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::effects::Suspicion;
+use super::own::Complaint;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
+use crate::sql::hint::{self, HintError, Hints};
 use crate::sql::{Class, Need, Why};
 
 /// The room for messages that a batch keeps for the next one.
@@ -45,6 +47,15 @@ pub struct Batch {
     pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
     /// There are more of them than are kept.
     pub(super) unjudged_more: bool,
+    /// What its statements ask for by hints, together; and whether there is one that has none, and so
+    /// is as its session wishes.
+    pub hints: Option<Box<Hints>>,
+    pub has_unhinted: bool,
+    /// It may show settings of the proxy's own, the token among them.
+    pub shows_own: bool,
+    pub shows_token: bool,
+    /// It must not be done, and why.
+    pub(super) refused: Option<Arc<Complaint>>,
     /// It creates, alters or drops a database: every name that its text has.
     pub databases: Vec<Box<[u8]>>,
     pub(super) end: Option<End>,
@@ -155,6 +166,17 @@ pub(super) enum Of {
     Unknown,
 }
 
+impl Of {
+    /// Its class and text, if they are known.
+    pub fn text(&self) -> Option<(&Class, &[u8])> {
+        match self {
+            Of::Named(prepared) => Some((&prepared.class, &prepared.sql)),
+            Of::Unnamed(unnamed) => Some((&unnamed.class, &unnamed.sql)),
+            Of::Unknown => None,
+        }
+    }
+}
+
 impl Batch {
     pub fn new() -> Batch {
         Batch {
@@ -169,6 +191,11 @@ impl Batch {
             suspicion: None,
             unjudged: Vec::new(),
             unjudged_more: false,
+            hints: None,
+            has_unhinted: false,
+            shows_own: false,
+            shows_token: false,
+            refused: None,
             databases: Vec::new(),
             end: None,
             flushed: false,
@@ -191,6 +218,11 @@ impl Batch {
             suspicion,
             unjudged,
             unjudged_more,
+            hints,
+            has_unhinted,
+            shows_own,
+            shows_token,
+            refused,
             databases,
             end,
             flushed,
@@ -201,6 +233,8 @@ impl Batch {
         (*executes, *shows_data, *flushed) = (false, false, false);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
+        (*hints, *refused) = (None, None);
+        (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
         unjudged.clear();
         databases.clear();
         steps.clear();
@@ -244,6 +278,13 @@ impl Batch {
         self.need = Need::Write;
     }
 
+    /// It must not be done: the server is made to fail instead, and the client told this.
+    pub fn refuse(&mut self, complaint: Complaint) {
+        if self.refused.is_none() {
+            self.refused = Some(Arc::new(complaint));
+        }
+    }
+
     /// Whether the server takes the next batch after an error in this one: a pipeline that ends in a
     /// Query, say, is skipped with it.
     pub fn ends_with_an_error(&self) -> bool {
@@ -253,19 +294,49 @@ impl Batch {
         )
     }
 
+    /// Whether it is one Query, in whatever words it is told to a server.
+    pub(super) fn is_simple(&self) -> bool {
+        matches!(self.steps[..], [Step::Query { .. } | Step::Renamed { .. }])
+    }
+
     /// Whether it is a Query, and nothing else, that a server is told as it is.
     pub fn is_one_query(&self) -> bool {
-        matches!(self.steps[..], [Step::Query { .. }])
+        matches!(self.steps[..], [Step::Query { .. }]) && self.refused.is_none()
     }
 
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
-        self.need > Need::Read || self.end == Some(End::Open) && self.executes
+        self.need > Need::Read
+            || self.hints.is_some()
+            || self.end == Some(End::Open) && self.executes
     }
 
     pub(super) fn needs(&mut self, need: Need, why: Why) {
         if need > self.need || self.why == Why::Empty {
             (self.need, self.why) = (self.need.max(need), why);
+        }
+    }
+
+    /// Notes what a statement asks for in a comment before it.
+    #[inline]
+    pub(super) fn heed(&mut self, sql: &[u8]) {
+        match hint::hints(sql) {
+            Ok(None) => self.has_unhinted = true,
+            hints => self.heed_hints(hints),
+        }
+    }
+
+    fn heed_hints(&mut self, hints: Result<Option<Box<Hints>>, HintError>) {
+        let joined = match (hints, &mut self.hints) {
+            (Err(error), _) => Err(error),
+            (Ok(Some(new)), Some(known)) => known.join(&new),
+            (Ok(new), known) => {
+                *known = new;
+                Ok(())
+            }
+        };
+        if let Err(error) = joined {
+            self.refuse(Complaint::hint(&error));
         }
     }
 

@@ -3,9 +3,10 @@
 //! a floor because time has passed.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::schema::Schema;
+use super::token::Token;
 
 /// A position in the write-ahead log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +80,8 @@ pub struct Clock {
     /// The last sample before the current history: a sample of an earlier one says nothing about
     /// positions in this one.
     epoch: AtomicU64,
+    /// Whose positions these are; 0 while that is not known.
+    timeline: AtomicU32,
     ring: Box<[Slot]>,
 }
 
@@ -100,6 +103,7 @@ impl Clock {
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            timeline: AtomicU32::new(0),
             ring: (0..Self::SAMPLES).map(|_| Slot::default()).collect(),
         }
     }
@@ -121,6 +125,16 @@ impl Clock {
         slot.lsn.store(lsn.0, SeqCst);
         slot.tick.store(tick.0, SeqCst);
         self.completed.store(tick.0, SeqCst);
+    }
+
+    /// The timeline of the present history.
+    pub fn timeline(&self) -> u32 {
+        self.timeline.load(SeqCst)
+    }
+
+    /// The history that begins is on this timeline. To be called before [`new_epoch`](Self::new_epoch).
+    pub fn set_timeline(&self, timeline: u32) {
+        self.timeline.store(timeline, SeqCst);
     }
 
     /// Starts a new history: the node was restarted, or another node is the primary now. Samples
@@ -201,6 +215,8 @@ pub struct Floors {
     /// had been changed by then.
     schema: Option<Box<Mark>>,
     schema_version: u32,
+    /// What has been brought from elsewhere.
+    token: Option<Box<Token>>,
     /// The replica that last showed it data.
     replica: Option<Seen>,
     /// For the history checker, which must be seen to fail without it.
@@ -234,6 +250,14 @@ impl Mark {
     }
 }
 
+impl Mark {
+    /// Whether a replica that has replayed to there has all that was acknowledged by then.
+    pub fn is_reached(self, primary: &Clock, replayed: Lsn) -> bool {
+        let sample = self.resolved(primary).sample;
+        sample.is_some_and(|sample| replayed >= sample.lsn)
+    }
+}
+
 /// What a replica has shown.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -245,12 +269,45 @@ struct Seen {
     primary: Tick,
 }
 
+impl Seen {
+    /// The first sample of the replica's position after that, if it lives on.
+    fn sample<R: Replica>(&self, nodes: &[impl std::ops::Deref<Target = R>]) -> Option<Sample> {
+        let same_life = |n: &R| {
+            n.id() == self.node
+                && n.position()
+                    .is_some_and(|(life, _)| life == self.incarnation)
+        };
+        let node = nodes.iter().find(|n| same_life(n))?;
+        node.clock().after(self.tick)
+    }
+}
+
+impl Token {
+    /// What must be replayed for it, in the present history. Of a history that has ended only what was
+    /// carried over is left, and all of that is before the first sample of the present one. Of one that
+    /// has not been met nothing is known.
+    fn position(&self, primary: &Clock) -> Option<Lsn> {
+        match self.timeline.cmp(&primary.timeline()) {
+            std::cmp::Ordering::Equal => Some(self.lsn),
+            std::cmp::Ordering::Less => primary.after(Tick(0)).map(|sample| sample.lsn),
+            std::cmp::Ordering::Greater => None,
+        }
+    }
+
+    /// Whether a replica that has replayed to there has what it stands for.
+    pub fn is_reached(&self, primary: &Clock, replayed: Lsn) -> bool {
+        self.position(primary).is_some_and(|lsn| replayed >= lsn)
+    }
+}
+
 /// Whether a replica may serve a session's next read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
     Fresh,
     /// It has the session's own writes, but not yet all that the session has seen.
     MissesReads,
+    /// It has not reached the position of a token, or that is not known.
+    MissesToken,
     /// It lacks the session's own last write, or that is not known.
     MissesWrite,
     /// It lacks the last change of the schema, or that is not known.
@@ -275,6 +332,46 @@ impl Floors {
     /// A new session: it reads what had been acknowledged to anybody by `mark`.
     pub fn begin(&mut self, mark: Mark) {
         self.began = Some(mark);
+    }
+
+    /// The session must see what `token` stands for, too. Never lowers what it must see.
+    pub fn receive(&mut self, token: Token) {
+        let rank = |token: &Token| (token.timeline, token.lsn);
+        let known = self.token.as_deref();
+        if known.is_none_or(|known| rank(&token) > rank(known)) {
+            self.token = Some(Box::new(token));
+        }
+    }
+
+    /// A position that covers all that the session has written and seen, in the present history.
+    /// `None` while a sample is missing for that.
+    pub fn position<R: Replica>(
+        &self,
+        primary: &Clock,
+        nodes: &[impl std::ops::Deref<Target = R>],
+    ) -> Option<Lsn> {
+        let after = |tick| primary.after(tick).map(|sample| sample.lsn);
+        let mut position = Lsn(0);
+        let mut cover = |lsn: Option<Lsn>| {
+            position = position.max(lsn?);
+            Some(())
+        };
+        for tick in [self.write, self.read].into_iter().flatten() {
+            cover(after(tick))?;
+        }
+        if let Some(mark) = self.began {
+            cover(mark.resolved(primary).sample.map(|sample| sample.lsn))?;
+        }
+        if let Some(token) = &self.token {
+            cover(token.position(primary))?;
+        }
+        if let Some(seen) = self.replica {
+            // It may have shown one record more than its position says.
+            let beyond = |sample: Sample| Lsn(sample.lsn.0 + 1);
+            let own = seen.sample(nodes).map(beyond);
+            cover(own.or_else(|| after(seen.primary)))?;
+        }
+        Some(position)
     }
 
     /// While there is no primary, nobody can say how far it had come. What others had been told
@@ -331,6 +428,7 @@ impl Floors {
         self.read = None;
         self.began = None;
         self.schema = None;
+        self.token = None;
         self.replica = Some(Seen {
             node: replica.id(),
             incarnation: life,
@@ -342,7 +440,9 @@ impl Floors {
     /// The replica that served the last read, and in which life: there reads can go on without any
     /// check, as nothing has been done or seen elsewhere since.
     pub fn replica(&self) -> Option<(NodeId, Incarnation)> {
-        self.replica.map(|seen| (seen.node, seen.incarnation))
+        let unless_told = |_: &Seen| self.token.is_none();
+        let seen = self.replica.filter(unless_told)?;
+        Some((seen.node, seen.incarnation))
     }
 
     /// Judges `candidate`; `nodes` are all nodes of the cluster.
@@ -362,6 +462,13 @@ impl Floors {
         if self.misses_schema(primary, replayed) {
             return Freshness::MissesSchema;
         }
+        if self
+            .token
+            .as_ref()
+            .is_some_and(|token| !token.is_reached(primary, replayed))
+        {
+            return Freshness::MissesToken;
+        }
         let read = self.read.map(Mark::new);
         let shown = [read, self.began].into_iter().flatten();
         if shown
@@ -376,15 +483,9 @@ impl Floors {
         if seen.node == candidate.id() && seen.incarnation == life {
             return Freshness::Fresh;
         }
-        let same_life = |n: &R| {
-            n.id() == seen.node
-                && n.position()
-                    .is_some_and(|(life, _)| life == seen.incarnation)
-        };
         // A standby shows a commit a moment before its position passes it, so what it has shown may
         // be one record ahead of its position: whoever is beyond that position has the record too.
-        let old = nodes.iter().find(|n| same_life(n));
-        let shown = old.and_then(|old| old.clock().after(seen.tick));
+        let shown = seen.sample(nodes);
         if shown.is_some_and(|s| replayed > s.lsn) || covers(primary.after(seen.primary)) {
             Freshness::Fresh
         } else {
@@ -459,6 +560,61 @@ mod tests {
         );
         assert_eq!(norm(0x0300_0029), 0x0300_0029);
         assert_eq!(norm(0x0300_0018), 0x0300_0000);
+    }
+
+    #[test]
+    fn a_token_is_reached_in_its_own_history() {
+        let (clock, one) = (Clock::new(), fake(1, 40));
+        let nodes = [one];
+        let judge = |floors: &Floors| floors.judge(&clock, &nodes, &*nodes[0]);
+        let token = |timeline, lsn| Token {
+            system: 1,
+            timeline,
+            lsn: Lsn(lsn),
+        };
+        let mut floors = Floors::default();
+        floors.receive(token(1, 50));
+        assert_eq!(judge(&floors), Freshness::MissesToken, "no history yet");
+        clock.set_timeline(1);
+        assert_eq!(judge(&floors), Freshness::MissesToken);
+        floors.receive(token(1, 30));
+        assert_eq!(judge(&floors), Freshness::MissesToken, "never lowered");
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(50)));
+        nodes[0].at.set(Some((Incarnation(1), Lsn(50))));
+        assert_eq!(judge(&floors), Freshness::Fresh);
+
+        clock.set_timeline(2);
+        clock.new_epoch();
+        assert_eq!(
+            judge(&floors),
+            Freshness::MissesToken,
+            "not compared across"
+        );
+        assert_eq!(floors.position(&clock, &nodes), None);
+        sample(&clock, 60);
+        assert_eq!(judge(&floors), Freshness::MissesToken);
+        nodes[0].at.set(Some((Incarnation(1), Lsn(60))));
+        assert_eq!(judge(&floors), Freshness::Fresh);
+        floors.receive(token(3, 1));
+        assert_eq!(judge(&floors), Freshness::MissesToken, "of what is to come");
+    }
+
+    #[test]
+    fn a_position_covers_what_was_written_and_seen() {
+        let (clock, one) = (Clock::new(), fake(1, 40));
+        let nodes = [one];
+        let mut floors = Floors::default();
+        sample(&clock, 10);
+        floors.wrote(&clock);
+        assert_eq!(floors.position(&clock, &nodes), None, "sampled before it");
+        sample(&clock, 20);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(20)));
+        floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+        assert_eq!(floors.position(&clock, &nodes), None);
+        sample(&clock, 45);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
+        sample(&nodes[0].clock, 41);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(42)));
     }
 
     #[test]

@@ -107,7 +107,12 @@ impl Session {
                 _ => None,
             });
             self.settings = Settings::listed(settings, login);
-            server.settings = self.settings.clone();
+            // What the server was told to show, and the session has not set.
+            let shown = std::mem::replace(&mut server.settings, self.settings.clone());
+            server.settings.keep_own(&shown);
+            if let Some(token) = self.settings.take_token() {
+                self.receive_token(&token);
+            }
         }
         self.pins.begin_report();
         for fact in &facts {

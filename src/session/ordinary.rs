@@ -33,6 +33,8 @@ impl Session {
             && batch.end == Some(End::Ready)
             && batch.beyond == 0
             && batch.databases.is_empty()
+            && batch.hints.is_none()
+            && batch.refused.is_none()
             && !batch.reads_sequences
             && !self.failed
             && !self.went_back

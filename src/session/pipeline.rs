@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::Text;
-use super::{Session, tracked};
+use super::{Session, own, tracked};
 use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Pin, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -227,6 +227,7 @@ impl Session {
     fn plan_query(&mut self, sql: &[u8], at: Range<usize>, batch: &mut Batch) {
         let class = self.classify(sql);
         batch.needs_class(&class);
+        batch.heed(sql);
         batch.executes = true;
         self.statements.drop_unnamed();
         batch.needs_server |= self.concerns_server(&class, sql);
@@ -236,6 +237,9 @@ impl Session {
         self.judge(&class, sql, batch);
         let text = || Text::Query(sql.into());
         let tracked = tracked(&class, sql, text, self.has_conforming_strings(), b"");
+        if tracked.is_some() {
+            self.look_for_own(&class, sql, batch);
+        }
         let names = self.renames(&class, sql);
         let step = if names.is_empty() {
             Step::Query { at, tracked }
@@ -280,6 +284,8 @@ impl Session {
     ) -> Result<(), ClientFault> {
         let class = self.classify(parse.sql);
         batch.needs_class(&class);
+        batch.heed(parse.sql);
+        self.look_for_own(&class, parse.sql, batch);
         batch.needs_server |= self.concerns_server(&class, parse.sql);
         if class.touches_databases() {
             batch.databases = names(parse.sql, self.has_conforming_strings());
@@ -346,6 +352,11 @@ impl Session {
             }
             Of::Unknown => None,
         };
+        if effects.is_some()
+            && let Some((class, sql)) = of.text()
+        {
+            self.look_for_own(class, sql, batch);
+        }
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),
             None if self.portals.is_empty() => {}
@@ -374,15 +385,35 @@ impl Session {
         match &of {
             Of::Named(prepared) => {
                 batch.needs_class(&prepared.class);
+                batch.heed(&prepared.sql);
                 batch.needs_server |= self.concerns_server(&prepared.class, &prepared.sql);
             }
             Of::Unnamed(unnamed) => {
                 batch.needs_class(&unnamed.class);
+                batch.heed(&unnamed.sql);
                 batch.needs_server |= self.concerns_server(&unnamed.class, &unnamed.sql);
             }
             Of::Unknown => batch.needs(Need::Write, Why::NotParsed),
         }
         of
+    }
+
+    /// Looks whether a text shows settings of the proxy's own, or gives them values that they can't
+    /// have.
+    fn look_for_own(&self, class: &Class, sql: &[u8], batch: &mut Batch) {
+        let is_about_settings = |s: &crate::sql::Statement| {
+            matches!(s.verb, Verb::Setting | Verb::SettingLocal | Verb::Show)
+        };
+        if !class.statements.iter().any(is_about_settings) || !own::is_mentioned(sql) {
+            return;
+        }
+        if class.statements.iter().any(|s| s.verb == Verb::Show) {
+            batch.shows_own = true;
+            batch.shows_token |= own::mentions(sql, b"token");
+        }
+        if let Err(complaint) = own::check(sql, self.has_conforming_strings(), self.system) {
+            batch.refuse(complaint);
+        }
     }
 
     /// Notes what running this text may do to the session.
@@ -483,7 +514,7 @@ impl Session {
             Step::Parse { prepared, .. } => prepared.is_proven(),
             _ => false,
         };
-        batch.beyond == 0 && batch.steps.iter().all(local)
+        batch.beyond == 0 && batch.refused.is_none() && batch.steps.iter().all(local)
     }
 
     /// Answers a batch that [is local](Self::is_local), where no server is held.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::consistency::{Clock, Floors, Freshness, Incarnation, NodeId, Replica};
+use super::consistency::{Clock, Floors, Freshness, Incarnation, Lsn, Mark, NodeId, Replica};
+use super::token::Token;
+use crate::config::Level;
 
 /// Why a batch goes where it goes. The names are the same in logs, metrics and docs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +39,20 @@ pub enum Reason {
     Level,
     /// The session's transactions are serializable, which no standby offers.
     Isolation,
+    /// No replica is known to be within the lag that is allowed.
+    OverMaxLag,
+    /// No replica is known to have every write that was acknowledged to anybody.
+    OthersWrite,
+    /// No replica is known to have reached the session's token.
+    Token,
+    /// No replica is known to have what the sessions of its causal key must see.
+    CausalKey,
+    /// What that is can't be known, as the store of it is away.
+    KeyUnknown,
+    /// A read, on the replica that it names.
+    NamedReplica,
+    /// A read that names the primary.
+    NamedPrimary,
     /// Every replica is over the lag limit.
     Lagging,
     /// No replica is up and known.
@@ -48,7 +64,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 24] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
@@ -62,15 +78,36 @@ impl Reason {
         Reason::OpenPipeline,
         Reason::Level,
         Reason::Isolation,
+        Reason::OverMaxLag,
+        Reason::OthersWrite,
+        Reason::Token,
+        Reason::CausalKey,
+        Reason::KeyUnknown,
+        Reason::NamedReplica,
+        Reason::NamedPrimary,
         Reason::Lagging,
         Reason::NoReplica,
         Reason::ReplicaFailed,
         Reason::Repaired,
     ];
 
+    /// Whether it is that replicas are behind what the session asks for.
+    pub fn is_behind(self) -> bool {
+        matches!(
+            self,
+            Reason::OwnWrite
+                | Reason::SeenNewer
+                | Reason::NewerSchema
+                | Reason::Token
+                | Reason::CausalKey
+                | Reason::OthersWrite
+                | Reason::OverMaxLag
+        )
+    }
+
     /// Whether it leads to a replica; every other one leads to the primary.
     pub fn is_for_replica(self) -> bool {
-        matches!(self, Reason::Fresh | Reason::Gate)
+        matches!(self, Reason::Fresh | Reason::Gate | Reason::NamedReplica)
     }
 
     pub fn name(self) -> &'static str {
@@ -88,6 +125,13 @@ impl Reason {
             Reason::OpenPipeline => "open_pipeline",
             Reason::Level => "level",
             Reason::Isolation => "isolation",
+            Reason::OverMaxLag => "over_max_lag",
+            Reason::OthersWrite => "others_write",
+            Reason::Token => "token",
+            Reason::CausalKey => "causal_key",
+            Reason::KeyUnknown => "key_unknown",
+            Reason::NamedReplica => "named_replica",
+            Reason::NamedPrimary => "named_primary",
             Reason::Lagging => "lagging",
             Reason::NoReplica => "no_replica",
             Reason::ReplicaFailed => "replica_failed",
@@ -115,12 +159,21 @@ pub trait Candidate: Replica {
     fn is_near(&self) -> bool;
     /// How long ago the primary passed the position that this node has replayed to.
     fn lag(&self) -> Option<Duration>;
+    /// It is known to have everything that had been committed by then, on the caller's clock.
+    fn as_of(&self) -> Moment;
 }
 
-/// What the configuration says of reads.
+/// A moment on the proxy's clock, in microseconds; 0 is before everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+/// What is said of a session's reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    pub guarantee: Guarantee,
+    pub level: Level,
+    /// The lag that is allowed: by [`Level::Bounded`], and whatever the level if a session or a
+    /// statement asks for it.
+    pub max_lag: Option<Duration>,
     /// Whether the primary takes a share of the reads.
     pub share: bool,
     /// The longest a read waits at the gate.
@@ -153,15 +206,17 @@ impl Tried {
     }
 }
 
-/// What a session is promised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guarantee {
-    /// Nothing: any replica will do.
-    Eventual,
-    /// It reads its own writes and never goes back in time.
-    Session,
-    /// It reads on the primary only.
-    Primary,
+/// What one read asks beyond its session's floors.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    /// Everything that had been committed by then.
+    pub not_before: Option<Moment>,
+    /// What had been acknowledged to anybody by then, on the primary's clock.
+    pub others: Option<Mark>,
+    /// What the sessions of its causal key must see.
+    pub key: Option<KeyFloor>,
+    /// This node and no other, by its place among the nodes.
+    pub node: Option<usize>,
 }
 
 /// Where a read goes.
@@ -176,7 +231,8 @@ pub enum ReadRoute {
     Primary(Reason),
 }
 
-/// Chooses where a session's read goes. `random` decides between equals.
+/// Chooses where a session's read goes that asks for nothing beyond the session's floors. `random`
+/// decides between equals.
 pub fn read_route<N: Candidate>(
     floors: &Floors,
     policy: &Policy,
@@ -185,11 +241,32 @@ pub fn read_route<N: Candidate>(
     primary_node: Option<&N>,
     random: u64,
 ) -> ReadRoute {
-    if policy.guarantee == Guarantee::Primary {
-        return ReadRoute::Primary(Reason::Level);
-    }
     if let Some((index, life)) = stays(floors, policy, nodes) {
         return ReadRoute::Replica { index, life };
+    }
+    bounded_route(
+        floors,
+        policy,
+        &Bounds::default(),
+        primary,
+        nodes,
+        primary_node,
+        random,
+    )
+}
+
+/// The same, of a read that asks for more than that.
+pub fn bounded_route<N: Candidate>(
+    floors: &Floors,
+    policy: &Policy,
+    bounds: &Bounds,
+    primary: &Clock,
+    nodes: &[impl Deref<Target = N>],
+    primary_node: Option<&N>,
+    random: u64,
+) -> ReadRoute {
+    if policy.level == Level::Primary {
+        return ReadRoute::Primary(Reason::Level);
     }
     let alone;
     let floors = match primary_node {
@@ -206,38 +283,44 @@ pub fn read_route<N: Candidate>(
     };
     let mut nearly = false;
     for (index, node) in nodes.iter().enumerate() {
-        if policy.tried.has(node.id()) {
+        if policy.tried.has(node.id()) || bounds.node.is_some_and(|named| named != index) {
             continue;
         }
         match node.serving() {
             Serving::No => continue,
-            Serving::Lagging => {
+            Serving::Lagging if bounds.node.is_none() => {
                 missed = worse(missed, Reason::Lagging);
                 continue;
             }
-            Serving::Yes => {}
+            Serving::Lagging | Serving::Yes => {}
         }
-        let freshness = match (policy.guarantee, node.position()) {
-            (Guarantee::Eventual, Some((_, replayed))) => {
-                match floors.misses_schema(primary, replayed) {
-                    true => Freshness::MissesSchema,
-                    false => Freshness::Fresh,
-                }
-            }
+        let Some((life, replayed)) = node.position() else {
+            continue;
+        };
+        let freshness = match policy.level {
+            Level::Eventual | Level::Bounded => match floors.misses_schema(primary, replayed) {
+                true => Freshness::MissesSchema,
+                false => Freshness::Fresh,
+            },
             _ => floors.judge(primary, nodes, &**node),
         };
-        match (freshness, node.position()) {
-            (Freshness::Fresh, Some((life, _))) => fresh.push((index, life)),
-            (Freshness::MissesReads, _) => {
-                missed = worse(missed, Reason::SeenNewer);
-                nearly |= node.lag().is_some_and(|lag| lag < policy.gate_wait);
+        let lacks = match freshness {
+            Freshness::Fresh => None,
+            Freshness::Unknown => continue,
+            Freshness::MissesReads => Some(Reason::SeenNewer),
+            Freshness::MissesToken => Some(Reason::Token),
+            Freshness::MissesWrite => Some(Reason::OwnWrite),
+            Freshness::MissesSchema => Some(Reason::NewerSchema),
+        };
+        match lacks.or_else(|| bounds.lacks(primary, &**node, replayed)) {
+            None => fresh.push((index, life)),
+            Some(reason) => {
+                missed = worse(missed, reason);
+                // Until its own write is there the session goes to the primary at once: it may take
+                // long, and what the primary shows is waited for afterwards.
+                nearly |= !matches!(reason, Reason::OwnWrite | Reason::KeyUnknown)
+                    && node.lag().is_some_and(|lag| lag < policy.gate_wait);
             }
-            (Freshness::MissesSchema, _) => {
-                missed = worse(missed, Reason::NewerSchema);
-                nearly |= node.lag().is_some_and(|lag| lag < policy.gate_wait);
-            }
-            (Freshness::MissesWrite, _) => missed = worse(missed, Reason::OwnWrite),
-            (Freshness::Fresh | Freshness::Unknown, _) => {}
         }
     }
     let Some((index, life)) = choose(floors, nodes, &fresh, random) else {
@@ -251,6 +334,51 @@ pub fn read_route<N: Candidate>(
         return ReadRoute::Primary(Reason::Shared);
     }
     ReadRoute::Replica { index, life }
+}
+
+/// What the sessions of a causal key must see.
+#[derive(Clone, Debug)]
+pub struct KeyFloor {
+    /// By what this proxy knows.
+    pub here: Mark,
+    /// By what other proxies have said; `None` while that is not known.
+    pub elsewhere: Option<[Option<Token>; 2]>,
+}
+
+impl KeyFloor {
+    fn lacks(&self, primary: &Clock, replayed: Lsn) -> Option<Reason> {
+        let Some(tokens) = &self.elsewhere else {
+            return Some(Reason::KeyUnknown);
+        };
+        let mut tokens = tokens.iter().flatten();
+        let has_all = self.here.is_reached(primary, replayed)
+            && tokens.all(|token| token.is_reached(primary, replayed));
+        (!has_all).then_some(Reason::CausalKey)
+    }
+}
+
+impl Bounds {
+    /// The same, of one node alone.
+    pub fn of_node(&self, index: usize) -> Bounds {
+        Bounds {
+            node: Some(index),
+            ..self.clone()
+        }
+    }
+
+    /// What a replica that has replayed to there lacks.
+    fn lacks<N: Candidate>(&self, primary: &Clock, node: &N, replayed: Lsn) -> Option<Reason> {
+        if self.not_before.is_some_and(|moment| node.as_of() < moment) {
+            return Some(Reason::OverMaxLag);
+        }
+        let by_key = self
+            .key
+            .as_ref()
+            .and_then(|key| key.lacks(primary, replayed));
+        let has = |mark: Mark| mark.is_reached(primary, replayed);
+        let misses_others = self.others.is_some_and(|mark| !has(mark));
+        by_key.or(misses_others.then_some(Reason::OthersWrite))
+    }
 }
 
 /// In milliseconds of work that is waited for. Among fast queries one node has two or three more
@@ -273,10 +401,8 @@ fn stays<N: Candidate>(
     nodes: &[impl Deref<Target = N>],
 ) -> Option<(usize, Incarnation)> {
     let (own, life) = floors.replica()?;
-    if policy.share || policy.guarantee != Guarantee::Session || !policy.tried.is_empty() {
-        return None;
-    }
-    if floors.awaits_schema() {
+    let may_stay = policy.level == Level::Session && !policy.share && policy.tried.is_empty();
+    if !may_stay || floors.awaits_schema() {
         return None;
     }
     let index = nodes.iter().position(|node| node.id() == own)?;
@@ -331,8 +457,12 @@ fn worse(a: Reason, b: Reason) -> Reason {
     let rank = |reason| match reason {
         Reason::NoReplica => 0,
         Reason::Lagging => 1,
-        Reason::OwnWrite => 2,
-        _ => 3,
+        Reason::OverMaxLag => 2,
+        Reason::OwnWrite => 3,
+        Reason::Token => 4,
+        Reason::SeenNewer => 5,
+        Reason::CausalKey => 6,
+        _ => 7,
     };
     if rank(b) > rank(a) { b } else { a }
 }
@@ -340,7 +470,6 @@ fn worse(a: Reason, b: Reason) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::consistency::{Lsn, Mark};
     use crate::session::schema::Schema;
     use std::cell::Cell;
     use std::rc::Rc;
@@ -352,6 +481,7 @@ mod tests {
         load: Cell<f32>,
         lag: Cell<Duration>,
         near: Cell<bool>,
+        as_of: Cell<u64>,
         clock: Clock,
     }
 
@@ -380,6 +510,9 @@ mod tests {
         fn lag(&self) -> Option<Duration> {
             Some(self.lag.get())
         }
+        fn as_of(&self) -> Moment {
+            Moment(self.as_of.get())
+        }
     }
 
     fn cluster(n: u32) -> Vec<Rc<Fake>> {
@@ -390,13 +523,15 @@ mod tests {
             load: Cell::new(1.0),
             lag: Cell::new(Duration::ZERO),
             near: Cell::new(false),
+            as_of: Cell::new(0),
             clock: Clock::new(),
         };
         (0..n).map(|id| Rc::new(fake(id))).collect()
     }
 
     const POLICY: Policy = Policy {
-        guarantee: Guarantee::Session,
+        level: Level::Session,
+        max_lag: None,
         share: false,
         gate_wait: Duration::from_millis(10),
         tried: Tried {
@@ -475,15 +610,12 @@ mod tests {
         let sample = |lsn| primary.complete(primary.begin(), Lsn(lsn));
         let mut floors = Floors::default();
         let writable = cluster(1).remove(0);
-        let route = |floors: &mut Floors, guarantee, node| {
+        let route = |floors: &mut Floors, level, node| {
             floors.heed(&schema, &primary);
-            let policy = Policy {
-                guarantee,
-                ..POLICY
-            };
+            let policy = Policy { level, ..POLICY };
             read_route(floors, &policy, &primary, &nodes, node, 0)
         };
-        let session = |floors: &mut Floors| route(floors, Guarantee::Session, Some(&*writable));
+        let session = |floors: &mut Floors| route(floors, Level::Session, Some(&*writable));
         floors.read_replica(&primary, &*nodes[1], Incarnation(1));
         assert_eq!(replica(session(&mut floors)), 1);
 
@@ -496,11 +628,11 @@ mod tests {
         let behind = ReadRoute::Primary(Reason::NewerSchema);
         assert_eq!(session(&mut floors), behind);
         let mut eventual = Floors::default();
-        let any = |floors: &mut Floors| route(floors, Guarantee::Eventual, Some(&*writable));
+        let any = |floors: &mut Floors| route(floors, Level::Eventual, Some(&*writable));
         assert_eq!(any(&mut eventual), behind, "it matters at every level");
         assert!(
             matches!(
-                route(&mut eventual, Guarantee::Eventual, None),
+                route(&mut eventual, Level::Eventual, None),
                 ReadRoute::Replica { .. }
             ),
             "an old schema is better than none"
@@ -583,7 +715,7 @@ mod tests {
             read_route(&floors, policy, &primary, &nodes, node.as_deref(), 0)
         };
         let level = Policy {
-            guarantee: Guarantee::Primary,
+            level: Level::Primary,
             ..POLICY
         };
         assert_eq!(route(&level, None), ReadRoute::Primary(Reason::Level));
@@ -601,5 +733,65 @@ mod tests {
         assert_eq!(route(&POLICY, None), ReadRoute::Primary(Reason::Lagging));
         nodes[0].serving.set(Serving::No);
         assert_eq!(route(&POLICY, None), ReadRoute::Primary(Reason::NoReplica));
+    }
+
+    #[test]
+    fn bounds_are_kept_whatever_the_session_has_seen() {
+        let (primary, nodes) = (Clock::new(), cluster(2));
+        let bounded = Policy {
+            level: Level::Bounded,
+            ..POLICY
+        };
+        let route = |policy: &Policy, bounds: &Bounds| {
+            let floors = Floors::default();
+            let primary_node = Some(&*nodes[0]);
+            bounded_route(&floors, policy, bounds, &primary, &nodes, primary_node, 0)
+        };
+        let recent = Bounds {
+            not_before: Some(Moment(50)),
+            ..Bounds::default()
+        };
+        let nearly = ReadRoute::Gate(Reason::OverMaxLag);
+        assert_eq!(route(&bounded, &recent), nearly);
+        nodes.iter().for_each(|n| n.lag.set(Duration::from_secs(1)));
+        let late = ReadRoute::Primary(Reason::OverMaxLag);
+        assert_eq!(route(&bounded, &recent), late);
+        nodes[1].as_of.set(50);
+        assert_eq!(replica(route(&bounded, &recent)), 1);
+        assert_eq!(replica(route(&POLICY, &recent)), 1);
+
+        let all = Bounds {
+            others: Some(Mark::new(primary.now())),
+            ..Bounds::default()
+        };
+        let missed = ReadRoute::Primary(Reason::OthersWrite);
+        assert_eq!(route(&POLICY, &all), missed);
+        let tick = primary.begin();
+        primary.complete(tick, Lsn(101));
+        assert_eq!(route(&POLICY, &all), missed);
+        nodes[0].lsn.set(101);
+        assert_eq!(replica(route(&POLICY, &all)), 0);
+    }
+
+    #[test]
+    fn a_named_node_is_the_only_one() {
+        let (primary, nodes) = (Clock::new(), cluster(3));
+        let named = Bounds {
+            node: Some(1),
+            ..Bounds::default()
+        };
+        let route = |floors: &Floors| {
+            let primary_node = Some(&*nodes[0]);
+            bounded_route(floors, &POLICY, &named, &primary, &nodes, primary_node, 0)
+        };
+        let mut floors = Floors::default();
+        assert_eq!(replica(route(&floors)), 1);
+        nodes[1].serving.set(Serving::Lagging);
+        assert_eq!(replica(route(&floors)), 1, "it was asked for");
+        floors.wrote(&primary);
+        assert_eq!(route(&floors), ReadRoute::Primary(Reason::OwnWrite));
+        nodes[1].serving.set(Serving::No);
+        let none = ReadRoute::Primary(Reason::NoReplica);
+        assert_eq!(route(&Floors::default()), none);
     }
 }

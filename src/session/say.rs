@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use super::Session;
 use super::batch::{Batch, Of, Rename, Renames, Step};
 use super::effects::{Effects, Suspicion};
+use super::own::{Complaint, Own};
 use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
@@ -28,6 +29,12 @@ impl Session {
         server: &mut ServerState,
         out: &mut BytesMut,
     ) -> bool {
+        if let Some(complaint) = &batch.refused
+            && !self.failed
+        {
+            self.say_refused(batch, complaint, client, server, out);
+            return false;
+        }
         self.note_suspicion(batch, server);
         self.note_drawing(batch, server);
         let mut speech = Speech {
@@ -46,6 +53,34 @@ impl Session {
             }
         }
         speech.finish(batch.len)
+    }
+
+    /// Says what fails in place of the batch: the server's transaction, and what it skips of a pipeline,
+    /// are then as if the batch itself had failed.
+    fn say_refused(
+        &mut self,
+        batch: &Batch,
+        complaint: &Arc<Complaint>,
+        client: &[u8],
+        server: &mut ServerState,
+        out: &mut BytesMut,
+    ) {
+        self.skip(batch);
+        self.swallows = true;
+        server.unnamed = None;
+        if batch.is_simple() {
+            encode::query(out, NO_SQL);
+            return server.expect(Expect::RefusedQuery(complaint.clone()));
+        }
+        encode::parse(out, b"", NO_SQL, b"\0\0");
+        server.expect(Expect::Refused(complaint.clone()));
+        for step in &batch.steps {
+            if let Step::Sync { at } = step {
+                server.awaits_sync = false;
+                out.extend_from_slice(client.get(at.clone()).unwrap_or(&[]));
+                server.expect(Expect::Sync);
+            }
+        }
     }
 
     /// What the batch may do to the session is looked at when it has run.
@@ -109,6 +144,7 @@ impl Session {
 
     /// The batch has not been run: what its planning did is undone.
     pub fn forget_batch(&mut self, batch: &Batch) {
+        self.hide_own();
         self.skip(batch);
         self.portals.clear();
     }
@@ -398,13 +434,35 @@ impl Session {
         matches!(server.copy_in, None | Some(CopyIn::Extended { done: true }))
     }
 
+    /// Has the next server show these values of the proxy's own settings, where the session has not set
+    /// them. They are gone from it before anything else is said to it, unless that shows them too.
+    pub fn show_own(&mut self, values: &[(Own, String)], held: Option<&ServerState>) {
+        if let Some(server) = held {
+            // If the transaction undoes them, that is known.
+            self.remember_settings(server);
+        }
+        let state = self.own.get_or_insert_default();
+        let is_unset = |(own, _): &&(Own, String)| !state.local.contains(own);
+        let shown = self.settings.with_own(values.iter().filter(is_unset));
+        state.shown = Some(shown);
+    }
+
+    /// What was to be shown has been.
+    pub fn hide_own(&mut self) {
+        if let Some(own) = &mut self.own {
+            own.shown = None;
+        }
+    }
+
     /// Asks `server` to become as the session wants it. `true` when something was asked.
     pub fn say_settings(&self, server: &mut ServerState, out: &mut BytesMut) -> bool {
         if server.status == Status::Failed {
             // It refuses everything but the end of the transaction, which undoes settings anyway.
             return false;
         }
-        let queries = server.settings.difference(&self.settings);
+        let shown = self.own.as_ref().and_then(|own| own.shown.as_ref());
+        let wanted = shown.unwrap_or(&self.settings);
+        let queries = server.settings.difference(wanted);
         if queries.is_empty() {
             return false;
         }
@@ -413,7 +471,7 @@ impl Session {
             server.expect_hidden(Expect::Settings);
         }
         server.unnamed = None;
-        server.settings = self.settings.clone();
+        server.settings = wanted.clone();
         true
     }
 
@@ -435,6 +493,9 @@ impl Session {
         self.failed
     }
 }
+
+/// What every server refuses to parse; it may come to be read in the server's log.
+const NO_SQL: &[u8] = b"tidegate has refused what the client said here";
 
 /// The formats, values and result formats of a Bind that has none.
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";

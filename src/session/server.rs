@@ -11,6 +11,7 @@ use lru::LruCache;
 use super::batch::Renames;
 use super::inspection::Fact;
 use super::intern::Interner;
+use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
@@ -199,6 +200,10 @@ pub(super) enum Expect {
     Malformed,
     /// A message that fails in place of one about a statement that returns something else by now.
     Stale,
+    /// A message that fails in place of a batch that must not be done: a Query, or one of the extended
+    /// protocol.
+    RefusedQuery(Arc<Complaint>),
+    Refused(Arc<Complaint>),
     /// Of the named statement that it binds, if it does.
     Bind(Option<Arc<Prepared>>),
     Close,
@@ -237,6 +242,7 @@ impl Expect {
         matches!(
             self,
             Expect::Query { .. }
+                | Expect::RefusedQuery(_)
                 | Expect::Sync
                 | Expect::FunctionCall
                 | Expect::Settings

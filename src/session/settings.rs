@@ -2,11 +2,13 @@
 //! setting's value; a SET is replayed in the client's own words.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, LazyLock};
 
 use smallvec::SmallVec;
 
 use super::intern::Interner;
+use super::own::{self, Own, Wanted};
 use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
@@ -16,8 +18,16 @@ use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 #[derive(Clone, Debug)]
 pub struct Settings {
     map: Arc<Map>,
-    /// Asked for every read, so it is looked up once.
+    /// Asked for every read, so it is looked up once. Most sessions have none of it.
+    routing: Option<Arc<Routing>>,
+}
+
+/// What settings say of where the session's statements may run.
+#[derive(Debug)]
+struct Routing {
     need_primary: bool,
+    /// What the proxy's own settings come to, if there are any.
+    wanted: Option<Arc<Wanted>>,
 }
 
 type Map = BTreeMap<Box<str>, Box<[u8]>>;
@@ -100,7 +110,7 @@ impl Settings {
 
     fn shared(map: Map) -> Settings {
         Settings {
-            need_primary: are_serializable(&map),
+            routing: Routing::of(&map),
             map: INTERNED.share(map),
         }
     }
@@ -121,7 +131,51 @@ impl Settings {
     /// Whether no standby can run anything under these settings: it refuses serializable
     /// transactions.
     pub fn need_primary(&self) -> bool {
-        self.need_primary
+        (self.routing.as_ref()).is_some_and(|routing| routing.need_primary)
+    }
+
+    /// What the session asks of the proxy.
+    #[inline]
+    pub fn wanted(&self) -> Option<&Arc<Wanted>> {
+        self.routing.as_ref()?.wanted.as_ref()
+    }
+
+    /// With these values of the proxy's own settings, where they have none.
+    pub fn with_own<'a>(&self, values: impl Iterator<Item = &'a (Own, String)>) -> Settings {
+        let mut map = (*self.map).clone();
+        for (own, value) in values {
+            let statement = || set_config(own.name(), value.as_bytes()).into_boxed_slice();
+            map.entry(own.name().into()).or_insert_with(statement);
+        }
+        Settings::shared(map)
+    }
+
+    /// The token among them, which is no more after that: it is received once.
+    pub fn take_token(&mut self) -> Option<String> {
+        let name = Own::Token.name();
+        let token = own::value(self.map.get(name)?);
+        self.change(|map| drop(map.remove(name)));
+        token
+    }
+
+    /// Without the proxy's own: what a server reports does not depend on those.
+    pub fn without_own(&self) -> Settings {
+        let mut settings = self.clone();
+        if proxys_own(&self.map).next().is_some() {
+            settings.change(|map| map.retain(|name, _| !name.starts_with(own::PREFIX)));
+        }
+        settings
+    }
+
+    /// The proxy's own settings of `other` are there too, where these have none.
+    pub fn keep_own(&mut self, other: &Settings) {
+        if proxys_own(&other.map).next().is_some() {
+            self.change(|map| {
+                for (name, statement) in proxys_own(&other.map) {
+                    map.entry(name.into()).or_insert_with(|| statement.into());
+                }
+            });
+        }
     }
 
     /// Whether what is created without a schema may be temporary.
@@ -142,7 +196,7 @@ impl Settings {
         let mut digest = foldhash::quality::FixedState::with_seed(0).build_hasher();
         let settings = self.map.iter().map(|(name, sql)| (&**name, &**sql));
         let mut settings = settings
-            .filter(|(name, _)| !MEANINGLESS.contains(name))
+            .filter(|(name, _)| !MEANINGLESS.contains(name) && !name.starts_with(own::PREFIX))
             .peekable();
         settings.peek()?;
         settings.for_each(|setting| setting.hash(&mut digest));
@@ -270,6 +324,19 @@ impl PartialEq for Settings {
 
 impl Eq for Settings {}
 
+impl Routing {
+    fn of(settings: &Map) -> Option<Arc<Routing>> {
+        let need_primary = are_serializable(settings);
+        let wanted = Wanted::of(proxys_own(settings));
+        (need_primary || wanted.is_some()).then(|| {
+            Arc::new(Routing {
+                need_primary,
+                wanted,
+            })
+        })
+    }
+}
+
 fn reset_statement(name: &str) -> String {
     match name {
         TRANSACTION_CHARACTERISTICS => "RESET default_transaction_isolation; \
@@ -316,6 +383,13 @@ fn add_literal(sql: &mut Vec<u8>, text: &[u8]) {
         sql.push(byte);
     }
     sql.push(b'\'');
+}
+
+fn proxys_own(map: &Map) -> impl Iterator<Item = (&str, &[u8])> {
+    let from = (Bound::Included(own::PREFIX), Bound::Unbounded);
+    map.range::<str, _>(from)
+        .take_while(|(name, _)| name.starts_with(own::PREFIX))
+        .map(|(name, statement)| (&**name, &**statement))
 }
 
 /// Whether transactions are serializable unless they say otherwise.

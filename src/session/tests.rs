@@ -787,3 +787,81 @@ fn a_server_keeps_its_statements_when_others_are_discarded() {
     heard(&mut session, &mut server, &[done("DEALLOCATE"), ready("I")]);
     assert_eq!(bound(&mut session, &mut server), 5, "it is prepared first");
 }
+
+#[test]
+fn what_must_not_be_done_fails_on_the_server_instead() {
+    let (mut session, mut server) = (session(), server());
+    let bad = "SET tidegate.consistency = 'strong'";
+    let syntax = frame(b'E', b"SERROR\0VERROR\0C42601\0Msyntax error\0\0");
+    let said = told(
+        &mut session,
+        &mut server,
+        &frame(b'Q', format!("{bad}\0").as_bytes()),
+    );
+    assert_eq!(tags(&said), "Q");
+    assert!(!said[0].contains("strong"), "{said:?}");
+    assert_eq!(
+        heard(&mut session, &mut server, &[syntax.clone(), ready("I")]),
+        "EZ"
+    );
+
+    // A pipeline, with what came before in it and after: none of it is done.
+    let client = [
+        parse("s", "SELECT 1"),
+        bind("s"),
+        execute(),
+        parse("t", "/* tidegate: primry */ SELECT 1"),
+        bind("t"),
+        execute(),
+        SYNC.to_vec(),
+    ];
+    let said = told(&mut session, &mut server, &client.concat());
+    assert_eq!(tags(&said), "PS");
+    assert_eq!(
+        heard(&mut session, &mut server, &[syntax.clone(), ready("I")]),
+        "EZ"
+    );
+    for name in ["s", "t"] {
+        assert!(
+            session.statements.get(name.as_bytes()).is_none(),
+            "{name} is not there"
+        );
+    }
+    assert!(server.is_idle() && server.settings == Settings::default());
+    // An ordinary one goes on as if nothing had been.
+    let client = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    assert_eq!(tags(&told(&mut session, &mut server, &client)), "PDS");
+}
+
+#[test]
+fn what_is_in_force_is_shown_and_gone_again() {
+    let (mut session, mut server) = (session(), server());
+    let show = frame(b'Q', b"SHOW tidegate.consistency\0");
+    let values = [
+        (Own::Consistency, "session".to_owned()),
+        (Own::Token, "t".to_owned()),
+    ];
+    session.show_own(&values, None);
+    let said = told(&mut session, &mut server, &show);
+    assert_eq!(tags(&said), "QQ");
+    assert!(
+        said[0].contains("set_config(\\'tidegate.consistency\\', \\'session\\'"),
+        "{said:?}"
+    );
+    let shown = [
+        done("SELECT 1"),
+        done("SELECT 1"),
+        ready("I"),
+        done("SHOW"),
+        ready("I"),
+    ];
+    assert_eq!(heard(&mut session, &mut server, &shown), "CZ");
+    session.hide_own();
+    let said = told(&mut session, &mut server, &frame(b'Q', b"SELECT 1\0"));
+    assert_eq!(tags(&said), "QQ");
+    let resets = ["consistency", "token"].map(|name| said[0].contains(&format!("tidegate.{name}")));
+    assert!(
+        said[0].starts_with("Q RESET") && resets == [true; 2],
+        "{said:?}"
+    );
+}

@@ -72,6 +72,106 @@ pub fn setting(statement: &[u8]) -> Option<Setting<'_>> {
     Some(assigned(name, &cursor))
 }
 
+/// A SET or RESET of a setting whose name has a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment<'a> {
+    /// In lower case.
+    pub name: Cow<'a, str>,
+    /// SET LOCAL: for the transaction.
+    pub local: bool,
+    /// It goes back to the default.
+    pub resets: bool,
+    /// The value as the server reads it; `None` where it is not one plain word, number or string.
+    pub value: Option<String>,
+}
+
+/// What one SET or RESET gives a setting whose name has a dot. `None` if the statement is no such one.
+/// `conforming` as for [`Lexer::new`](super::lexer::Lexer::new).
+pub fn assignment(statement: &[u8], conforming: bool) -> Option<Assignment<'_>> {
+    let mut cursor = Cursor::new(statement, conforming);
+    let mut local = false;
+    let resets = cursor.eat("reset");
+    if !resets {
+        if !cursor.eat("set") {
+            return None;
+        }
+        let mut ahead = cursor.clone();
+        local = ahead.eat("local") && !assigns(&ahead);
+        if local || ahead.eat("session") && !assigns(&ahead) {
+            cursor = ahead;
+        }
+    }
+    let name = name(&mut cursor).filter(|name| name.contains('.'))?;
+    if resets {
+        let value = None;
+        return cursor.peek().is_none().then_some(Assignment {
+            name,
+            local,
+            resets,
+            value,
+        });
+    }
+    if !cursor.eat("to") && !cursor.eat_kind(Kind::Operator) {
+        return None;
+    }
+    Some(Assignment {
+        name,
+        local,
+        resets: cursor.at("default"),
+        value: plain_value(statement, cursor, conforming),
+    })
+}
+
+/// The value in a `SELECT set_config('name', 'value', …)` that is no longer than that.
+pub fn value_of_set_config(statement: &[u8]) -> Option<String> {
+    let mut cursor = Cursor::new(statement, true);
+    while cursor.next()?.kind != Kind::Open {}
+    let name = cursor.next()?;
+    if name.kind != Kind::String || !cursor.eat_kind(Kind::Comma) {
+        return None;
+    }
+    string_value(cursor.next()?.text(statement), true)
+}
+
+/// The one value that is left to be read.
+fn plain_value(statement: &[u8], mut cursor: Cursor<'_>, conforming: bool) -> Option<String> {
+    let token = cursor.next()?;
+    cursor.eat_kind(Kind::Semicolon);
+    if cursor.peek().is_some() {
+        return None;
+    }
+    let text = token.text(statement);
+    match token.kind {
+        Kind::String => string_value(text, conforming),
+        Kind::Word | Kind::QuotedWord => {
+            String::from_utf8(token.name(statement)?.into_owned()).ok()
+        }
+        Kind::Number => Some(str::from_utf8(text).ok()?.to_owned()),
+        _ => None,
+    }
+}
+
+/// What a string constant stands for; `None` for escapes other than those of quotes and backslashes.
+fn string_value(text: &[u8], conforming: bool) -> Option<String> {
+    let (escapes, inner) = match text {
+        [b'\'', inner @ .., b'\''] => (!conforming, inner),
+        [b'e' | b'E', b'\'', inner @ .., b'\''] => (true, inner),
+        _ => return None,
+    };
+    let mut value = Vec::with_capacity(inner.len());
+    let mut bytes = inner.iter();
+    while let Some(&byte) = bytes.next() {
+        // The first of two that stand for the second.
+        let next = match byte {
+            b'\'' => Some(*bytes.next().filter(|next| **next == b'\'')?),
+            b'\\' if escapes => Some(*bytes.next().filter(|next| b"'\\".contains(next))?),
+            _ => None,
+        };
+        value.push(next.unwrap_or(byte));
+    }
+    String::from_utf8(value).ok()
+}
+
 /// The name of the statement that a DEALLOCATE drops, as the server reads it, and where the name
 /// stands in the statement. `None` if it drops all of them or is no such statement.
 pub fn deallocate(statement: &[u8]) -> Option<(Cow<'_, [u8]>, Range<usize>)> {
@@ -368,6 +468,36 @@ mod tests {
         ] {
             assert_eq!(setting(sql.as_bytes()), expected, "{sql}");
         }
+    }
+
+    #[test]
+    fn values_are_read_as_the_server_reads_them() {
+        let value = |sql: &str| assignment(sql.as_bytes(), true).and_then(|a| a.value);
+        for (sql, expected) in [
+            ("set a.b = 'it''s'", Some("it's")),
+            (r"set a.b to E'a\\b\'c'", Some(r"a\b'c")),
+            (r"set a.b = 'a\b'", Some(r"a\b")),
+            ("set a.b = Word", Some("word")),
+            ("set a.b = \"Word\"", Some("Word")),
+            ("set a.b = 1.5", Some("1.5")),
+            ("set a.b = 'x';", Some("x")),
+            (r"set a.b = E'\n'", None),
+            ("set a.b = 'a'\n'b'", None),
+            ("set a.b = a, b", None),
+            ("set a.b = -1", None),
+            ("set a.b = $$x$$", None),
+            ("set a.b =", None),
+        ] {
+            assert_eq!(value(sql).as_deref(), expected, "{sql}");
+        }
+        assert_eq!(assignment(b"set a = 1", true), None, "it has no dot");
+        assert_eq!(assignment(b"show a.b", true), None);
+        let local = assignment(b"set local a.b = default", true).expect("one");
+        assert!(local.local && local.resets && local.name == "a.b");
+        let tricky = assignment(br"set a.b = 'x\'", false);
+        assert_eq!(tricky.and_then(|a| a.value), None, "it goes on");
+        let call = br"SELECT pg_catalog.set_config('a.b', E'x\\y''', false)";
+        assert_eq!(value_of_set_config(call).as_deref(), Some(r"x\y'"));
     }
 
     #[test]

@@ -62,6 +62,18 @@ pub enum Kind {
     Other,
 }
 
+/// The comments that a text begins with.
+pub fn leading_comments(sql: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut lexer = Lexer::new(sql, true);
+    let trivia = std::iter::from_fn(move || {
+        let token = lexer.token()?;
+        matches!(token.kind, Kind::Space | Kind::Comment).then_some(token)
+    });
+    trivia
+        .filter(|token| token.kind == Kind::Comment)
+        .filter_map(|token| sql.get(token.start..token.end))
+}
+
 impl<'a> Lexer<'a> {
     /// `conforming` is the server's `standard_conforming_strings`: whether a backslash in `'…'` is
     /// an ordinary character.

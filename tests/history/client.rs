@@ -1,7 +1,7 @@
 //! Owns: one client's random life: what it does next, and the record of what came of it. Never:
 //! decides what its reads must show; the model does.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use tokio_postgres::Error;
 
 use super::database::{Connection, Protocol, Shown, Span, read_text, set_text};
-use super::model::{Row, Session, Version, Violation};
+use super::model::{Kind, Ledger, Row, Session, Version, Violation};
 
 /// What clients do.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +35,22 @@ impl Mix {
     }
 }
 
+/// What is promised to a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// What its session has written and read.
+    Session,
+    /// That, and all that anybody had been told of before.
+    Everything,
+    /// All that anybody had been told of so long before, and nothing of its session's.
+    Within(Duration),
+}
+
 /// What the clients of a run have in common.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// What they have been told.
+    pub ledger: Ledger,
     /// Operations done, of all clients.
     pub done: AtomicUsize,
     /// Nothing more is to be found out.
@@ -51,7 +64,7 @@ pub struct Tally {
     pub operations: usize,
     pub reads: usize,
     /// Reads by the port of the node that has answered.
-    pub by_port: std::collections::HashMap<u16, usize>,
+    pub by_port: HashMap<u16, usize>,
     /// Reads that another node has answered than the one before.
     pub moves: usize,
     pub violations: usize,
@@ -94,7 +107,10 @@ pub struct TestClient {
     number: i32,
     mix: Mix,
     connection: Connection,
+    promise: Promise,
     model: Session,
+    /// What others had been told when the last statement was said.
+    owed: HashMap<Row, Version>,
     rng: StdRng,
     /// The version that its own row gets next.
     next: Version,
@@ -111,12 +127,20 @@ const HISTORY_MAX: usize = 24;
 const FINDINGS_MAX: usize = 2;
 
 impl TestClient {
-    pub fn new(number: i32, connection: Connection, mix: Mix, progress: Arc<Progress>) -> Self {
+    pub fn new(
+        number: i32,
+        connection: Connection,
+        mix: Mix,
+        promise: Promise,
+        progress: Arc<Progress>,
+    ) -> Self {
         TestClient {
             number,
             mix,
             connection,
+            promise,
             model: Session::default(),
+            owed: HashMap::new(),
             rng: StdRng::seed_from_u64(number as u64),
             next: 1,
             last_port: None,
@@ -132,6 +156,7 @@ impl TestClient {
             if self.progress.stop.load(Ordering::Relaxed) {
                 break;
             }
+            self.look_around();
             if self.rng.random_ratio(self.mix.writes, 100) {
                 self.write_somehow().await?;
             } else {
@@ -172,6 +197,7 @@ impl TestClient {
 
     async fn read(&mut self, protocol: Protocol) -> Result<(), Error> {
         let span = self.span();
+        self.look_around();
         let shown = self.connection.read(span, protocol).await?;
         self.note_read(How::Alone(protocol), span, &shown);
         Ok(())
@@ -257,7 +283,9 @@ impl TestClient {
         let protocol = self.protocol();
         if commits {
             self.connection.commit(protocol).await?;
-            self.model.commit();
+            for (row, version) in self.model.commit() {
+                self.progress.ledger.note(row, version);
+            }
             self.record(Event::Committed);
         } else {
             self.connection.roll_back(protocol).await?;
@@ -267,8 +295,21 @@ impl TestClient {
         Ok(())
     }
 
+    /// What is said from now on must show what others know now.
+    fn look_around(&mut self) {
+        let ledger = &self.progress.ledger;
+        self.owed = match self.promise {
+            Promise::Session => HashMap::new(),
+            Promise::Everything => ledger.as_of(Duration::ZERO),
+            Promise::Within(lag) => ledger.as_of(lag),
+        };
+    }
+
     fn note_write(&mut self, how: How, row: Row, version: Version) {
         self.model.wrote(row, version);
+        if !self.model.is_in_transaction() {
+            self.progress.ledger.note(row, version);
+        }
         self.record(Event::Wrote(how, row, version));
     }
 
@@ -287,8 +328,20 @@ impl TestClient {
             if let Some(&found) = found {
                 self.record(Event::Read(how, found));
             }
-            if let Err(violation) = self.model.read(row, found.map(|found| found.version)) {
+            let version = found.map(|found| found.version);
+            let kept = self.model.read(row, version);
+            let is_session_promised = !matches!(self.promise, Promise::Within(_));
+            if let Some(violation) = kept.err().filter(|_| is_session_promised) {
                 self.report(violation);
+            } else if let Some(&owed) = self.owed.get(&row)
+                && version < Some(owed)
+            {
+                self.report(Violation {
+                    kind: Kind::Missed,
+                    row,
+                    shown: version,
+                    owed,
+                });
             }
         }
     }

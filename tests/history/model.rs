@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A row whose version only ever grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +42,38 @@ pub enum Kind {
     OwnWrite,
     /// The session went back behind what it had read before.
     WentBack,
+    /// It did not read what had been acknowledged to somebody.
+    Missed,
+}
+
+/// What has been acknowledged to anybody: of each row the newest version, and since when it is.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    rows: Mutex<HashMap<Row, Vec<(Instant, Version)>>>,
+}
+
+impl Ledger {
+    /// A session has just been told that it has written this.
+    pub fn note(&self, row: Row, version: Version) {
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = rows.entry(row).or_default();
+        let newest = known.last().map_or(version, |&(_, last)| last.max(version));
+        known.push((Instant::now(), newest));
+    }
+
+    /// The newest versions that had been acknowledged so long ago.
+    pub fn as_of(&self, ago: Duration) -> HashMap<Row, Version> {
+        let Some(then) = Instant::now().checked_sub(ago) else {
+            return HashMap::new();
+        };
+        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let owed = |(&row, known): (&Row, &Vec<(Instant, Version)>)| {
+            let index = known.partition_point(|&(at, _)| at <= then);
+            let &(_, version) = known.get(index.checked_sub(1)?)?;
+            Some((row, version))
+        };
+        rows.iter().filter_map(owed).collect()
+    }
 }
 
 impl Session {
@@ -47,10 +81,15 @@ impl Session {
         self.open = Some(HashMap::new());
     }
 
-    /// The commit of the open transaction was acknowledged.
-    pub fn commit(&mut self) {
-        self.acknowledged
-            .extend(self.open.take().unwrap_or_default());
+    /// The commit of the open transaction was acknowledged: what it has written.
+    pub fn commit(&mut self) -> HashMap<Row, Version> {
+        let written = self.open.take().unwrap_or_default();
+        self.acknowledged.extend(&written);
+        written
+    }
+
+    pub fn is_in_transaction(&self) -> bool {
+        self.open.is_some()
     }
 
     pub fn roll_back(&mut self) {
@@ -97,6 +136,7 @@ impl fmt::Display for Violation {
         match self.kind {
             Kind::OwnWrite => write!(f, " after the session itself had written {owed}"),
             Kind::WentBack => write!(f, " after the session had read it at {owed}"),
+            Kind::Missed => write!(f, " after somebody was told of {owed}"),
         }
     }
 }
@@ -186,6 +226,16 @@ mod tests {
         session.commit();
         assert_eq!(kind(session.read(OWN, Some(1))), Some(Kind::OwnWrite));
         assert_eq!(session.read(OWN, Some(2)), Ok(()));
+    }
+
+    #[test]
+    fn what_anybody_was_told_is_owed_from_then_on() {
+        let ledger = Ledger::default();
+        assert!(ledger.as_of(Duration::ZERO).is_empty());
+        ledger.note(OWN, 3);
+        ledger.note(OWN, 2);
+        assert_eq!(ledger.as_of(Duration::ZERO), [(OWN, 3)].into());
+        assert!(ledger.as_of(Duration::from_secs(3600)).is_empty());
     }
 
     #[test]

