@@ -2,6 +2,7 @@
 //!
 //! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
 
+pub mod catalog;
 pub mod connect;
 mod gate;
 pub mod keys;
@@ -19,6 +20,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use self::catalog::Catalogs;
 use self::gate::Gate;
 use self::lag::History;
 use self::node::{Node, Role};
@@ -63,6 +65,7 @@ pub struct Cluster {
     pub changed: Notify,
     system: Mutex<Option<String>>,
     roles: Roles,
+    catalogs: Catalogs,
 }
 
 /// What everybody sees of a cluster at one time.
@@ -112,6 +115,7 @@ impl Cluster {
             changed: Notify::new(),
             system: Mutex::new(None),
             roles: Roles::start(),
+            catalogs: Catalogs::start(),
         });
         for node in &cluster.topology().nodes {
             tokio::spawn(probe::watch(cluster.clone(), node.clone()));
@@ -431,6 +435,16 @@ impl Cluster {
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
         }
+        let functions = |config: &Config| {
+            let routing = &config.routing;
+            (
+                routing.safe_functions.clone(),
+                routing.unsafe_functions.clone(),
+            )
+        };
+        if functions(&old.config) != functions(config) {
+            self.catalogs.outdate();
+        }
         let previous = old.config.clusters.iter().find(|c| c.name == self.name);
         if previous.is_some_and(|previous| previous.tls != cluster.tls) {
             // Idle servers were opened under other rules.
@@ -440,8 +454,14 @@ impl Cluster {
         self.reconsider();
     }
 
+    /// Whether the configuration has it no more.
+    fn is_gone(&self) -> bool {
+        self.topology().nodes.iter().all(|node| node.is_leaving())
+    }
+
     /// What is done every second: old servers are closed, gauges are set.
     fn tend(&self) {
+        self.catalogs.report();
         for node in &self.topology().nodes {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));

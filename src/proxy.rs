@@ -47,6 +47,7 @@ use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
 use self::relay::{Begun, ClientSide, Relay};
 use crate::auth::{Proven, Users};
+use crate::cluster::catalog::Watched;
 use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters, WatchedTopology};
 use crate::config::{Config, PoolMode};
@@ -173,6 +174,7 @@ struct Client {
     seat: Seat,
     cluster: Arc<Cluster>,
     topology: WatchedTopology,
+    catalog: Arc<Watched>,
     key: PoolKey,
     credential: Proven,
     stream: Stream,
@@ -244,11 +246,14 @@ impl Client {
         session.floors.set_ignore_primary_reads(!raises);
         session.floors.begin(welcome.cluster.last_write_mark());
         session.set_schema(welcome.cluster.schema(database));
+        let catalog = welcome.cluster.catalog(database, user, &welcome.credential);
+        session.set_catalog(catalog.known.clone());
         Client {
             registered,
             seat,
             topology: welcome.cluster.watched_topology(),
             cluster: welcome.cluster,
+            catalog,
             key: welcome.key,
             credential: welcome.credential,
             stream: welcome.stream,
@@ -274,6 +279,9 @@ impl Client {
         let handle = self.registered.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
         let mut listening = Listening::default();
+        if !self.catalog.known.is_settled() {
+            Box::pin(self.catalog.first_answer()).await;
+        }
         loop {
             let next =
                 std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening, stop.as_mut()))
@@ -479,6 +487,10 @@ impl Client {
         let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
         let did = self.session.take_did();
         let wrote = did.wrote || !was_idle;
+        if wrote {
+            // It may have been a definition.
+            self.catalog.look_again();
+        }
         let within_message = server.state.is_within_message();
         drop(server);
         self.answer.clear();

@@ -26,6 +26,7 @@ use sqlparser::tokenizer::Token;
 use self::tells::Tells;
 use self::verbs::{Command, Effects};
 use self::walk::Walk;
+use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Kind, Lexer};
@@ -80,12 +81,14 @@ pub fn classify(text: &[u8], reading: Reading, rules: &Rules) -> Class {
     }
     let (functions, relations) = reader.walk.names();
     Class {
+        asks_catalog: catalog::has_a_say(need, why, &statements),
         need,
         why,
         statements: statements.into(),
         functions,
         relations,
         refused: Refused::default(),
+        memo: Default::default(),
     }
 }
 

@@ -1,0 +1,353 @@
+//! What each database's catalog decides: which functions are reads, which relations are not, what
+//! calls a function unseen, and when that is known again after a change.
+
+mod support;
+
+use std::sync::Arc;
+
+use support::{Gateway, wait_for};
+use tidegate::demo::{LocalCluster, Options};
+use tokio::runtime::Runtime;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+/// A primary and a replica, with a function that says which of them it runs on. Functions are written
+/// in a way that says nothing of what they do, as most of them are.
+const OBJECTS: &str = "
+    CREATE FUNCTION node() RETURNS text LANGUAGE sql
+        AS 'SELECT setting FROM pg_settings WHERE name = ''port''';
+    CREATE TABLE items (id int PRIMARY KEY, name text);
+    ALTER TABLE items OWNER TO app;
+    INSERT INTO items SELECT n, 'x' FROM generate_series(1, 10) AS n;
+    CREATE SEQUENCE numbers;
+    CREATE TABLE log (at timestamptz);
+
+    CREATE FUNCTION writes(int) RETURNS int LANGUAGE plpgsql
+        AS $$ BEGIN INSERT INTO log VALUES (now()); RETURN $1; END $$;
+    CREATE FUNCTION counts(int) RETURNS bigint LANGUAGE plpgsql STABLE
+        AS $$ BEGIN RETURN (SELECT count(*) FROM items WHERE id > $1); END $$;
+    CREATE FUNCTION doubles(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
+    CREATE FUNCTION enters(text) RETURNS text LANGUAGE plpgsql STABLE
+        AS $$ BEGIN RETURN set_config('app.tenant', $1, false); END $$;
+    CREATE FUNCTION locks(int) RETURNS boolean LANGUAGE plpgsql STABLE
+        AS $$ BEGIN RETURN pg_try_advisory_xact_lock($1); END $$;
+    CREATE FUNCTION atomic_reads(int) RETURNS bigint LANGUAGE sql STABLE
+        BEGIN ATOMIC SELECT counts($1); END;
+    CREATE FUNCTION atomic_writes(int) RETURNS int LANGUAGE sql STABLE
+        BEGIN ATOMIC SELECT writes($1); END;
+    CREATE FUNCTION atomic_draws() RETURNS bigint LANGUAGE sql STABLE
+        BEGIN ATOMIC SELECT nextval('numbers'); END;
+    CREATE FUNCTION defaults(int DEFAULT nextval('numbers')) RETURNS int LANGUAGE sql STABLE
+        AS 'SELECT $1';
+    CREATE SCHEMA other;
+    CREATE FUNCTION doubles_elsewhere(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1 * 2';
+    CREATE FUNCTION other.doubles_elsewhere(int) RETURNS int LANGUAGE sql AS 'SELECT $1 * 2';
+    CREATE FUNCTION overloaded(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1';
+    CREATE FUNCTION overloaded(text) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+    CREATE FUNCTION other.upper(text) RETURNS text LANGUAGE sql AS 'SELECT $1';
+    CREATE AGGREGATE sums (int) (sfunc = int4pl, stype = int);
+    CREATE FUNCTION writes2(int, int) RETURNS int LANGUAGE sql AS 'SELECT writes($2)';
+    CREATE AGGREGATE writing_sums (int) (sfunc = writes2, stype = int);
+    CREATE FUNCTION item_key(items) RETURNS text LANGUAGE sql STABLE AS 'SELECT $1.name';
+    CREATE FUNCTION item_number(items) RETURNS bigint LANGUAGE sql AS 'SELECT nextval(''numbers'')';
+
+    CREATE VIEW plain AS SELECT * FROM items;
+    CREATE VIEW of_counts AS SELECT counts(id) FROM items;
+    CREATE VIEW of_writes AS SELECT writes(id) FROM items;
+    CREATE VIEW of_view AS SELECT * FROM of_writes;
+    CREATE VIEW of_numbers AS SELECT nextval('numbers');
+    CREATE VIEW of_random AS SELECT random();
+    CREATE VIEW of_locks AS SELECT pg_try_advisory_lock(id) FROM items;
+    CREATE VIEW of_enters AS SELECT enters(name) FROM items;
+    CREATE VIEW of_activity AS SELECT pid FROM pg_stat_activity;
+    CREATE VIEW of_locked AS SELECT * FROM items FOR UPDATE;
+    CREATE VIEW of_sequence AS SELECT last_value AS a FROM numbers;
+    CREATE MATERIALIZED VIEW stored AS SELECT writes(id) FROM items;
+    CREATE UNLOGGED TABLE scratch (a int);
+    CREATE VIEW of_scratch AS SELECT * FROM scratch;
+    CREATE TABLE parts (a int) PARTITION BY RANGE (a);
+    CREATE UNLOGGED TABLE part PARTITION OF parts FOR VALUES FROM (1) TO (10);
+
+    CREATE TABLE guarded (a int);
+    CREATE POLICY seen ON guarded FOR SELECT USING (writes(a) > 0);
+    ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+    CREATE TABLE tenants (a text);
+    CREATE POLICY own ON tenants USING (a = current_setting('app.tenant', true));
+    ALTER TABLE tenants ENABLE ROW LEVEL SECURITY;
+
+    CREATE FUNCTION likes(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT writes($1) > $2';
+    CREATE OPERATOR <%> (leftarg = int, rightarg = int, function = likes);
+    CREATE OPERATOR <%%> (leftarg = int, rightarg = int, function = int4lt);
+    CREATE FUNCTION is_email(text) RETURNS boolean LANGUAGE plpgsql
+        AS $$ BEGIN RETURN $1 LIKE '%@%'; END $$;
+    CREATE DOMAIN email AS text CHECK (is_email(VALUE));
+    CREATE DOMAIN short AS text CHECK (length(VALUE) < 10);
+    CREATE TABLE people (address email);
+    CREATE TYPE point3 AS (x int, y int, z int);
+    CREATE FUNCTION to_point3(text) RETURNS point3 LANGUAGE sql AS 'SELECT ROW(1, 2, 3)::point3';
+    CREATE CAST (text AS point3) WITH FUNCTION to_point3(text);
+    GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
+    GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
+    GRANT USAGE ON SCHEMA other TO app;
+";
+
+/// What is selected, or from what, and whether a replica may do it.
+const CASES: &[(&str, bool)] = &[
+    ("1", true),
+    ("doubles(1)", true),
+    ("public.doubles(1)", true),
+    ("counts(1)", true),
+    ("atomic_reads(1)", true),
+    ("sums(id) FROM items", true),
+    ("writes(1)", false),
+    ("counts(writes(1))", false),
+    ("enters('a')", false),
+    ("locks(1)", false),
+    ("atomic_writes(1)", false),
+    ("atomic_draws()", false),
+    ("defaults()", false),
+    ("defaults(1)", false),
+    ("public.doubles_elsewhere(1)", true),
+    ("doubles_elsewhere(1)", false),
+    ("overloaded(1)", false),
+    ("upper('a')", false),
+    ("pg_catalog.upper('a')", true),
+    ("writing_sums(id) FROM items", false),
+    ("items.item_key FROM items", true),
+    ("items.item_number FROM items", false),
+    ("(items).item_number FROM items", false),
+    ("name FROM plain", true),
+    ("* FROM of_counts", true),
+    ("* FROM of_random", true),
+    ("* FROM of_writes", false),
+    ("* FROM public.of_writes", false),
+    ("* FROM of_view", false),
+    ("* FROM of_numbers", false),
+    ("* FROM of_locks", false),
+    ("* FROM of_enters", false),
+    ("* FROM of_activity", false),
+    ("* FROM of_locked", false),
+    ("* FROM of_sequence", false),
+    ("* FROM stored", true),
+    ("* FROM scratch", false),
+    ("* FROM of_scratch", false),
+    ("* FROM parts", false),
+    ("* FROM numbers", false),
+    ("* FROM guarded", false),
+    ("* FROM tenants", true),
+    ("1 <%> 2", false),
+    ("1 OPERATOR(public.<%>) 2", false),
+    ("1 <%%> 2", true),
+    ("'a@b'::email", false),
+    ("email 'a@b'", false),
+    ("'a'::short", true),
+    ("address FROM people", true),
+    ("json_populate_record(NULL::people, '{}')", false),
+    ("'a'::text::point3", false),
+];
+
+/// A client, one statement at a time.
+struct Session {
+    runtime: Arc<Runtime>,
+    client: tokio_postgres::Client,
+}
+
+impl Session {
+    fn open(url: &str) -> Session {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = Arc::new(runtime.expect("a runtime"));
+        let (client, connection) = runtime
+            .block_on(tokio_postgres::connect(url, NoTls))
+            .expect("connect");
+        runtime.spawn(connection);
+        Session { runtime, client }
+    }
+
+    /// The first column of the first row, if there is one.
+    fn ask(&self, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
+        let answer = self.runtime.block_on(self.client.simple_query(sql))?;
+        let row = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        };
+        Ok(answer.iter().find_map(row))
+    }
+
+    fn run(&self, sql: &str) {
+        if let Err(error) = self.ask(sql) {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    /// Where a query of this has run, by what it says itself, or by the error of a replica.
+    fn node_of(&self, what: &str) -> String {
+        // Whatever the relation has, there is one row.
+        let sql = format!(
+            "SELECT node() FROM (VALUES (1)) AS one LEFT JOIN (SELECT {what}) AS q ON true"
+        );
+        match self.ask(&sql) {
+            Ok(node) => node.expect("a row"),
+            Err(error) => panic!("{sql}: {error:?}"),
+        }
+    }
+
+    /// A session whose reads are not held on the primary by what it has done or seen.
+    fn waits_for_replica(&self, cluster: &LocalCluster) {
+        let replica = cluster.node(1).port().to_string();
+        wait_for("reads to go to the replica", || {
+            self.node_of("1") == replica
+        });
+    }
+}
+
+fn cluster() -> LocalCluster {
+    let options = Options {
+        replicas: 1,
+        ..Options::default()
+    };
+    LocalCluster::start(options).expect("a cluster")
+}
+
+fn gateway(cluster: &LocalCluster) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        let routing = "[routing]\nsafe_functions = [\"node\"]\ncatalog_interval = \"1h\"\n";
+        format!("{routing}{config}")
+    })
+}
+
+#[test]
+fn what_a_name_means_decides_where_it_goes() {
+    let cluster = cluster();
+    cluster.primary().sql("app", OBJECTS).expect("objects");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let replica = cluster.node(1).port().to_string();
+    let mut wrong = Vec::new();
+    for (what, expected) in CASES {
+        // Of each its own session, as one that has written is pinned.
+        let session = Session::open(&gateway.url("app"));
+        let on_replica = session.node_of(what) == replica;
+        if on_replica != *expected {
+            wrong.push(format!("{what}: on the replica: {on_replica}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(gateway.metric("tidegate_repairs_total", ""), 0.0);
+    assert!(gateway.metric("tidegate_catalog_names", "database=\"app\"") > 20.0);
+    assert!(gateway.metric("tidegate_catalog_epoch", "database=\"app\"") > 0.0);
+    assert!(gateway.metric("tidegate_catalog_refreshes_total", "result=\"ok\"") >= 1.0);
+    assert_eq!(
+        gateway.metric("tidegate_catalog_refreshes_total", "result=\"failed\""),
+        0.0
+    );
+}
+
+#[test]
+fn a_change_is_known_before_anything_is_read_by_it() {
+    let cluster = cluster();
+    cluster.primary().sql("app", OBJECTS).expect("objects");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let (one, other) = (
+        Session::open(&gateway.url("app")),
+        Session::open(&gateway.url("app")),
+    );
+    let replica = cluster.node(1).port().to_string();
+    other.waits_for_replica(&cluster);
+    assert_eq!(other.node_of("doubles(1)"), replica);
+    one.run("CREATE FUNCTION mine(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1'");
+    one.run("CREATE VIEW later AS SELECT mine(id) FROM items");
+    other.run("SELECT * FROM later");
+    wait_for("the function to be known", || {
+        other.node_of("mine(1)") == replica && other.node_of("* FROM later") == replica
+    });
+    // From here on, what the old function was must not count.
+    for _ in 0..5 {
+        one.run("ALTER FUNCTION mine VOLATILE");
+        assert_ne!(other.node_of("mine(1)"), replica);
+        assert_ne!(other.node_of("* FROM later"), replica);
+        one.run("BEGIN; ALTER FUNCTION mine STABLE; COMMIT");
+        wait_for("the function to be safe again", || {
+            other.node_of("mine(1)") == replica && other.node_of("* FROM later") == replica
+        });
+        one.run("ALTER TABLE items SET UNLOGGED");
+        assert_ne!(other.node_of("name FROM items"), replica);
+        one.run("ALTER TABLE items SET LOGGED");
+        wait_for("the table to be on the replica", || {
+            other.node_of("name FROM items") == replica
+        });
+    }
+    assert_eq!(gateway.metric("tidegate_repairs_total", ""), 0.0);
+}
+
+#[test]
+fn a_change_behind_the_proxy_is_known_by_the_next_repair() {
+    let cluster = cluster();
+    cluster.primary().sql("app", OBJECTS).expect("objects");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let session = Session::open(&gateway.url("app"));
+    session.waits_for_replica(&cluster);
+    let epoch = || gateway.metric("tidegate_catalog_epoch", "");
+    let before = epoch();
+    cluster
+        .primary()
+        .sql("app", "ALTER TABLE items SET UNLOGGED")
+        .expect("altered");
+    cluster.wait_caught_up().expect("caught up");
+    session.run("SELECT name FROM items");
+    assert_eq!(gateway.metric("tidegate_repairs_total", ""), 1.0);
+    wait_for("the table to be known for what it is", || epoch() > before);
+    for n in 0..20 {
+        session.run(&format!("SELECT name FROM items WHERE id = {n}"));
+        session.run("SELECT id FROM items");
+    }
+    assert_eq!(gateway.metric("tidegate_repairs_total", ""), 1.0);
+}
+
+#[test]
+fn what_cannot_be_known_is_the_primarys() {
+    let cluster = cluster();
+    cluster.primary().sql("app", OBJECTS).expect("objects");
+    let hidden = "REVOKE SELECT ON pg_catalog.pg_proc FROM PUBLIC";
+    cluster.primary().sql("app", hidden).expect("revoked");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let session = Session::open(&gateway.url("app"));
+    let primary = cluster.primary().port().to_string();
+    assert_eq!(session.node_of("name FROM items"), primary);
+    assert_eq!(session.node_of("doubles(1)"), primary);
+    assert!(gateway.metric("tidegate_catalog_refreshes_total", "result=\"failed\"") >= 1.0);
+    assert_eq!(gateway.metric("tidegate_catalog_epoch", ""), 0.0);
+    let log = gateway.log();
+    let complaints = log.matches("catalog can't be asked").count();
+    assert!(
+        complaints == 1 && log.contains("permission denied"),
+        "{log}"
+    );
+    let granted = "GRANT SELECT ON pg_catalog.pg_proc TO PUBLIC";
+    cluster.primary().sql("app", granted).expect("granted");
+    Session::open(&gateway.url("app")).waits_for_replica(&cluster);
+}
+
+#[test]
+fn what_is_compared_by_a_volatile_function_is_never_a_read() {
+    let cluster = cluster();
+    cluster.primary().sql("app", OBJECTS).expect("objects");
+    let operator = "CREATE TYPE odd AS (a int);
+        CREATE FUNCTION odd_equal(odd, odd) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+        CREATE OPERATOR = (leftarg = odd, rightarg = odd, function = odd_equal)";
+    cluster.primary().sql("app", operator).expect("operator");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let session = Session::open(&gateway.url("app"));
+    let primary = cluster.primary().port().to_string();
+    assert_eq!(session.node_of("1"), primary);
+    assert!(gateway.log().contains("odd_equal"), "{}", gateway.log());
+    // It is forgiven by the configuration, without a restart.
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let forgiven = config.replace("\"node\"", "\"node\", \"odd_equal\"");
+    gateway.reload(&forgiven);
+    Session::open(&gateway.url("app")).waits_for_replica(&cluster);
+}
