@@ -35,9 +35,10 @@ struct Contents {
     functions: Names<Vec<(Box<str>, bool)>>,
     /// Relations that are not read on a standby, by name: in which schemas.
     relations: Names<Vec<Box<str>>>,
-    /// Names that call an unsafe function wherever they stand: of types, and of functions that may be
-    /// written like a column.
-    names: BTreeSet<Box<str>>,
+    /// Unsafe functions that may be written like a column: `a.f` for `f(a)`.
+    fields: BTreeSet<Box<str>>,
+    /// Types that call an unsafe function wherever they are named.
+    types: BTreeSet<Box<str>>,
     operators: BTreeSet<Box<str>>,
     /// Unsafe functions that are called without a word, and by what.
     everywhere: Vec<(Box<str>, Box<str>)>,
@@ -163,7 +164,8 @@ impl Catalog {
         let c = &self.contents;
         let functions: usize = c.functions.values().map(Vec::len).sum();
         let relations: usize = c.relations.values().map(Vec::len).sum();
-        functions + relations + c.names.len() + c.operators.len() + c.everywhere.len()
+        let unseen = c.fields.len() + c.types.len() + c.operators.len() + c.everywhere.len();
+        functions + relations + unseen
     }
 
     pub fn is_empty(&self) -> bool {
@@ -241,7 +243,8 @@ impl Catalog {
     /// What in `sql` calls an unsafe function without naming it.
     fn hidden(&self, sql: &[u8]) -> Option<String> {
         let Contents {
-            names,
+            fields,
+            types,
             operators,
             everywhere,
             ..
@@ -249,11 +252,12 @@ impl Catalog {
         if let Some((function, by)) = everywhere.first() {
             return Some(format!("{function} ({by})"));
         }
-        if names.is_empty() && operators.is_empty() {
-            return None;
-        }
         let mut lexer = Lexer::new(sql, true);
-        while let Some(token) = lexer.solid() {
+        let mut after_dot = false;
+        let mut next = lexer.solid();
+        while let Some(token) = next {
+            next = lexer.solid();
+            let is_called = next.is_some_and(|next| next.kind == Kind::Open);
             let text = token.text(sql);
             if token.kind == Kind::Operator {
                 // It may run into a sign, so whatever holds it counts.
@@ -263,10 +267,11 @@ impl Catalog {
                 }
             } else if let Some(name) = token.name(sql)
                 && let Ok(name) = str::from_utf8(&name)
-                && names.contains(name)
+                && (types.contains(name) || after_dot && !is_called && fields.contains(name))
             {
                 return Some(name.to_owned());
             }
+            after_dot = token.kind == Kind::Dot;
         }
         None
     }
@@ -284,7 +289,8 @@ impl Contents {
                 self.functions.entry(name).or_default().push((schema, safe));
             }
             "relation" => self.relations.entry(name).or_default().push(schema),
-            "name" => drop(self.names.insert(name)),
+            "field" => drop(self.fields.insert(name)),
+            "type" => drop(self.types.insert(name)),
             "operator" => drop(self.operators.insert(name)),
             "everywhere" => {
                 let by = remark.unwrap_or_default().into_boxed_str();

@@ -6,7 +6,8 @@
 //! Several readings have to agree before a statement is a read. `verbs` settles what it is from
 //! its first words. `tells` looks for words that no read can hold, which is certain even where the
 //! parser misreads. `walk` proves the parsed query, and takes what it does not know for a write.
-//! `calls` checks that the parser has dropped no call.
+//! `calls` checks that the parser has dropped no call. What the parser does not understand, or drops a
+//! part of, is proven by its words alone (`walk::words`), or not at all.
 
 mod calls;
 mod tells;
@@ -183,14 +184,21 @@ impl Reader<'_> {
             return Err(Why::NotParsed);
         }
         // A panic of the parser says nothing of the text; it must not end the session.
-        let query = catch_unwind(AssertUnwindSafe(|| parse(text)))
+        let parsed = catch_unwind(AssertUnwindSafe(|| parse(text)))
             .ok()
-            .flatten()
-            .ok_or(Why::NotParsed)?;
-        self.walk.query(&query);
-        if !calls::all_seen(text, self.walk.take_seen()) {
-            return Err(Why::NotParsed);
+            .flatten();
+        if let Some(query) = parsed {
+            self.walk.query(&query);
+            let all_seen = calls::all_seen(text, self.walk.take_seen());
+            match self.walk.take_objection() {
+                Some(Why::NotParsed) => {}
+                Some(why) if all_seen => return Err(why),
+                None if all_seen => return Ok(()),
+                _ => {}
+            }
         }
+        self.walk.words(text);
+        self.walk.take_seen();
         self.walk.take_objection().map_or(Ok(()), Err)
     }
 }

@@ -116,14 +116,11 @@ UNION ALL SELECT 'function', 'pg_catalog', name, 'unsafe'
         'json_to_recordset', 'jsonb_populate_record', 'jsonb_populate_recordset',
         'jsonb_to_record', 'jsonb_to_recordset']) AS name
     WHERE EXISTS (SELECT FROM unsafe WHERE class = 'pg_type'::regclass)
--- `a.f` is `f(a)` where a has no column f.
-UNION ALL SELECT DISTINCT 'name', NULL, p.proname::text, NULL
+-- `a.f` is `f(a)` where a has no column f, whatever a is.
+UNION ALL SELECT DISTINCT 'field', NULL, p.proname::text, NULL
     FROM of_functions u JOIN pg_proc p ON p.oid = u.oid
-    JOIN pg_type t ON t.oid = p.proargtypes[0]
-    LEFT JOIN pg_type base ON base.oid = t.typbasetype
-    WHERE p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1 AND p.oid >= 16384 AND
-        (t.typtype IN ('c', 'p') OR base.typtype = 'c')
-UNION ALL SELECT DISTINCT 'name', NULL, t.typname::text, NULL
+    WHERE p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1
+UNION ALL SELECT DISTINCT 'type', NULL, t.typname::text, NULL
     FROM of_types u JOIN pg_type t ON t.oid = u.oid
     WHERE t.oid >= 16384
 UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL

@@ -17,8 +17,9 @@ fn catalog() -> Catalog {
         row("function", "pg_catalog", "json_populate_record", "unsafe"),
         row("relation", "public", "scratch", ""),
         row("relation", "public", "Odd.view", ""),
-        row("name", "", "full_name", ""),
-        row("name", "", "email", ""),
+        row("field", "", "full_name", ""),
+        row("field", "", "nextval", ""),
+        row("type", "", "email", ""),
         row("operator", "", "<%>", ""),
     ];
     Catalog::read(rows, None)
@@ -82,6 +83,12 @@ fn what_is_called_read_and_meant_decides() {
         ("select c.full_name from customers c", HiddenFunction),
         ("select (c).\"full_name\" from customers c", HiddenFunction),
         ("select 'full_name' from customers", Read),
+        ("select full_name from customers", Read),
+        ("select ('s'::regclass).nextval", HiddenFunction),
+        (
+            "select g.nextval from generate_series(1, 2) as g",
+            HiddenFunction,
+        ),
         ("select a::email from t", HiddenFunction),
         ("select email 'a@b' from t", HiddenFunction),
         ("select a <%> b from t", HiddenFunction),

@@ -7,6 +7,7 @@
 
 mod expr;
 mod table;
+mod words;
 
 use sqlparser::ast::*;
 
