@@ -46,7 +46,8 @@ pub struct Class {
     /// [`Why::ProvenRead`] or [`Why::UnknownFunction`]; commands that are settled by their words
     /// list none.
     pub functions: Box<[Box<str>]>,
-    /// Relations that its queries name, likewise. Names that WITH defines are not among them.
+    /// Relations that its queries name, likewise. Names that WITH defines are not among them, unless the
+    /// parser does not know the query: then these are all names that may be one.
     pub relations: Box<[Box<str>]>,
     /// A replica has refused it, where the primary has not.
     pub refused: Refused,

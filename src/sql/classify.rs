@@ -187,19 +187,34 @@ impl Reader<'_> {
         let parsed = catch_unwind(AssertUnwindSafe(|| parse(text)))
             .ok()
             .flatten();
+        let mark = self.walk.mark();
+        let mut unknown = None;
         if let Some(query) = parsed {
             self.walk.query(&query);
             let all_seen = calls::all_seen(text, self.walk.take_seen());
             match self.walk.take_objection() {
                 Some(Why::NotParsed) => {}
+                // The parser takes some keywords for functions.
+                Some(why @ Why::UnknownFunction) if all_seen => unknown = Some(why),
                 Some(why) if all_seen => return Err(why),
                 None if all_seen => return Ok(()),
                 _ => {}
             }
         }
+        // The words may be less certain of names than the tree, but never of too few.
+        let tree = unknown.map(|why| (why, self.walk.names_since(mark)));
+        self.walk.go_back(mark);
         self.walk.words(text);
         self.walk.take_seen();
-        self.walk.take_objection().map_or(Ok(()), Err)
+        let objection = self.walk.take_objection();
+        if let Some((why, names)) = tree
+            && objection.is_some()
+        {
+            self.walk.go_back(mark);
+            self.walk.add_names(names);
+            return Err(why);
+        }
+        objection.map_or(Ok(()), Err)
     }
 }
 

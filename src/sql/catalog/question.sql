@@ -110,11 +110,10 @@ SELECT 'function', f.nspname::text, f.proname::text,
     FROM functions f LEFT JOIN of_functions u ON u.oid = f.oid
     WHERE NOT f.builtin OR u.oid IS NOT NULL
     GROUP BY f.nspname, f.proname
--- These fill rows with values of any type.
+-- These fill the rows of a table with values of its columns' types.
 UNION ALL SELECT 'function', 'pg_catalog', name, 'unsafe'
-    FROM unnest(ARRAY['json_populate_record', 'json_populate_recordset', 'json_to_record',
-        'json_to_recordset', 'jsonb_populate_record', 'jsonb_populate_recordset',
-        'jsonb_to_record', 'jsonb_to_recordset']) AS name
+    FROM unnest(ARRAY['json_populate_record', 'json_populate_recordset',
+        'jsonb_populate_record', 'jsonb_populate_recordset']) AS name
     WHERE EXISTS (SELECT FROM unsafe WHERE class = 'pg_type'::regclass)
 -- `a.f` is `f(a)` where a has no column f, whatever a is.
 UNION ALL SELECT DISTINCT 'field', NULL, p.proname::text, NULL

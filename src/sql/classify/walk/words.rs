@@ -127,10 +127,7 @@ impl Place<'_> {
         let after = |words: &[&str]| words.iter().any(|word| self.is(-1, word));
         match name {
             "by" => after(&["group", "order", "partition"]),
-            "cube" | "rollup" => {
-                let by = if after(&["distinct", "all"]) { -2 } else { -1 };
-                self.is(by, "by") && self.is(by - 1, "group")
-            }
+            "cube" | "rollup" => self.is_within_group_by(),
             "sets" => after(&["grouping"]),
             "first" | "next" => after(&["fetch"]),
             "filter" | "over" | "repeatable" => self.is_after_call(),
@@ -143,6 +140,45 @@ impl Place<'_> {
             "second" => after(&["to"]) || self.is_kind(-1, Kind::String),
             _ => NEVER_FUNCTIONS.binary_search(&name).is_ok(),
         }
+    }
+
+    /// Whether the clause that this is in, at the same depth, is GROUP BY.
+    fn is_within_group_by(&self) -> bool {
+        const CLAUSES: [&str; 14] = [
+            "by",
+            "select",
+            "from",
+            "where",
+            "having",
+            "window",
+            "limit",
+            "offset",
+            "fetch",
+            "on",
+            "union",
+            "intersect",
+            "except",
+            "filter",
+        ];
+        let mut depth = 0usize;
+        for ahead in 1..=self.at {
+            let ahead = -(ahead as isize);
+            let Some(token) = self.token(ahead) else {
+                return false;
+            };
+            match token.kind {
+                Kind::Close => depth += 1,
+                Kind::Open if depth == 0 => return false,
+                Kind::Open => depth -= 1,
+                Kind::Word if depth == 0 => {
+                    if let Some(clause) = CLAUSES.iter().find(|clause| self.is(ahead, clause)) {
+                        return *clause == "by" && self.is(ahead - 1, "group");
+                    }
+                }
+                _ => {}
+            }
+        }
+        false
     }
 
     /// Whether a query begins there, rather than anything that is called or defined.
@@ -406,6 +442,7 @@ mod tests {
             "select sum(a) filter (where b) over (partition by (c) order by (d)) from t",
             "select a from t group by distinct rollup (a)",
             "select a, b from t group by cube (a, b)",
+            "select a, b from t group by distinct (a), case when a then b end, rollup (b)",
             "select a from t fetch first (1) rows with ties",
             "select a from t tablesample system (10) repeatable (1)",
             "select a operator(pg_catalog.+) b from t",
@@ -465,6 +502,18 @@ mod tests {
             ),
             ("select distinct cube(a) from t", Why::UnknownFunction),
             ("select a from t order by cube(a)", Why::UnknownFunction),
+            (
+                "select a from t group by a order by b, cube(a)",
+                Why::UnknownFunction,
+            ),
+            (
+                "select a from t group by a, (cube(a))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select sum(a) over (partition by b, cube(a)) from t",
+                Why::UnknownFunction,
+            ),
             ("select join((select 1))", Why::UnknownFunction),
             ("select a between join(1) and 2", Why::UnknownFunction),
             (
