@@ -135,33 +135,7 @@ impl Cluster {
 
     /// Whom the nodes are probed as: user, password, database.
     fn monitor(&self, config: &Config) -> (String, Option<Secret>, String) {
-        let cluster = config
-            .clusters
-            .iter()
-            .find(|cluster| cluster.name == self.name);
-        if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
-            return (
-                monitor.user.clone(),
-                monitor.password.clone(),
-                monitor.database.clone(),
-            );
-        }
-        if config.auth.users.is_empty()
-            && let Some(lookup) = &config.auth.lookup
-        {
-            return (
-                lookup.user.clone(),
-                lookup.password.clone(),
-                lookup.database.clone(),
-            );
-        }
-        let user = config.auth.users.first();
-        let name = user.map_or("tidegate", |user| &user.name).to_owned();
-        (
-            name,
-            user.and_then(|user| user.password.clone()),
-            "postgres".to_owned(),
-        )
+        monitor(config, &self.name)
     }
 
     /// A write has been acknowledged to some session.
@@ -472,6 +446,34 @@ impl Cluster {
             node.report();
         }
     }
+}
+
+/// Whom the nodes of the cluster of this name are probed as: user, password, database.
+fn monitor(config: &Config, cluster: &str) -> (String, Option<Secret>, String) {
+    let cluster = config.clusters.iter().find(|known| known.name == cluster);
+    if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
+        return (
+            monitor.user.clone(),
+            monitor.password.clone(),
+            monitor.database.clone(),
+        );
+    }
+    if config.auth.users.is_empty()
+        && let Some(lookup) = &config.auth.lookup
+    {
+        return (
+            lookup.user.clone(),
+            lookup.password.clone(),
+            lookup.database.clone(),
+        );
+    }
+    let user = config.auth.users.first();
+    let name = user.map_or("tidegate", |user| &user.name).to_owned();
+    (
+        name,
+        user.and_then(|user| user.password.clone()),
+        "postgres".to_owned(),
+    )
 }
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do.

@@ -6,6 +6,10 @@
 
 #[path = "oracle/database.rs"]
 mod database;
+#[path = "oracle/script.rs"]
+mod script;
+#[path = "oracle/suite.rs"]
+mod suite;
 
 use std::process::Stdio;
 
@@ -119,4 +123,18 @@ fn a_standby_agrees_with_what_is_a_read() {
         }
     }
     assert!(faults.is_empty(), "{} faults: {faults:#?}", faults.len());
+}
+
+/// Takes some minutes, and what `scripts/setup --regress` gets; `scripts/oracle` runs it.
+#[test]
+#[ignore = "scripts/oracle runs it"]
+fn the_suite_has_no_read_that_a_standby_refuses() {
+    let only: Vec<String> = std::env::var("ORACLE_TESTS")
+        .map(|names| names.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default();
+    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("../oracle");
+    let report = suite::run(&only, &out);
+    println!("{}", report.show());
+    assert!(report.refused.is_empty(), "{:#?}", report.refused);
+    assert!(report.share() >= 0.95, "{:.3}", report.share());
 }

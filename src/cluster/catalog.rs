@@ -17,7 +17,9 @@ use tokio::time::{sleep, timeout};
 use super::Cluster;
 use super::connect::{self, ConnectError, Connection, Rows, Target};
 use super::node::Node;
-use crate::auth::Proven;
+use crate::auth::{Credential, Proven};
+use crate::config::{self, Config};
+use crate::net::tls::Material;
 use crate::session::catalog::Known;
 use crate::session::effects;
 use crate::sql::catalog::{self, Catalog};
@@ -313,7 +315,7 @@ fn warn_of_unseen(
 
 /// Why a database's catalog is not known.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub enum AskError {
     #[error("no node is up")]
     NoNode,
     #[error("there is no primary")]
@@ -328,6 +330,78 @@ enum AskError {
     },
     #[error("it has more than {} names that matter", catalog::ROWS_MAX)]
     TooMany,
+}
+
+/// Asks `database` once, as the role that probes the cluster's nodes: the primary, or a replica if there
+/// is none.
+///
+/// # Errors
+/// What no node gave an answer for.
+pub async fn ask_once(
+    config: &Config,
+    tls: &Material,
+    database: &str,
+) -> Result<Catalog, OnceError> {
+    let serves =
+        |cluster: &&config::Cluster, name: &str| cluster.databases.iter().any(|d| d == name);
+    let mut clusters = config.clusters.iter();
+    let cluster = clusters
+        .clone()
+        .find(|cluster| serves(cluster, database))
+        .or_else(|| clusters.find(|cluster| serves(cluster, "*")))
+        .ok_or_else(|| OnceError::NoCluster(database.to_owned()))?;
+    let (user, password, _) = super::monitor(config, &cluster.name);
+    let tls = tls.for_cluster(&cluster.name);
+    let rules = Rules {
+        safe: config.routing.safe_functions.clone(),
+        r#unsafe: config.routing.unsafe_functions.clone(),
+    };
+    let mut replica = None;
+    let mut failed = None;
+    for node in &cluster.nodes {
+        let target = Target {
+            host: &node.host,
+            port: node.port,
+            tls: &tls,
+            database,
+            user: &user,
+            credential: password.clone().map(Credential::Password),
+            application_name: "tidegate explain",
+        };
+        let asked = async {
+            let mut connection = connect::connect(&target, config.pool.connect_timeout).await?;
+            let rows = connection
+                .query("SELECT pg_catalog.pg_is_in_recovery()")
+                .await?;
+            let is_replica = rows == [[Some("t".to_owned())]];
+            if is_replica && replica.is_some() {
+                return Ok(None);
+            }
+            let (_, _, rows) = question(&mut connection, &rules).await?;
+            let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
+            Ok(Some((is_replica, Catalog::read(rows, None))))
+        };
+        match timeout(ANSWER, asked).await {
+            Ok(Ok(Some((false, catalog)))) => return Ok(catalog),
+            Ok(Ok(Some((true, catalog)))) => replica = Some(catalog),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => {
+                let (node, user) = (node.name.clone(), user.clone());
+                failed = Some(AskError::Query { node, user, error });
+            }
+            Err(_) => failed = Some(AskError::Timeout),
+        }
+    }
+    replica.ok_or_else(|| OnceError::Unanswered(failed.unwrap_or(AskError::NoNode)))
+}
+
+/// Why a database's catalog can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OnceError {
+    #[error("no cluster of the configuration serves database \"{0}\"")]
+    NoCluster(String),
+    #[error("{0}")]
+    Unanswered(AskError),
 }
 
 type Answer = (Arc<Catalog>, Option<Arc<effects::Effects>>);

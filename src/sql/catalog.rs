@@ -209,6 +209,27 @@ impl Catalog {
         }
     }
 
+    /// What is known of a function by the name that [a class](Class) gives it, with or without a catalog.
+    pub fn describe(catalog: Option<&Catalog>, written: &str, rules: &Rules) -> &'static str {
+        let (schema, name) = parts(written);
+        let schema = schema.as_deref();
+        match rules.ruling(schema, &name) {
+            Ruling::Safe => return "listed as safe",
+            Ruling::Unsafe => return "listed as unsafe",
+            Ruling::Unknown => {}
+        }
+        let built_in = functions::builtin(schema, &name);
+        let found = catalog.map_or(built_in, |known| known.function(schema, &name, rules));
+        match (found, built_in) {
+            (Ruling::Safe, Ruling::Safe) => "built in, safe",
+            (Ruling::Unsafe, Ruling::Unsafe) => "built in, unsafe",
+            (Ruling::Unsafe, Ruling::Safe) => "built in, but hidden by an unsafe one",
+            (Ruling::Safe, _) => "safe",
+            (Ruling::Unsafe, _) => "unsafe",
+            (Ruling::Unknown, _) => "unknown",
+        }
+    }
+
     fn function(&self, schema: Option<&str>, name: &str, rules: &Rules) -> Ruling {
         match rules.ruling(schema, name) {
             Ruling::Unknown => {}
