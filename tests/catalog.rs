@@ -154,16 +154,17 @@ fn what_a_name_means_decides_where_it_goes() {
     cluster.wait_caught_up().expect("caught up");
     let gateway = gateway(&cluster);
     let replica = cluster.node(1).port().to_string();
-    let mut wrong = Vec::new();
     for (what, expected) in CASES {
         // Of each its own session, as one that has written is pinned.
         let session = Session::open(&gateway.url("app"));
-        let on_replica = session.node_of(what) == replica;
-        if on_replica != *expected {
-            wrong.push(format!("{what}: on the replica: {on_replica}"));
+        match expected {
+            // It may have to wait for what others have written.
+            true => wait_for(&format!("a replica to do {what}"), || {
+                session.node_of(what) == replica
+            }),
+            false => assert_ne!(session.node_of(what), replica, "{what}"),
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(gateway.metric("tidegate_repairs_total", ""), 0.0);
     assert!(gateway.metric("tidegate_catalog_names", "database=\"app\"") > 20.0);
     assert!(gateway.metric("tidegate_catalog_epoch", "database=\"app\"") > 0.0);
