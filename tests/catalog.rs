@@ -65,6 +65,10 @@ const CASES: &[(&str, bool)] = &[
     ("* FROM numbers", false),
     ("* FROM guarded", false),
     ("* FROM tenants", true),
+    ("* FROM odds", false),
+    ("a FROM odds", false),
+    ("odd_of(1)", false),
+    ("'(1)'::odd", false),
     ("1 <%> 2", false),
     ("1 OPERATOR(public.<%>) 2", false),
     ("1 <%%> 2", true),
@@ -267,9 +271,9 @@ fn what_cannot_be_known_is_the_primarys() {
 fn what_is_compared_by_a_volatile_function_is_never_a_read() {
     let cluster = cluster();
     cluster.primary().sql("app", OBJECTS).expect("objects");
-    let operator = "CREATE TYPE odd AS (a int);
-        CREATE FUNCTION odd_equal(odd, odd) RETURNS boolean LANGUAGE sql AS 'SELECT true';
-        CREATE OPERATOR = (leftarg = odd, rightarg = odd, function = odd_equal)";
+    let operator =
+        "CREATE FUNCTION odd_equal(int, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+        CREATE OPERATOR = (leftarg = int, rightarg = text, function = odd_equal)";
     cluster.primary().sql("app", operator).expect("operator");
     cluster.wait_caught_up().expect("caught up");
     let gateway = gateway(&cluster);

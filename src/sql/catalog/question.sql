@@ -101,9 +101,37 @@ WITH RECURSIVE functions AS MATERIALIZED (
         JOIN pg_type d ON d.typbasetype = c.casttarget
         WHERE u.class = 'pg_cast'::regclass
 ), of_operators AS MATERIALIZED (
-    SELECT o.oid, o.oprname, f.proname FROM unsafe u JOIN pg_operator o ON o.oid = u.oid
-        JOIN pg_proc f ON f.oid = o.oprcode
-        WHERE u.class = 'pg_operator'::regclass
+    SELECT o.oid, o.oprname, o.oprleft, o.oprright, f.proname
+    FROM unsafe u JOIN pg_operator o ON o.oid = u.oid JOIN pg_proc f ON f.oid = o.oprcode
+    WHERE u.class = 'pg_operator'::regclass
+), unseen (proname, by, one, other) AS MATERIALIZED (
+    -- What words stand for, or nothing at all, with the types of its operands.
+    SELECT proname::text, 'operator ' || oprname, oprleft, oprright FROM of_operators
+    WHERE oprname IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
+        OR oid IN (SELECT amopopr FROM pg_amop a JOIN pg_am m ON m.oid = a.amopmethod
+            WHERE m.amname IN ('btree', 'hash'))
+    UNION ALL SELECT p.proname::text, 'support of an operator class', a.amproclefttype,
+            a.amprocrighttype
+        FROM of_functions u JOIN pg_proc p ON p.oid = u.oid JOIN pg_amproc a ON a.amproc = p.oid
+        JOIN pg_opfamily f ON f.oid = a.amprocfamily JOIN pg_am m ON m.oid = f.opfmethod
+        WHERE p.oid >= 16384 AND m.amname IN ('btree', 'hash')
+    -- One that is not implicit names its target, unless that has more than one name.
+    UNION ALL SELECT p.proname::text,
+            'cast from ' || c.castsource::regtype || ' to ' || c.casttarget::regtype,
+            c.castsource, c.castsource
+        FROM unsafe u JOIN pg_cast c ON c.oid = u.oid JOIN pg_proc p ON p.oid = c.castfunc
+        WHERE u.class = 'pg_cast'::regclass AND (c.castcontext = 'i' OR c.casttarget < 16384)
+), containers (oid, part) AS MATERIALIZED (
+    SELECT oid, typelem FROM pg_type WHERE typelem >= 16384
+    UNION ALL SELECT oid, typbasetype FROM pg_type WHERE typbasetype >= 16384
+    UNION ALL SELECT rngtypid, rngsubtype FROM pg_range WHERE rngsubtype >= 16384
+    UNION ALL SELECT c.reltype, a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE a.atttypid >= 16384 AND a.attnum > 0 AND c.reltype <> 0
+), tainted (oid) AS (
+    -- Types of the database's own whose values are compared or converted so. Whoever has one has it
+    -- from a relation or a function, or names the type.
+    SELECT greatest(one, other) FROM unseen WHERE greatest(one, other) >= 16384
+    UNION SELECT x.oid FROM tainted t JOIN containers x ON x.part = t.oid
 )
 SELECT 'function', f.nspname::text, f.proname::text,
     CASE WHEN bool_or(u.oid IS NOT NULL) THEN 'unsafe' ELSE 'safe' END
@@ -126,19 +154,19 @@ UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
     FROM of_relations u JOIN pg_class c ON c.oid = u.oid
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid >= 16384
+-- Those that compare values of a type that is tainted need not be looked for by their names.
 UNION ALL SELECT DISTINCT 'operator', NULL, oprname::text, NULL FROM of_operators
--- What words stand for, or nothing at all.
-UNION ALL SELECT 'everywhere', NULL, proname::text, 'operator ' || oprname FROM of_operators
-    WHERE oprname IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
-        OR oid IN (SELECT amopopr FROM pg_amop a JOIN pg_am m ON m.oid = a.amopmethod
-            WHERE m.amname IN ('btree', 'hash'))
-UNION ALL SELECT 'everywhere', NULL, p.proname::text, 'support of an operator class'
-    FROM of_functions u JOIN pg_proc p ON p.oid = u.oid
-    WHERE p.oid >= 16384 AND p.oid IN (SELECT a.amproc FROM pg_amproc a
-        JOIN pg_opfamily f ON f.oid = a.amprocfamily JOIN pg_am m ON m.oid = f.opfmethod
-        WHERE m.amname IN ('btree', 'hash'))
-UNION ALL SELECT 'everywhere', NULL, p.proname::text,
-    'cast from ' || c.castsource::regtype || ' to ' || c.casttarget::regtype
-    FROM unsafe u JOIN pg_cast c ON c.oid = u.oid JOIN pg_proc p ON p.oid = c.castfunc
-    WHERE u.class = 'pg_cast'::regclass AND (c.castcontext = 'i' OR c.casttarget < 16384)
+    WHERE greatest(oprleft, oprright) < 16384
+        OR oprname NOT IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
+UNION ALL SELECT DISTINCT 'type', NULL, t.typname::text, NULL
+    FROM tainted JOIN pg_type t ON t.oid = tainted.oid
+UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
+    FROM tainted JOIN pg_class c ON c.reltype = tainted.oid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind <> 'c'
+UNION ALL SELECT 'function', n.nspname::text, p.proname::text, 'unsafe'
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE p.oid >= 16384 AND (p.prorettype IN (SELECT oid FROM tainted)
+        OR p.proallargtypes && (SELECT array_agg(oid) FROM tainted))
+UNION ALL SELECT 'everywhere', NULL, proname, by FROM unseen WHERE greatest(one, other) < 16384
 LIMIT $rows_max$
