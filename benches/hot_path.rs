@@ -16,6 +16,7 @@ use bytes::BytesMut;
 use tidegate::config::Level;
 use tidegate::session::answers::Answer;
 use tidegate::session::batch::{Batch, End};
+use tidegate::session::catalog;
 use tidegate::session::consistency::{Clock, Floors, Incarnation, Lsn, NodeId, Replica};
 use tidegate::session::effects::{Effects, Known};
 use tidegate::session::pipeline::Planned;
@@ -26,6 +27,7 @@ use tidegate::session::statements::Registry;
 use tidegate::session::{Session, Shared};
 use tidegate::sql::Need;
 use tidegate::sql::cache::Classifier;
+use tidegate::sql::catalog::Catalog;
 use tidegate::sql::functions::Rules;
 use tidegate::wire::encode;
 
@@ -217,18 +219,20 @@ impl Talk {
             effects: Known::default(),
             sequence_readers: Default::default(),
         };
-        // The database's functions have been asked for, as they are after its first write.
-        let effects = Arc::new(Effects::default());
-        let version = shared.effects.version();
-        shared.effects.learn(&"main\0app".into(), &effects, version);
+        // The database has been asked for its catalog, as it is before its first statement.
+        let (catalog, effects) = (Catalog::read([], None), Effects::default());
+        let known: Arc<catalog::Known> = Arc::default();
+        assert!(known.learn(Arc::new(catalog), Some(Arc::new(effects)), 0));
         let params = Params::new([]);
+        let mut session = Session::new(
+            Arc::new(shared),
+            "main\0app\0app",
+            Settings::default(),
+            params.clone(),
+        );
+        session.set_catalog(known);
         Talk {
-            session: Session::new(
-                Arc::new(shared),
-                "main\0app\0app",
-                Settings::default(),
-                params.clone(),
-            ),
+            session,
             server: ServerState::new(params, NonZeroUsize::new(500).expect("not 0")),
             batch: Batch::new(),
             answer: Answer::default(),

@@ -2,6 +2,7 @@
 //!
 //! Owns: the topology that everybody reads without a lock. Never: speaks to a client.
 
+pub mod catalog;
 pub mod causal;
 pub mod connect;
 mod gate;
@@ -20,6 +21,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use self::catalog::Catalogs;
 use self::causal::Keys;
 use self::causal::store::{self, Store};
 use self::gate::Gate;
@@ -69,6 +71,7 @@ pub struct Cluster {
     keys: Keys,
     /// Where they are shared with other proxies.
     store: ArcSwapOption<Store>,
+    catalogs: Catalogs,
 }
 
 /// What everybody sees of a cluster at one time.
@@ -120,6 +123,7 @@ impl Cluster {
             roles: Roles::start(),
             keys: Keys::new(),
             store: ArcSwapOption::empty(),
+            catalogs: Catalogs::start(),
         });
         cluster.share_keys(config);
         for node in &cluster.topology().nodes {
@@ -140,33 +144,7 @@ impl Cluster {
 
     /// Whom the nodes are probed as: user, password, database.
     fn monitor(&self, config: &Config) -> (String, Option<Secret>, String) {
-        let cluster = config
-            .clusters
-            .iter()
-            .find(|cluster| cluster.name == self.name);
-        if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
-            return (
-                monitor.user.clone(),
-                monitor.password.clone(),
-                monitor.database.clone(),
-            );
-        }
-        if config.auth.users.is_empty()
-            && let Some(lookup) = &config.auth.lookup
-        {
-            return (
-                lookup.user.clone(),
-                lookup.password.clone(),
-                lookup.database.clone(),
-            );
-        }
-        let user = config.auth.users.first();
-        let name = user.map_or("tidegate", |user| &user.name).to_owned();
-        (
-            name,
-            user.and_then(|user| user.password.clone()),
-            "postgres".to_owned(),
-        )
+        monitor(config, &self.name)
     }
 
     /// A write has been acknowledged to some session.
@@ -508,6 +486,16 @@ impl Cluster {
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
         }
+        let functions = |config: &Config| {
+            let routing = &config.routing;
+            (
+                routing.safe_functions.clone(),
+                routing.unsafe_functions.clone(),
+            )
+        };
+        if functions(&old.config) != functions(config) {
+            self.catalogs.outdate();
+        }
         let previous = old.config.clusters.iter().find(|c| c.name == self.name);
         if previous.is_some_and(|previous| previous.tls != cluster.tls) {
             // Idle servers were opened under other rules.
@@ -517,8 +505,14 @@ impl Cluster {
         self.reconsider();
     }
 
+    /// Whether the configuration has it no more.
+    fn is_gone(&self) -> bool {
+        self.topology().nodes.iter().all(|node| node.is_leaving())
+    }
+
     /// What is done every second: old servers are closed, gauges are set.
     fn tend(&self) {
+        self.catalogs.report();
         for node in &self.topology().nodes {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
@@ -538,6 +532,34 @@ pub fn moment(at: Instant) -> Moment {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since = at.saturating_duration_since(*EPOCH) + BEFORE;
     Moment(since.as_micros() as u64)
+}
+
+/// Whom the nodes of the cluster of this name are probed as: user, password, database.
+fn monitor(config: &Config, cluster: &str) -> (String, Option<Secret>, String) {
+    let cluster = config.clusters.iter().find(|known| known.name == cluster);
+    if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
+        return (
+            monitor.user.clone(),
+            monitor.password.clone(),
+            monitor.database.clone(),
+        );
+    }
+    if config.auth.users.is_empty()
+        && let Some(lookup) = &config.auth.lookup
+    {
+        return (
+            lookup.user.clone(),
+            lookup.password.clone(),
+            lookup.database.clone(),
+        );
+    }
+    let user = config.auth.users.first();
+    let name = user.map_or("tidegate", |user| &user.name).to_owned();
+    (
+        name,
+        user.and_then(|user| user.password.clone()),
+        "postgres".to_owned(),
+    )
 }
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do.

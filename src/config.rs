@@ -238,7 +238,7 @@ pub enum PoolMode {
     Session,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routing {
     /// Where this proxy is: replicas of the same zone go first.
     pub zone: Option<String>,
@@ -247,7 +247,22 @@ pub struct Routing {
     /// for any end of the name.
     pub safe_functions: Vec<String>,
     pub unsafe_functions: Vec<String>,
+    /// How often databases are asked for what was changed in them behind the proxy's back.
+    pub catalog_interval: Duration,
     pub replication: Replication,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing {
+            zone: None,
+            read_primary: ReadPrimary::default(),
+            safe_functions: Vec::new(),
+            unsafe_functions: Vec::new(),
+            catalog_interval: Duration::from_secs(60),
+            replication: Replication::default(),
+        }
+    }
 }
 
 /// What becomes of replication connections.

@@ -250,10 +250,6 @@ fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Arc<Workers>) {
     });
 }
 
-/// For how many seconds what is known of functions' effects is believed. Changes that pass through
-/// the proxy are known at once.
-const EFFECTS_SECONDS: u64 = 60;
-
 /// What is done every second.
 async fn tend(proxy: Arc<Proxy>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
@@ -261,7 +257,10 @@ async fn tend(proxy: Arc<Proxy>) {
     for second in 0u64.. {
         every.tick().await;
         proxy.clusters.tend();
-        if second % EFFECTS_SECONDS == 0 {
+        // Where a database can't be asked for its catalog, what sessions have learnt is believed for
+        // as long.
+        let interval = proxy.config.load().routing.catalog_interval.as_secs();
+        if second % interval.max(1) == 0 {
             proxy.shared.load().effects.forget_all();
         }
         telemetry::upkeep();

@@ -7,10 +7,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::auth::Users;
+use tidegate::cluster::catalog;
 use tidegate::config::{Config, LogFormat};
 use tidegate::demo::walk;
 use tidegate::net::tls::Material;
-use tidegate::{listener, telemetry};
+use tidegate::sql::catalog::Catalog;
+use tidegate::sql::functions::Rules;
+use tidegate::{explain, listener, telemetry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,6 +45,14 @@ enum Command {
     Run,
     /// Check the configuration and say what is wrong with it.
     Check,
+    /// Say where a statement goes, and what decides that.
+    Explain {
+        /// The statement, or several.
+        sql: String,
+        /// The database that it is for: its catalog is asked, as the role that probes the nodes.
+        #[arg(long, value_name = "NAME")]
+        database: Option<String>,
+    },
     /// Start a primary, standbys and the proxy on this machine, and walk through what it does.
     ///
     /// Needs PostgreSQL's server programs and no configuration. Everything is stopped and removed
@@ -67,6 +78,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Some(Command::Check) => check(&config),
+        Some(Command::Explain { sql, database }) => say_why(&config, &sql, database.as_deref()),
         _ => run(config, &arguments.config),
     }
 }
@@ -98,6 +110,28 @@ fn check(config: &Config) -> ExitCode {
     }
     println!("configuration is valid");
     ExitCode::SUCCESS
+}
+
+fn say_why(config: &Config, sql: &str, database: Option<&str>) -> ExitCode {
+    let rules = Rules {
+        safe: config.routing.safe_functions.clone(),
+        r#unsafe: config.routing.unsafe_functions.clone(),
+    };
+    let catalog = match database.map(|database| ask(config, database)).transpose() {
+        Ok(catalog) => catalog,
+        Err(error) => return fail(EXIT_FAILED, &*error),
+    };
+    print!("{}", explain::explain(sql, rules, catalog.as_ref()));
+    ExitCode::SUCCESS
+}
+
+fn ask(config: &Config, database: &str) -> Result<Catalog, Box<dyn std::error::Error>> {
+    let tls = Material::load(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let asked = runtime.block_on(catalog::ask_once(config, &tls, database));
+    Ok(asked?)
 }
 
 fn demo(once: bool, replicas: usize) -> ExitCode {

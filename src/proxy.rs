@@ -49,6 +49,7 @@ use self::refusal::{Broken, Refusal};
 use self::relay::{Begun, ClientSide, Ledger, Relay};
 use self::wishes::Base;
 use crate::auth::{Proven, Users};
+use crate::cluster::catalog::Watched;
 use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
 use crate::cluster::{Cluster, Clusters, WatchedTopology};
 use crate::config::{Config, Level, PoolMode};
@@ -175,6 +176,7 @@ struct Client {
     seat: Seat,
     cluster: Arc<Cluster>,
     topology: WatchedTopology,
+    catalog: Arc<Watched>,
     key: PoolKey,
     credential: Proven,
     stream: Stream,
@@ -257,11 +259,14 @@ impl Client {
             session.receive_token(&token);
         }
         let base = Base::of(&config, &welcome.cluster.name, &welcome.key);
+        let catalog = welcome.cluster.catalog(database, user, &welcome.credential);
+        session.set_catalog(catalog.known.clone());
         Client {
             registered,
             seat,
             topology: welcome.cluster.watched_topology(),
             cluster: welcome.cluster,
+            catalog,
             key: welcome.key,
             credential: welcome.credential,
             stream: welcome.stream,
@@ -290,6 +295,9 @@ impl Client {
         let handle = self.registered.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
         let mut listening = Listening::default();
+        if !self.catalog.known.is_settled() {
+            Box::pin(self.catalog.first_answer()).await;
+        }
         loop {
             let next =
                 std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening, stop.as_mut()))
@@ -502,6 +510,10 @@ impl Client {
         Ledger(&self.cluster).note(&self.session);
         let did = self.session.take_did();
         let wrote = did.wrote || !was_idle;
+        if wrote {
+            // It may have been a definition.
+            self.catalog.look_again();
+        }
         let within_message = server.state.is_within_message();
         drop(server);
         self.answer.clear();

@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod batch;
+pub mod catalog;
 pub mod consistency;
 pub mod effects;
 mod inspection;
@@ -45,7 +46,7 @@ use self::token::Token;
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
 use crate::sql::set_config::{self, Changes, Name};
-use crate::sql::{Class, Need, Pin, Verb};
+use crate::sql::{Class, Need, Pin, Verb, Why};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -71,6 +72,8 @@ pub struct Session {
     /// SET LOCAL has run in the open transaction.
     localised: bool,
     shared: Arc<Shared>,
+    /// What is known of the database, where somebody asks it.
+    catalog: Option<Arc<catalog::Known>>,
     statements: Statements,
     /// What portals with effects would do to the session; others are not worth remembering.
     portals: HashMap<Box<[u8]>, Tracked, foldhash::fast::RandomState>,
@@ -86,7 +89,7 @@ pub struct Session {
     /// that knowledge when it was asked for.
     unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
     asked: u64,
-    /// Functions, triggers or views were changed.
+    /// Functions, triggers or views were changed, so that using them may do something else.
     redefined: bool,
     /// The database's schema, which all of its sessions share; and whether the open transaction has
     /// changed it.
@@ -138,6 +141,8 @@ pub struct Did {
     pub altered: bool,
     /// The schema was changed, and has been marked so.
     pub reshaped: bool,
+    /// What is known of the database is outdated, and has been marked so.
+    pub outdated: bool,
 }
 
 impl Session {
@@ -151,6 +156,7 @@ impl Session {
             meaning: (Settings::default(), scope.into()),
             localised: false,
             shared,
+            catalog: None,
             statements: Statements::default(),
             portals: HashMap::default(),
             settings: defaults.clone(),
@@ -232,6 +238,11 @@ impl Session {
         }
     }
 
+    /// Has the session's texts judged by what is known of its database as well.
+    pub fn set_catalog(&mut self, known: Arc<catalog::Known>) {
+        self.catalog = Some(known);
+    }
+
     pub fn status(&self) -> Status {
         self.status
     }
@@ -307,6 +318,23 @@ impl Session {
         self.shared
             .classifier
             .classify(sql, self.has_conforming_strings())
+    }
+
+    /// What `sql`, which is of this class, needs by all that is known.
+    #[inline]
+    fn needs(&self, class: &Class, sql: &[u8]) -> (Need, Why) {
+        match &self.catalog {
+            Some(known) if class.asks_catalog && !class.is_refused() => {
+                known.needs(class, sql, self.shared.classifier.rules())
+            }
+            _ => class.needs(),
+        }
+    }
+
+    /// Which names of the database have effects on sessions, if that is known.
+    fn effects(&self) -> Option<Arc<Effects>> {
+        let known = self.catalog.as_ref().and_then(|known| known.effects());
+        known.or_else(|| self.shared.effects.get(self.schema.database()))
     }
 
     /// Whether a backslash in a text means itself.
@@ -441,7 +469,7 @@ impl Session {
             Verb::Routine => {
                 self.shared.registry.begin_epoch();
                 self.reshaped = true;
-                let known = self.shared.effects.get(self.schema.database());
+                let known = self.effects();
                 self.redefined |= known.zip(text()).is_none_or(|(known, definition)| {
                     known.may_change_by(definition, self.has_conforming_strings())
                 });
@@ -576,6 +604,7 @@ impl Session {
         if std::mem::take(&mut self.reshaped) {
             self.schema.changed();
             self.did.reshaped = true;
+            self.outdate();
         }
     }
 
@@ -596,6 +625,19 @@ impl Session {
         }
     }
 
+    /// What is known of the database may be so no more.
+    #[cold]
+    fn outdate(&mut self) {
+        let redefined = std::mem::take(&mut self.redefined);
+        if redefined {
+            self.shared.effects.forget(self.schema.database());
+        }
+        if let Some(known) = &self.catalog {
+            known.outdate(redefined);
+            self.did.outdated = true;
+        }
+    }
+
     /// The server is ready for the next batch.
     fn ready(&mut self, status: Status, server: &mut ServerState) {
         if status == Status::Idle {
@@ -612,8 +654,8 @@ impl Session {
             if self.did.wrote {
                 self.has_drawn();
             }
-            if std::mem::take(&mut self.redefined) {
-                self.shared.effects.forget(self.schema.database());
+            if self.redefined {
+                self.outdate();
             }
             if !self.portals.is_empty() {
                 self.portals.clear();

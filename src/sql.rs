@@ -7,6 +7,7 @@
 //! too deep, or names a function that is not known to be safe, is a write, never an error.
 
 pub mod cache;
+pub mod catalog;
 pub mod classify;
 pub mod command;
 pub mod fingerprint;
@@ -46,10 +47,14 @@ pub struct Class {
     /// [`Why::ProvenRead`] or [`Why::UnknownFunction`]; commands that are settled by their words
     /// list none.
     pub functions: Box<[Box<str>]>,
-    /// Relations that its queries name, likewise. Names that WITH defines are not among them.
+    /// Relations that its queries name, likewise. Names that WITH defines are not among them, unless the
+    /// parser does not know the query: then these are all names that may be one.
     pub relations: Box<[Box<str>]>,
     /// A replica has refused it, where the primary has not.
     pub refused: Refused,
+    /// Whether what the text needs is for the database's catalog to say, and what catalogs have said.
+    pub asks_catalog: bool,
+    pub memo: catalog::Memo,
 }
 
 /// Whether a text is known to be no read after all. It is kept with the class, for as long as that
@@ -76,10 +81,16 @@ impl Class {
     /// What it needs, and why, by all that is known.
     #[inline]
     pub fn needs(&self) -> (Need, Why) {
-        match self.refused.0.load(Relaxed) {
+        match self.is_refused() {
             false => (self.need, self.why),
             true => (Need::Write, Why::Refused),
         }
+    }
+
+    /// Whether a replica has refused it, where the primary has not.
+    #[inline]
+    pub fn is_refused(&self) -> bool {
+        self.refused.0.load(Relaxed)
     }
 
     /// A replica has refused it, and the primary has run it: it is no read. `true` if that is news.
@@ -220,6 +231,12 @@ pub enum Why {
     UnknownFunction,
     /// A relation that differs on a standby (pg_stat_*, pg_locks, …).
     ServerLocalRelation,
+    /// A relation that a standby does not have, or a view that reaches an unsafe function.
+    UnsafeRelation,
+    /// An operator, a cast, a type or a field that calls an unsafe function unseen.
+    HiddenFunction,
+    /// It might be a read, and what the database's catalog says of it is not known now.
+    CatalogUnknown,
     /// Other statements that are never reads.
     Utility,
     /// The parser did not understand it.
@@ -247,6 +264,9 @@ impl Why {
             Why::UnsafeFunction => "unsafe_function",
             Why::UnknownFunction => "unknown_function",
             Why::ServerLocalRelation => "server_local_relation",
+            Why::UnsafeRelation => "unsafe_relation",
+            Why::HiddenFunction => "hidden_function",
+            Why::CatalogUnknown => "catalog_unknown",
             Why::Utility => "utility",
             Why::NotParsed => "not_parsed",
             Why::TooComplex => "too_complex",

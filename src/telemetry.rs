@@ -226,6 +226,44 @@ impl NodeMetrics {
     }
 }
 
+/// The metrics of what is known of one database's catalog.
+pub struct CatalogMetrics {
+    pub epoch: Gauge,
+    pub names: Gauge,
+    pub age_seconds: Gauge,
+    pub refreshed: Counter,
+    pub failed: Counter,
+    pub seconds: Histogram,
+}
+
+impl CatalogMetrics {
+    pub fn new(cluster: &str, database: &str) -> CatalogMetrics {
+        let labels = |result: Option<&str>| {
+            let mut labels = vec![
+                ("cluster", cluster.to_owned()),
+                ("database", database.to_owned()),
+            ];
+            labels.extend(result.map(|result| ("result", result.to_owned())));
+            labels
+        };
+        CatalogMetrics {
+            epoch: gauge!("tidegate_catalog_epoch", &labels(None)),
+            names: gauge!("tidegate_catalog_names", &labels(None)),
+            age_seconds: gauge!("tidegate_catalog_age_seconds", &labels(None)),
+            refreshed: counter!("tidegate_catalog_refreshes_total", &labels(Some("ok"))),
+            failed: counter!("tidegate_catalog_refreshes_total", &labels(Some("failed"))),
+            seconds: histogram!("tidegate_catalog_refresh_seconds", &labels(None)),
+        }
+    }
+
+    /// Nobody uses the database: nothing is known of it.
+    pub fn clear(&self) {
+        for gauge in [&self.epoch, &self.names, &self.age_seconds] {
+            gauge.set(f64::NAN);
+        }
+    }
+}
+
 /// The gauges of one pool.
 pub struct PoolMetrics {
     pub idle: Gauge,
@@ -403,6 +441,27 @@ fn describe() {
     counter!(
         "tidegate_causal_floors_written_total",
         "Floors of causal keys that were written to the store, for other proxies."
+    );
+    gauge!(
+        "tidegate_catalog_epoch",
+        "The number of what is known of the database's catalog, another one for other contents; 0 \
+         while it is not known."
+    );
+    gauge!(
+        "tidegate_catalog_names",
+        "Names of the database's catalog that decide where statements go."
+    );
+    gauge!(
+        "tidegate_catalog_age_seconds",
+        "How long ago the database was asked for its catalog with success."
+    );
+    counter!(
+        "tidegate_catalog_refreshes_total",
+        "How often databases were asked for their catalogs, by the result: ok, failed."
+    );
+    histo!(
+        "tidegate_catalog_refresh_seconds",
+        "How long it takes to ask a database for its catalog."
     );
     counter!(
         "tidegate_errors_total",

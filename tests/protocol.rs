@@ -167,7 +167,9 @@ fn configured(config: &str, mode: &str) -> String {
         .concat();
     let config = config.replacen("[[cluster]]", &format!("{users}[[cluster]]"), 1);
     // On a busy machine replicas are late; the reads that are to run there wait for them.
-    let more = "[consistency]\ngate_wait = \"1s\"\n\n";
+    // Some functions are said to be safe that are not, so that reads have to be repaired.
+    let more = "[consistency]\ngate_wait = \"1s\"\n\n\
+        [routing]\nsafe_functions = [\"w_a_write_behind_a_view*\"]\n\n";
     let pool = match mode {
         // It is the default.
         "transaction" => String::new(),

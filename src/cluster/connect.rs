@@ -62,6 +62,8 @@ pub enum ConnectError {
     Tls(io::Error),
     #[error("{0}")]
     Auth(#[from] AuthError),
+    #[error("answer has more than {0} bytes")]
+    TooMuch(usize),
     /// The body of an ErrorResponse.
     #[error("{}", refusal(.0))]
     Refused(Vec<u8>),
@@ -261,17 +263,30 @@ impl Connection {
     ///
     /// # Errors
     /// A lost connection, or the server's error; after either the connection is of no use.
-    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ConnectError> {
+    pub async fn query(&mut self, sql: &str) -> Result<Rows, ConnectError> {
+        self.query_up_to(sql, usize::MAX).await
+    }
+
+    /// The same, of rows that have no more than so many bytes together.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and when there is more.
+    pub async fn query_up_to(&mut self, sql: &str, bytes_max: usize) -> Result<Rows, ConnectError> {
         let mut out = BytesMut::new();
         encode::query(&mut out, sql.as_bytes());
         self.stream.write_all(&out).await?;
         let mut rows = Vec::new();
+        let mut bytes = 0;
         let mut error = None;
         loop {
             let frame = next(&mut self.stream, &mut self.buf).await?;
             let body = body(&frame);
             match frame[0] {
                 b'D' => {
+                    bytes += body.len();
+                    if bytes > bytes_max {
+                        return Err(ConnectError::TooMuch(bytes_max));
+                    }
                     let text =
                         |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
                     rows.push(message::data_row(body)?.into_iter().map(text).collect());

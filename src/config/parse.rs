@@ -90,6 +90,7 @@ const ROUTING: Keys = Keys {
         "transaction_reads",
         "safe_functions",
         "unsafe_functions",
+        "catalog_interval",
         "replication",
     ],
     later: &[],
@@ -377,6 +378,11 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
             "unsafe_functions",
             default.unsafe_functions,
             Value::strings,
+        )?,
+        catalog_interval: section.get(
+            "catalog_interval",
+            default.catalog_interval,
+            Value::duration,
         )?,
         replication: section.get("replication", default.replication, |value| {
             value.choice(REPLICATION, &[])

@@ -19,7 +19,7 @@ use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
 use crate::session::repair::Repairable;
 use crate::session::route::{Policy, ReadRoute, Reason, Tried, bounded_route, read_route};
 use crate::session::settings::Settings;
-use crate::sql::Need;
+use crate::sql::{Need, Why};
 use crate::telemetry;
 use crate::wire::message::Status;
 
@@ -84,6 +84,7 @@ impl Client {
             _ if self.session.status() != Status::Idle || self.session.is_failed() => {
                 Reason::Transaction
             }
+            Need::Write if self.batch.why == Why::CatalogUnknown => Reason::CatalogUnknown,
             Need::Write => Reason::Write,
             Need::Transaction => Reason::Transaction,
             Need::Session => Reason::SessionState,

@@ -135,6 +135,8 @@ impl Client {
             }
             Cause::Standby => {
                 telemetry::repairs(cause.name(), sqlstate).increment(1);
+                // Something may have been changed behind the proxy's back.
+                self.catalog.look_again();
                 again.primary = Some(Reason::Repaired);
                 again.refused = self.session.class_of(&misplaced, &self.batch, &self.inbox);
                 self.session.distrust(&mut self.batch, &self.inbox);

@@ -71,6 +71,9 @@ impl Client {
             self.cluster.renew();
             self.registered.proxy.welcomes.forget(&self.cluster.name);
         }
+        if did.outdated {
+            self.catalog.look_again();
+        }
         if did.reshaped {
             self.cluster.mark_schema(self.session.schema());
         }

@@ -340,9 +340,9 @@ impl Batch {
         }
     }
 
-    pub(super) fn needs_class(&mut self, class: &Class) {
+    /// It has a text of this class, which needs this much.
+    pub(super) fn needs_class(&mut self, class: &Class, (need, why): (Need, Why)) {
         self.shows_data |= class.may_show_data();
-        let (need, why) = class.needs();
         self.needs(need, why);
     }
 }

@@ -119,6 +119,27 @@ SELECT 'effect', proname::pg_catalog.text, pg_catalog.left(body, 100000) FROM su
 UNION ALL SELECT 'effect', c.relname::pg_catalog.text, NULL
     FROM users JOIN pg_catalog.pg_class c ON c.oid = users.relation";
 
+/// The functions that the [`QUESTION`] is about, by their numbers, as more of its answer.
+const SUSPECTS: &str = "\nUNION ALL SELECT 'suspect', oid::pg_catalog.text, NULL FROM suspicious";
+
+/// Asks for all of it, and for the functions by their numbers.
+pub fn full_question() -> String {
+    format!("{QUESTION}{SUSPECTS}")
+}
+
+/// What the answer to the [`full_question`] tells.
+pub fn read_full(rows: impl IntoIterator<Item = [Option<String>; 3]>) -> (Effects, Vec<u32>) {
+    let mut suspects = Vec::new();
+    let mut facts: Vec<Fact> = Vec::new();
+    for row in rows {
+        match &row {
+            [Some(kind), Some(oid), _] if kind == "suspect" => suspects.extend(oid.parse::<u32>()),
+            _ => facts.push(row.map(|text| text.map(|text| text.into_bytes().into()))),
+        }
+    }
+    (Effects::read(&facts), suspects)
+}
+
 /// Words that tell of an effect wherever they stand in a definition, sorted: those of the
 /// [`QUESTION`], and what is not defined by its text.
 const TELLING: [&str; 27] = [

@@ -151,7 +151,7 @@ impl Session {
                     batch.steps.push(Step::DescribePortal { at });
                 }
                 Target::Statement(name) => {
-                    let of = self.statement(name, batch);
+                    let (of, _) = self.statement(name, batch);
                     batch.steps.push(Step::Describe { at, of });
                 }
             },
@@ -226,15 +226,16 @@ impl Session {
 
     fn plan_query(&mut self, sql: &[u8], at: Range<usize>, batch: &mut Batch) {
         let class = self.classify(sql);
-        batch.needs_class(&class);
+        let needs = self.needs(&class, sql);
+        batch.needs_class(&class, needs);
         batch.heed(sql);
         batch.executes = true;
         self.statements.drop_unnamed();
-        batch.needs_server |= self.concerns_server(&class, sql);
+        batch.needs_server |= self.concerns_server(needs.0, sql);
         if class.touches_databases() {
             batch.databases = names(sql, self.has_conforming_strings());
         }
-        self.judge(&class, sql, batch);
+        self.judge(&class, needs.0, sql, batch);
         let text = || Text::Query(sql.into());
         let tracked = tracked(&class, sql, text, self.has_conforming_strings(), b"");
         if tracked.is_some() {
@@ -283,10 +284,11 @@ impl Session {
         batch: &mut Batch,
     ) -> Result<(), ClientFault> {
         let class = self.classify(parse.sql);
-        batch.needs_class(&class);
+        let needs = self.needs(&class, parse.sql);
+        batch.needs_class(&class, needs);
         batch.heed(parse.sql);
         self.look_for_own(&class, parse.sql, batch);
-        batch.needs_server |= self.concerns_server(&class, parse.sql);
+        batch.needs_server |= self.concerns_server(needs.0, parse.sql);
         if class.touches_databases() {
             batch.databases = names(parse.sql, self.has_conforming_strings());
         }
@@ -332,12 +334,12 @@ impl Session {
         beyond: usize,
         batch: &mut Batch,
     ) {
-        let of = self.statement(bind.statement, batch);
+        let (of, need) = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
         match &of {
-            Of::Named(prepared) => self.judge(&prepared.class, &prepared.sql, batch),
-            Of::Unnamed(unnamed) => self.judge(&unnamed.class, &unnamed.sql, batch),
+            Of::Named(prepared) => self.judge(&prepared.class, need, &prepared.sql, batch),
+            Of::Unnamed(unnamed) => self.judge(&unnamed.class, need, &unnamed.sql, batch),
             Of::Unknown => {}
         }
         let conforming = self.has_conforming_strings();
@@ -370,7 +372,8 @@ impl Session {
         });
     }
 
-    fn statement(&self, name: &[u8], batch: &mut Batch) -> Of {
+    /// The statement of this name, and what it needs.
+    fn statement(&self, name: &[u8], batch: &mut Batch) -> (Of, Need) {
         let of = if name.is_empty() {
             self.statements
                 .unnamed()
@@ -382,20 +385,19 @@ impl Session {
                 .cloned()
                 .map_or(Of::Unknown, Of::Named)
         };
-        match &of {
-            Of::Named(prepared) => {
-                batch.needs_class(&prepared.class);
-                batch.heed(&prepared.sql);
-                batch.needs_server |= self.concerns_server(&prepared.class, &prepared.sql);
+        let (class, sql): (_, &[u8]) = match &of {
+            Of::Named(prepared) => (&prepared.class, &prepared.sql),
+            Of::Unnamed(unnamed) => (&unnamed.class, &unnamed.sql),
+            Of::Unknown => {
+                batch.needs(Need::Write, Why::NotParsed);
+                return (of, Need::Write);
             }
-            Of::Unnamed(unnamed) => {
-                batch.needs_class(&unnamed.class);
-                batch.heed(&unnamed.sql);
-                batch.needs_server |= self.concerns_server(&unnamed.class, &unnamed.sql);
-            }
-            Of::Unknown => batch.needs(Need::Write, Why::NotParsed),
-        }
-        of
+        };
+        let needs = self.needs(class, sql);
+        batch.needs_class(class, needs);
+        batch.heed(sql);
+        batch.needs_server |= self.concerns_server(needs.0, sql);
+        (of, needs.0)
     }
 
     /// Looks whether a text shows settings of the proxy's own, or gives them values that they can't
@@ -417,15 +419,15 @@ impl Session {
     }
 
     /// Notes what running this text may do to the session.
-    fn judge(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
-        if class.needs().0 == Need::Write {
+    fn judge(&self, class: &Arc<Class>, need: Need, sql: &[u8], batch: &mut Batch) {
+        if need == Need::Write {
             self.judge_text(class, sql, batch);
         }
     }
 
     pub(super) fn judge_text(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
         batch.reads_sequences |= class.reads_sequences();
-        match self.shared.effects.get(self.schema.database()) {
+        match self.effects() {
             Some(effects) => {
                 let suspicion = effects.judge(class, sql, self.has_conforming_strings());
                 batch.suspicion = batch.suspicion.max(suspicion);
@@ -440,9 +442,9 @@ impl Session {
     }
 
     /// Whether a read of this text may need what only the session's own server has.
-    fn concerns_server(&self, class: &Class, sql: &[u8]) -> bool {
+    fn concerns_server(&self, need: Need, sql: &[u8]) -> bool {
         !self.pins.is_empty()
-            && class.need == Need::Read
+            && need == Need::Read
             && self.pins.concern(sql, self.has_conforming_strings())
     }
 

@@ -21,6 +21,8 @@ pub enum Reason {
     Shared,
     /// Not proven to be a read.
     Write,
+    /// It might be a read, but what the database's catalog says of its names is not known now.
+    CatalogUnknown,
     /// It reads or changes the session's state.
     SessionState,
     /// It opens, closes or is part of a transaction.
@@ -64,11 +66,12 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 25] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
         Reason::Write,
+        Reason::CatalogUnknown,
         Reason::SessionState,
         Reason::Transaction,
         Reason::OwnWrite,
@@ -116,6 +119,7 @@ impl Reason {
             Reason::Gate => "gate",
             Reason::Shared => "shared",
             Reason::Write => "write",
+            Reason::CatalogUnknown => "catalog_unknown",
             Reason::SessionState => "session_state",
             Reason::Transaction => "transaction",
             Reason::OwnWrite => "own_write",

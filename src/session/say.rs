@@ -101,7 +101,7 @@ impl Session {
             self.uncertain = true;
             self.pins.look_at_all();
         }
-        if let Some(effects) = self.shared.effects.get(self.schema.database()) {
+        if let Some(effects) = self.effects() {
             self.suspect(batch.suspicion, &effects);
         } else if batch.suspicion.is_some() {
             self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());

@@ -296,6 +296,8 @@ mod tests {
             functions: Box::new([]),
             relations: Box::new([]),
             refused: Default::default(),
+            asks_catalog: false,
+            memo: Default::default(),
         })
     }
 

@@ -53,6 +53,11 @@ impl Classifier {
         }
     }
 
+    /// The rules by which it classifies.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The class of a query text. `standard_conforming_strings` is the setting of the session that
     /// sent it.
     pub fn classify(&self, sql: &[u8], standard_conforming_strings: bool) -> Arc<Class> {

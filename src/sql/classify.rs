@@ -6,7 +6,8 @@
 //! Several readings have to agree before a statement is a read. `verbs` settles what it is from
 //! its first words. `tells` looks for words that no read can hold, which is certain even where the
 //! parser misreads. `walk` proves the parsed query, and takes what it does not know for a write.
-//! `calls` checks that the parser has dropped no call.
+//! `calls` checks that the parser has dropped no call. What the parser does not understand, or drops a
+//! part of, is proven by its words alone (`walk::words`), or not at all.
 
 mod calls;
 mod tells;
@@ -26,6 +27,7 @@ use sqlparser::tokenizer::Token;
 use self::tells::Tells;
 use self::verbs::{Command, Effects};
 use self::walk::Walk;
+use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Kind, Lexer};
@@ -80,12 +82,14 @@ pub fn classify(text: &[u8], reading: Reading, rules: &Rules) -> Class {
     }
     let (functions, relations) = reader.walk.names();
     Class {
+        asks_catalog: catalog::has_a_say(need, why, &statements),
         need,
         why,
         statements: statements.into(),
         functions,
         relations,
         refused: Refused::default(),
+        memo: Default::default(),
     }
 }
 
@@ -180,15 +184,37 @@ impl Reader<'_> {
             return Err(Why::NotParsed);
         }
         // A panic of the parser says nothing of the text; it must not end the session.
-        let query = catch_unwind(AssertUnwindSafe(|| parse(text)))
+        let parsed = catch_unwind(AssertUnwindSafe(|| parse(text)))
             .ok()
-            .flatten()
-            .ok_or(Why::NotParsed)?;
-        self.walk.query(&query);
-        if !calls::all_seen(text, self.walk.take_seen()) {
-            return Err(Why::NotParsed);
+            .flatten();
+        let mark = self.walk.mark();
+        let mut unknown = None;
+        if let Some(query) = parsed {
+            self.walk.query(&query);
+            let all_seen = calls::all_seen(text, self.walk.take_seen());
+            match self.walk.take_objection() {
+                Some(Why::NotParsed) => {}
+                // The parser takes some keywords for functions.
+                Some(why @ Why::UnknownFunction) if all_seen => unknown = Some(why),
+                Some(why) if all_seen => return Err(why),
+                None if all_seen => return Ok(()),
+                _ => {}
+            }
         }
-        self.walk.take_objection().map_or(Ok(()), Err)
+        // The words may be less certain of names than the tree, but never of too few.
+        let tree = unknown.map(|why| (why, self.walk.names_since(mark)));
+        self.walk.go_back(mark);
+        self.walk.words(text);
+        self.walk.take_seen();
+        let objection = self.walk.take_objection();
+        if let Some((why, names)) = tree
+            && objection.is_some()
+        {
+            self.walk.go_back(mark);
+            self.walk.add_names(names);
+            return Err(why);
+        }
+        objection.map_or(Ok(()), Err)
     }
 }
 

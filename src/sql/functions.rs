@@ -34,18 +34,32 @@ pub enum Verdict {
 impl Rules {
     /// The verdict on `name`, called with `schema` if one was written.
     pub fn verdict(&self, schema: Option<&str>, name: &str) -> Verdict {
+        match self.ruling(schema, name) {
+            Verdict::Unknown => builtin(schema, name),
+            ruling => ruling,
+        }
+    }
+
+    /// What the configuration alone says of it.
+    pub fn ruling(&self, schema: Option<&str>, name: &str) -> Verdict {
         if self.r#unsafe.iter().any(|p| names(p, schema, name, true)) {
             return Verdict::Unsafe;
         }
         if self.safe.iter().any(|p| names(p, schema, name, false)) {
             return Verdict::Safe;
         }
-        builtin(schema, name)
+        Verdict::Unknown
     }
 }
 
+/// The names of the built-in functions that are known to be safe, and of those that are known not to
+/// be.
+pub fn known() -> (impl Iterator<Item = &'static str>, &'static [&'static str]) {
+    (SAFE.iter().copied(), &UNSAFE)
+}
+
 /// The verdict on a function without any rules.
-fn builtin(schema: Option<&str>, name: &str) -> Verdict {
+pub fn builtin(schema: Option<&str>, name: &str) -> Verdict {
     let built_in = schema.is_none_or(|s| s == "pg_catalog");
     if built_in && SAFE.contains(name) {
         return Verdict::Safe;
@@ -102,7 +116,9 @@ static SAFE: LazyLock<HashSet<&'static str, foldhash::quality::RandomState>> =
             .collect()
     });
 
-const PREFIXES: [&str; 7] = [
+/// How the names of the server's own and of its extensions' functions begin that are unsafe unless they
+/// are listed.
+pub const PREFIXES: [&str; 7] = [
     "pg_",
     "txid_",
     "lo_",

@@ -28,7 +28,7 @@ pub fn of_sequences(column: &str) -> bool {
 
 /// System catalogs and the views over them, sorted. Not here: views over shared memory, over the
 /// session, over files of the node, and `pg_sequences`, whose last values run ahead on a standby.
-const REPLICATED: [&str; 80] = [
+pub const REPLICATED: [&str; 80] = [
     "pg_aggregate",
     "pg_am",
     "pg_amop",

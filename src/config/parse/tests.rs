@@ -86,6 +86,7 @@ fn every_key_is_read() {
         transaction_reads = "primary"
         safe_functions = ["f"]
         unsafe_functions = ["g_*"]
+        catalog_interval = "8s"
         replication = "primary"
         [consistency]
         level = "eventual"
@@ -199,6 +200,7 @@ fn every_key_is_read() {
             read_primary: ReadPrimary::Share,
             safe_functions: vec![owned("f")],
             unsafe_functions: vec![owned("g_*")],
+            catalog_interval: seconds(8),
             replication: Replication::Primary,
         },
         consistency: Consistency {

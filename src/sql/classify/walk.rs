@@ -7,6 +7,7 @@
 
 mod expr;
 mod table;
+mod words;
 
 use sqlparser::ast::*;
 
@@ -50,6 +51,31 @@ impl<'r> Walk<'r> {
             names.into_boxed_slice()
         };
         (once(self.functions), once(self.relations))
+    }
+
+    /// The names so far, to go back to.
+    pub fn mark(&self) -> (usize, usize) {
+        (self.functions.len(), self.relations.len())
+    }
+
+    /// The names since then.
+    pub fn names_since(&self, (functions, relations): (usize, usize)) -> (Names, Names) {
+        let since = |names: &[Box<str>], from| names.get(from..).unwrap_or(&[]).into();
+        (
+            since(&self.functions, functions),
+            since(&self.relations, relations),
+        )
+    }
+
+    pub fn add_names(&mut self, (functions, relations): (Names, Names)) {
+        self.functions.extend(functions);
+        self.relations.extend(relations);
+    }
+
+    /// Forgets the names since then: what was taken for names may be none.
+    pub fn go_back(&mut self, (functions, relations): (usize, usize)) {
+        self.functions.truncate(functions);
+        self.relations.truncate(relations);
     }
 
     /// What is against the query being a read, if anything.

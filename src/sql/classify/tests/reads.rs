@@ -233,3 +233,36 @@ fn words_of_commands_may_be_names() {
         ],
     );
 }
+
+#[test]
+fn reads_that_the_parser_does_not_know_are_proven_by_their_words() {
+    check(
+        Need::Read,
+        Why::ProvenRead,
+        &[
+            "select * from t where a between symmetric 2 and 1",
+            "select * from rows from (generate_series(1, 2), generate_series(1, 3)) r",
+            "select a from t group by distinct a",
+            "select (row_to_json(t)).* from t limit 1 offset 2",
+            "with recursive x as (select 1) search depth first by a set o select * from x",
+            "with recursive x as (select 1) cycle a set b using c select * from x",
+            "select",
+            "select trim(leading from 'a')",
+            "select 1 fetch first (1) rows only",
+            "with x as (select 1) table x",
+            "select 1 union table t",
+            "(table t)",
+            "select * from xmltable('/a' passing '<a/>' columns b text)",
+            // Every server refuses these.
+            "select 1 2",
+            "select (1",
+            "select 1)",
+            "table t, u",
+        ],
+    );
+    check(
+        Need::Write,
+        Why::UnsafeFunction,
+        &["table t union select nextval('s')"],
+    );
+}

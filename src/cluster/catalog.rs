@@ -1,0 +1,494 @@
+//! Owns: asking each database for its catalog: when it is first used, when something was changed in
+//! it, and from time to time. Never: judges a text; sessions do, by what is put down here.
+//!
+//! The primary is asked, over a connection that is opened for it, as the role that has logged in to
+//! the database last: that one may connect to it, and every role may read the catalog. A replica is
+//! asked while there is no primary. One answer is of one snapshot.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::{sleep, timeout};
+
+use super::Cluster;
+use super::connect::{self, ConnectError, Connection, Rows, Target};
+use super::node::Node;
+use crate::auth::{Credential, Proven};
+use crate::config::{self, Config};
+use crate::net::tls::Material;
+use crate::session::catalog::Known;
+use crate::session::effects;
+use crate::sql::catalog::{self, Catalog};
+use crate::sql::functions::Rules;
+use crate::telemetry::CatalogMetrics;
+
+/// How long an answer may take, in all and on the server. It is meant for databases of many thousand
+/// functions; most answer in milliseconds.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// How long the question after functions' effects on sessions may take, the dearest of all. Without
+/// an answer, functions of the database's own are not taken for reads.
+const EFFECTS: Duration = Duration::from_secs(10);
+
+/// The most that an answer may have, in bytes.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// The shortest pause between two questions, and how much longer than the question it is at least.
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_SHARE: u32 = 4;
+
+/// The same while nothing is known to have changed.
+const IDLE_SHARE: u32 = 20;
+
+/// How long to wait after a question that had no answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often a database is asked for the sake of reads that replicas have refused, at most.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a session that is the first of its database waits for the answer before its reads go to
+/// the primary.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// What is known of the databases that clients use.
+pub struct Catalogs {
+    /// Where databases are asked from, whichever thread a client is served by.
+    runtime: Handle,
+    databases: DashMap<String, Arc<Watched>, foldhash::fast::RandomState>,
+}
+
+/// One database.
+pub struct Watched {
+    pub known: Arc<Known>,
+    database: String,
+    /// As whom to ask.
+    login: Mutex<(String, Proven)>,
+    /// It is to be asked now.
+    wake: Notify,
+    /// It has been asked.
+    answered: Notify,
+    /// When it has answered last.
+    refreshed: Mutex<Option<Instant>>,
+    metrics: CatalogMetrics,
+}
+
+impl Catalogs {
+    /// To be called within the runtime that is to ask.
+    pub fn start() -> Catalogs {
+        Catalogs {
+            runtime: Handle::current(),
+            databases: DashMap::default(),
+        }
+    }
+
+    /// All of them are to be asked again before anything that depends on it is taken for a read.
+    pub fn outdate(&self) {
+        for watched in &self.databases {
+            watched.known.outdate(true);
+            watched.wake.notify_one();
+        }
+    }
+
+    /// Lets go of a database that no client uses; `false` if one does.
+    fn forget_unused(&self, watched: &Arc<Watched>) -> bool {
+        // Held by whoever asks here and by the map.
+        let unused = |_: &String, watched: &Arc<Watched>| Arc::strong_count(watched) <= 2;
+        let removed = self.databases.remove_if(&watched.database, unused);
+        removed.is_some()
+    }
+
+    /// What is done every second.
+    pub fn report(&self) {
+        self.databases.iter().for_each(|watched| watched.report());
+    }
+}
+
+impl Cluster {
+    /// What is known of `database`, in which `user` has just logged in; from now on it is kept up to
+    /// date for as long as somebody has it.
+    pub fn catalog(
+        self: &Arc<Self>,
+        database: &str,
+        user: &str,
+        credential: &Proven,
+    ) -> Arc<Watched> {
+        let watched = match self.catalogs.databases.get(database) {
+            Some(watched) => watched.clone(),
+            None => self.watch_catalog(database, user, credential),
+        };
+        let mut login = watched.lock_login();
+        if credential.is_newer_than(&login.1) {
+            *login = (user.to_owned(), credential.clone());
+        }
+        drop(login);
+        watched
+    }
+
+    fn watch_catalog(
+        self: &Arc<Self>,
+        database: &str,
+        user: &str,
+        credential: &Proven,
+    ) -> Arc<Watched> {
+        let new = || {
+            let watched = Arc::new(Watched {
+                known: Arc::default(),
+                database: database.to_owned(),
+                login: Mutex::new((user.to_owned(), credential.clone())),
+                wake: Notify::new(),
+                answered: Notify::new(),
+                refreshed: Mutex::default(),
+                metrics: CatalogMetrics::new(&self.name, database),
+            });
+            let task = watch(self.clone(), watched.clone());
+            self.catalogs.runtime.spawn(task);
+            watched
+        };
+        let entry = self.catalogs.databases.entry(database.to_owned());
+        entry.or_insert_with(new).clone()
+    }
+}
+
+impl Watched {
+    /// Waits for the first answer, within limits.
+    pub async fn first_answer(&self) {
+        let answered = self.answered.notified();
+        if !self.known.is_settled() {
+            let _ = timeout(FIRST, answered).await;
+        }
+    }
+
+    /// What is known is outdated, and has been marked so; or it may be.
+    pub fn look_again(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits until it has to be asked: at once if nothing is known, else not before a while after
+    /// it was asked last.
+    async fn woken(&self, last: Instant) {
+        self.wake.notified().await;
+        let rest = LOOK_AGAIN.saturating_sub(last.elapsed());
+        let needed = async {
+            while self.known.catalog().is_some() {
+                self.wake.notified().await;
+            }
+        };
+        let _ = timeout(rest, needed).await;
+    }
+
+    fn lock_login(&self) -> std::sync::MutexGuard<'_, (String, Proven)> {
+        // Whatever panicked elsewhere did not do so between two of its changes.
+        self.login.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) {
+        let known = self.known.catalog();
+        let epoch = known.as_ref().map_or(0, |catalog| catalog.epoch());
+        self.metrics.epoch.set(epoch as f64);
+        let names = known.map_or(0, |catalog| catalog.len());
+        self.metrics.names.set(names as f64);
+        let refreshed = *self
+            .refreshed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(refreshed) = refreshed {
+            self.metrics
+                .age_seconds
+                .set(refreshed.elapsed().as_secs_f64());
+        }
+    }
+
+    fn note_refresh(&self) {
+        let mut refreshed = self
+            .refreshed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *refreshed = Some(Instant::now());
+        self.metrics.refreshed.increment(1);
+    }
+}
+
+/// Asks for as long as somebody uses the database, or the cluster is there.
+async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
+    let mut complaint = None;
+    let mut warned: Vec<String> = Vec::new();
+    loop {
+        let changed = cluster.changed.notified();
+        let began = Instant::now();
+        let version = watched.known.version();
+        let answer = timeout(ANSWER, ask(&cluster, &watched)).await;
+        let asked = answer.unwrap_or(Err(AskError::Timeout));
+        let took = began.elapsed();
+        watched.metrics.seconds.record(took);
+        let interval = cluster.topology().config.routing.catalog_interval;
+        let pause = match asked {
+            Ok((catalog, effects)) => {
+                complaint = None;
+                watched.note_refresh();
+                warn_of_unseen(&cluster, &watched, &catalog, &mut warned);
+                match watched.known.learn(catalog, effects, version) {
+                    true => interval.max(took * IDLE_SHARE),
+                    false => Duration::ZERO,
+                }
+            }
+            Err(error) => {
+                watched.known.learn_nothing();
+                watched.metrics.failed.increment(1);
+                complain(&cluster, &watched, &error, &mut complaint);
+                RETRY
+            }
+        };
+        watched.report();
+        watched.answered.notify_waiters();
+        // However often it is woken, it asks for a part of the time only.
+        sleep((took * PAUSE_SHARE).max(PAUSE)).await;
+        let idle = tokio::select! {
+            () = sleep(pause) => true,
+            () = watched.woken(began) => false,
+            // A new primary may not have all that the old one had.
+            () = wait_for_primary(&cluster, changed) => false,
+        };
+        if cluster.is_gone() || idle && cluster.catalogs.forget_unused(&watched) {
+            watched.metrics.clear();
+            return;
+        }
+    }
+}
+
+/// Waits until there is another primary. What is known from the last one is more than what a replica
+/// may know.
+async fn wait_for_primary(cluster: &Cluster, changed: Notified<'_>) {
+    changed.await;
+    loop {
+        let changed = cluster.changed.notified();
+        if cluster.topology().primary.is_some() {
+            return;
+        }
+        changed.await;
+    }
+}
+
+/// Says why there is no answer, once for each reason.
+fn complain(
+    cluster: &Cluster,
+    watched: &Watched,
+    error: &AskError,
+    complaint: &mut Option<String>,
+) {
+    let (cluster, database, error) = (&cluster.name, &watched.database, error.to_string());
+    if complaint.as_ref() == Some(&error) {
+        return;
+    }
+    match watched.known.catalog() {
+        Some(_) => {
+            tracing::warn!(%cluster, %database, %error, "catalog can't be asked again: what was known of it still counts")
+        }
+        None => {
+            tracing::warn!(%cluster, %database, %error, "catalog can't be asked: all statements of this database go to the primary")
+        }
+    }
+    *complaint = Some(error);
+}
+
+/// Says why no text can be taken for a read, once.
+fn warn_of_unseen(
+    cluster: &Cluster,
+    watched: &Watched,
+    catalog: &Catalog,
+    warned: &mut Vec<String>,
+) {
+    let unseen = catalog.everywhere().iter();
+    let unseen: Vec<String> = unseen.map(|(name, by)| format!("{name} ({by})")).collect();
+    if unseen != *warned && !unseen.is_empty() {
+        tracing::warn!(
+            cluster = %cluster.name, database = %watched.database, functions = ?unseen,
+            "functions that are VOLATILE are called wherever values are compared or converted, so all statements of this \
+             database go to the primary: declare them STABLE or IMMUTABLE, or list them in routing.safe_functions"
+        );
+    }
+    *warned = unseen;
+}
+
+/// Why a database's catalog is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("no node is up")]
+    NoNode,
+    #[error("there is no primary")]
+    NoPrimary,
+    #[error("no answer within {ANSWER:?}")]
+    Timeout,
+    #[error("node {node}, as user {user}: {error}")]
+    Query {
+        node: String,
+        user: String,
+        error: ConnectError,
+    },
+    #[error("it has more than {} names that matter", catalog::ROWS_MAX)]
+    TooMany,
+}
+
+/// Asks `database` once, as the role that probes the cluster's nodes: the primary, or a replica if there
+/// is none.
+///
+/// # Errors
+/// What no node gave an answer for.
+pub async fn ask_once(
+    config: &Config,
+    tls: &Material,
+    database: &str,
+) -> Result<Catalog, OnceError> {
+    let serves =
+        |cluster: &&config::Cluster, name: &str| cluster.databases.iter().any(|d| d == name);
+    let mut clusters = config.clusters.iter();
+    let cluster = clusters
+        .clone()
+        .find(|cluster| serves(cluster, database))
+        .or_else(|| clusters.find(|cluster| serves(cluster, "*")))
+        .ok_or_else(|| OnceError::NoCluster(database.to_owned()))?;
+    let (user, password, _) = super::monitor(config, &cluster.name);
+    let tls = tls.for_cluster(&cluster.name);
+    let rules = Rules {
+        safe: config.routing.safe_functions.clone(),
+        r#unsafe: config.routing.unsafe_functions.clone(),
+    };
+    let mut replica = None;
+    let mut failed = None;
+    for node in &cluster.nodes {
+        let target = Target {
+            host: &node.host,
+            port: node.port,
+            tls: &tls,
+            database,
+            user: &user,
+            credential: password.clone().map(Credential::Password),
+            application_name: "tidegate explain",
+        };
+        let asked = async {
+            let mut connection = connect::connect(&target, config.pool.connect_timeout).await?;
+            let rows = connection
+                .query("SELECT pg_catalog.pg_is_in_recovery()")
+                .await?;
+            let is_replica = rows == [[Some("t".to_owned())]];
+            if is_replica && replica.is_some() {
+                return Ok(None);
+            }
+            let (_, _, rows) = question(&mut connection, &rules).await?;
+            let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
+            Ok(Some((is_replica, Catalog::read(rows, None))))
+        };
+        match timeout(ANSWER, asked).await {
+            Ok(Ok(Some((false, catalog)))) => return Ok(catalog),
+            Ok(Ok(Some((true, catalog)))) => replica = Some(catalog),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => {
+                let (node, user) = (node.name.clone(), user.clone());
+                failed = Some(AskError::Query { node, user, error });
+            }
+            Err(_) => failed = Some(AskError::Timeout),
+        }
+    }
+    replica.ok_or_else(|| OnceError::Unanswered(failed.unwrap_or(AskError::NoNode)))
+}
+
+/// Why a database's catalog can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OnceError {
+    #[error("no cluster of the configuration serves database \"{0}\"")]
+    NoCluster(String),
+    #[error("{0}")]
+    Unanswered(AskError),
+}
+
+type Answer = (Arc<Catalog>, Option<Arc<effects::Effects>>);
+
+async fn ask(cluster: &Cluster, watched: &Watched) -> Result<Answer, AskError> {
+    let (node, config) = {
+        let topology = cluster.topology();
+        let is_up = |node: &&Arc<Node>| node.is_up() && !node.is_leaving();
+        let node = match &topology.primary {
+            Some(primary) => primary,
+            None if watched.known.catalog().is_some() => return Err(AskError::NoPrimary),
+            None => topology.nodes.iter().find(is_up).ok_or(AskError::NoNode)?,
+        };
+        (node.clone(), topology.config.clone())
+    };
+    let rules = Rules {
+        safe: config.routing.safe_functions.clone(),
+        r#unsafe: config.routing.unsafe_functions.clone(),
+    };
+    let (user, credential) = watched.lock_login().clone();
+    let tls = node.tls.load_full();
+    let target = Target {
+        host: &node.host,
+        port: node.port,
+        tls: &tls,
+        database: &watched.database,
+        user: &user,
+        credential: credential.credential,
+        application_name: "tidegate catalog",
+    };
+    let asked = async {
+        let mut connection = connect::connect(&target, config.pool.connect_timeout).await?;
+        question(&mut connection, &rules).await
+    };
+    let (effects, suspects, rows) = asked.await.map_err(|error| AskError::Query {
+        node: node.name.clone(),
+        user: user.clone(),
+        error,
+    })?;
+    if rows.len() > catalog::ROWS_MAX {
+        return Err(AskError::TooMany);
+    }
+    tracing::debug!(
+        cluster = %cluster.name, database = %watched.database, names = rows.len(), suspects,
+        "catalog asked"
+    );
+    let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
+    let old = watched.known.latest();
+    let catalog = Arc::new(Catalog::read(rows, old.as_deref()));
+    Ok((catalog, effects.map(Arc::new)))
+}
+
+/// Asks all there is to ask, in one snapshot: the effects, if they can be had, how many functions
+/// have some, and the catalog's rows.
+async fn question(
+    connection: &mut Connection,
+    rules: &Rules,
+) -> Result<(Option<effects::Effects>, usize, Rows), ConnectError> {
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
+         SET LOCAL standard_conforming_strings = on; SET LOCAL jit = off; SET LOCAL work_mem = '64MB'; \
+         SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = {}; SAVEPOINT effects",
+        EFFECTS.as_millis(),
+    );
+    connection.query(&begin).await?;
+    let question = effects::full_question();
+    let asked = connection.query_up_to(&question, ANSWER_BYTES_MAX).await;
+    let (effects, suspects) = match asked {
+        Ok(rows) => {
+            let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
+            let (effects, suspects) = effects::read_full(rows);
+            (Some(effects), Some(suspects))
+        }
+        // It has taken too long.
+        Err(error) if error.sqlstate() == Some(b"57014") => {
+            tracing::info!("functions' effects on sessions can't be told within {EFFECTS:?}");
+            (None, None)
+        }
+        Err(error) => return Err(error),
+    };
+    let limit = format!(
+        "ROLLBACK TO effects; SET LOCAL statement_timeout = {}",
+        ANSWER.as_millis()
+    );
+    connection.query(&limit).await?;
+    let question = catalog::question(rules, suspects.as_deref());
+    let rows = connection.query_up_to(&question, ANSWER_BYTES_MAX).await?;
+    connection.query("COMMIT").await?;
+    Ok((effects, suspects.map_or(0, |s| s.len()), rows))
+}

@@ -1,0 +1,164 @@
+//! What `tidegate explain` says of a statement.
+//!
+//! Owns: the words for what decides where a statement goes. Never: decides it.
+
+use std::fmt::Write;
+
+use crate::sql::cache::Classifier;
+use crate::sql::catalog::{Catalog, Verdict};
+use crate::sql::functions::Rules;
+use crate::sql::{Class, Need, Why};
+
+/// Why `sql` goes where it goes, in lines of a name and a text. `catalog` is that of its database, if
+/// it was asked.
+pub fn explain(sql: &str, rules: Rules, catalog: Option<&Catalog>) -> String {
+    let classifier = Classifier::new(rules, 0);
+    let class = classifier.classify(sql.as_bytes(), true);
+    let rules = classifier.rules();
+    let (verdict, decisive) = match catalog.filter(|_| class.asks_catalog) {
+        Some(catalog) => {
+            let (verdict, decisive) = catalog.explain(&class, sql.as_bytes(), rules);
+            (Some(verdict), decisive)
+        }
+        None => (None, None),
+    };
+    let (need, why) = verdict.map_or((class.need, class.why), Verdict::needs);
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name:<11}{value}");
+    };
+    line("goes to", goes_to(need));
+    line("class", name_of(need));
+    line("why", why.name());
+    line("that is", rule(why));
+    if let Some(decisive) = &decisive {
+        line("because of", decisive);
+    }
+    if !class.functions.is_empty() {
+        let known: Vec<String> = class
+            .functions
+            .iter()
+            .map(|name| format!("{name} ({})", of_function(name, rules, catalog)))
+            .collect();
+        line("functions", &known.join(", "));
+    }
+    if !class.relations.is_empty() {
+        line("relations", &class.relations.join(", "));
+    }
+    line("catalog", of_catalog(&class, catalog));
+    text
+}
+
+fn goes_to(need: Need) -> &'static str {
+    match need {
+        Need::Read => "a replica that is fresh enough, else the primary",
+        _ => "the primary",
+    }
+}
+
+fn name_of(need: Need) -> &'static str {
+    match need {
+        Need::Read => "read",
+        Need::Session => "session",
+        Need::Transaction => "transaction",
+        Need::Write => "write",
+    }
+}
+
+/// What stands behind a reason, and what may be done about it.
+fn rule(why: Why) -> &'static str {
+    match why {
+        Why::ProvenRead => "every part of it is known to read only",
+        Why::Empty => "there is no statement in it",
+        Why::TransactionControl => "it opens, closes or steers a transaction",
+        Why::SessionState => {
+            "it reads or changes the session's state, which follows it from server to server"
+        }
+        Why::DataChange => "it changes data, at whatever depth",
+        Why::Ddl => "it defines, alters or drops something",
+        Why::LockingClause => "it locks rows, at whatever depth",
+        Why::SelectInto => "it makes a table",
+        Why::UnsafeFunction => {
+            "it calls a function that writes, locks, depends on the server, or is VOLATILE; declare \
+             what only reads STABLE, or list it in routing.safe_functions"
+        }
+        Why::UnknownFunction => {
+            "it calls a function of which nothing is known; one that the database has declared STABLE \
+             or IMMUTABLE is known by its catalog, others by routing.safe_functions"
+        }
+        Why::ServerLocalRelation => "it reads what is each server's own, such as its activity",
+        Why::UnsafeRelation => {
+            "it reads what a standby does not have (unlogged, foreign, a sequence), or a view or policy \
+             that calls an unsafe function"
+        }
+        Why::HiddenFunction => {
+            "an operator, a cast, a type or a field in it calls an unsafe function"
+        }
+        Why::CatalogUnknown => "the database's catalog is not known",
+        Why::Refused => "a replica has refused it, where the primary has not",
+        Why::Utility => "statements of its kind are the primary's",
+        Why::NotParsed => "it is not understood, so nothing about it is proven",
+        Why::TooComplex => "it is too large, too deep or too long a chain to be looked at",
+        Why::NonConformingStrings => {
+            "standard_conforming_strings is off, so where its strings end is not known"
+        }
+    }
+}
+
+fn of_function(written: &str, rules: &Rules, catalog: Option<&Catalog>) -> &'static str {
+    Catalog::describe(catalog, written, rules)
+}
+
+fn of_catalog(class: &Class, catalog: Option<&Catalog>) -> &'static str {
+    match (class.asks_catalog, catalog) {
+        (false, _) => "has no say in it",
+        (true, Some(_)) => "has been asked",
+        (true, None) => "has not been asked, and may decide otherwise: --database NAME asks it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_decides() {
+        let rules = Rules {
+            safe: vec!["listed".to_owned()],
+            ..Rules::default()
+        };
+        let row = ["function", "public", "touch", "unsafe"].map(|text| Some(text.to_owned()));
+        let catalog = Catalog::read([row], None);
+        for (sql, parts) in [
+            (
+                "select lower(a), listed(b) from t",
+                &[
+                    "class      read",
+                    "proven_read",
+                    "lower (built in, safe)",
+                    "listed (listed as safe)",
+                    "relations  t",
+                ][..],
+            ),
+            (
+                "select touch(1)",
+                &[
+                    "write",
+                    "unsafe_function",
+                    "because of touch",
+                    "touch (unsafe)",
+                ],
+            ),
+            ("select other(1)", &["unknown_function", "other (unknown)"]),
+            ("delete from t", &["data_change", "has no say"]),
+        ] {
+            let said = explain(sql, rules.clone(), Some(&catalog));
+            for part in parts {
+                assert!(said.contains(part), "{sql}: {part:?} in\n{said}");
+            }
+        }
+        let said = explain("select 1", rules, None);
+        assert!(said.contains("--database NAME"), "{said}");
+    }
+}
