@@ -426,6 +426,17 @@ fn a_schema_that_one_session_changes_is_changed_for_all() {
         for (change, _) in changes {
             changes_it(&mut changer, change);
         }
+        // Until the database has told its new catalog, anything may be a write.
+        let unknown = || gateway.metric("tidegate_queries_total", "reason=\"catalog_unknown\"");
+        wait_for("the catalog to be known", || {
+            let before = unknown();
+            is_on_replica(&gateway, || {
+                changer
+                    .ask(Form::Simple, "SELECT n FROM own.old")
+                    .expect("a read");
+            });
+            unknown() == before
+        });
         for ((form, reader), (_, read)) in Form::ALL
             .into_iter()
             .zip(&mut readers)

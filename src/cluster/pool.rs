@@ -37,8 +37,8 @@ pub const NO_FAVOURITE: u64 = 0;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PoolKey {
-    pub database: String,
-    pub user: String,
+    pub database: Box<str>,
+    pub user: Box<str>,
 }
 
 /// The servers of one node for one database and user.

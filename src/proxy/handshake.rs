@@ -344,8 +344,8 @@ impl Authenticated<'_> {
         }
         let settings = wanted_settings(parameters, cluster.system())?;
         let key = PoolKey {
-            database: database.to_owned(),
-            user: user.to_owned(),
+            database: database.into(),
+            user: user.into(),
         };
         let params = proxy
             .welcomes
