@@ -41,6 +41,13 @@ impl Database {
         }
     }
 
+    /// The name that keeps a text from being a read.
+    pub fn decisive(&self, sql: &[u8]) -> Option<String> {
+        let class = self.classifier.classify(sql, true);
+        let catalog = self.known.catalog()?;
+        catalog.explain(&class, sql, self.classifier.rules()).1
+    }
+
     /// What a text needs, and why.
     pub fn needs(&self, sql: &[u8]) -> (Need, Why) {
         let class = self.classifier.classify(sql, true);

@@ -337,7 +337,12 @@ impl Suite {
                 if need == Need::Read {
                     self.report.plain_reads += 1;
                 } else {
-                    self.report.kept.entry(why.name()).or_default().push(text());
+                    let decisive = self
+                        .database
+                        .as_ref()
+                        .and_then(|database| database.decisive(sql.as_bytes()));
+                    let text = format!("{} <- {}", text(), decisive.unwrap_or_default());
+                    self.report.kept.entry(why.name()).or_default().push(text);
                 }
             }
         }

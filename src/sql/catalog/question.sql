@@ -104,21 +104,29 @@ WITH RECURSIVE functions AS MATERIALIZED (
     SELECT o.oid, o.oprname, o.oprleft, o.oprright, f.proname
     FROM unsafe u JOIN pg_operator o ON o.oid = u.oid JOIN pg_proc f ON f.oid = o.oprcode
     WHERE u.class = 'pg_operator'::regclass
+), implied AS MATERIALIZED (
+    SELECT oid, oprleft, oprright FROM pg_operator
+    WHERE oprname IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
+), targets AS MATERIALIZED (
+    SELECT c.casttarget AS oid FROM unsafe u JOIN pg_cast c ON c.oid = u.oid
+    WHERE u.class = 'pg_cast'::regclass AND c.castcontext = 'i' AND c.casttarget >= 16384
 ), unseen (proname, by, one, other) AS MATERIALIZED (
     -- What words stand for, or nothing at all, with the types of its operands.
     SELECT proname::text, 'operator ' || oprname, oprleft, oprright FROM of_operators
-    WHERE oprname IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
-        OR oid IN (SELECT amopopr FROM pg_amop a JOIN pg_am m ON m.oid = a.amopmethod
+    WHERE oid IN (SELECT oid FROM implied) OR oid IN (SELECT amopopr FROM pg_amop a JOIN pg_am m ON m.oid = a.amopmethod
             WHERE m.amname IN ('btree', 'hash'))
     UNION ALL SELECT p.proname::text, 'support of an operator class', a.amproclefttype,
             a.amprocrighttype
         FROM of_functions u JOIN pg_proc p ON p.oid = u.oid JOIN pg_amproc a ON a.amproc = p.oid
         JOIN pg_opfamily f ON f.oid = a.amprocfamily JOIN pg_am m ON m.oid = f.opfmethod
         WHERE p.oid >= 16384 AND m.amname IN ('btree', 'hash')
-    -- One that is not implicit names its target, unless that has more than one name.
+    -- One that is not implicit names its target, unless that has more than one name. One from a type
+    -- that is built in is for functions and operators that take its target.
     UNION ALL SELECT p.proname::text,
             'cast from ' || c.castsource::regtype || ' to ' || c.casttarget::regtype,
-            c.castsource, c.castsource
+            c.castsource, CASE WHEN c.castsource >= 16384 THEN c.castsource
+                WHEN EXISTS (SELECT FROM implied o WHERE c.casttarget IN (o.oprleft, o.oprright))
+                THEN 0 ELSE c.casttarget END
         FROM unsafe u JOIN pg_cast c ON c.oid = u.oid JOIN pg_proc p ON p.oid = c.castfunc
         WHERE u.class = 'pg_cast'::regclass AND (c.castcontext = 'i' OR c.casttarget < 16384)
 ), containers (oid, part) AS MATERIALIZED (
@@ -156,8 +164,10 @@ UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
     WHERE c.oid >= 16384
 -- Those that compare values of a type that is tainted need not be looked for by their names.
 UNION ALL SELECT DISTINCT 'operator', NULL, oprname::text, NULL FROM of_operators
-    WHERE greatest(oprleft, oprright) < 16384
-        OR oprname NOT IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
+    WHERE greatest(oprleft, oprright) < 16384 OR oid NOT IN (SELECT oid FROM implied)
+UNION ALL SELECT DISTINCT 'operator', NULL, o.oprname::text, NULL
+    FROM targets JOIN pg_operator o ON targets.oid IN (o.oprleft, o.oprright)
+    WHERE o.oid NOT IN (SELECT oid FROM implied)
 UNION ALL SELECT DISTINCT 'type', NULL, t.typname::text, NULL
     FROM tainted JOIN pg_type t ON t.oid = tainted.oid
 UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
@@ -167,6 +177,7 @@ UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
 UNION ALL SELECT 'function', n.nspname::text, p.proname::text, 'unsafe'
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE p.oid >= 16384 AND (p.prorettype IN (SELECT oid FROM tainted)
-        OR p.proallargtypes && (SELECT array_agg(oid) FROM tainted))
+        OR p.proallargtypes && (SELECT array_agg(oid) FROM tainted)
+        OR p.proargtypes::oid[] && (SELECT array_agg(oid) FROM targets))
 UNION ALL SELECT 'everywhere', NULL, proname, by FROM unseen WHERE greatest(one, other) < 16384
 LIMIT $rows_max$
