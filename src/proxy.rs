@@ -378,20 +378,26 @@ impl Client {
 
     async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
         let (started, placed) = match lead {
-            Lead::Planned => match self.serve_without_server(end).await {
-                Some(served) => return served,
-                None => (Instant::now(), self.acquire(end, None).await),
-            },
-            Lead::Placed(placed) => (Instant::now(), Ok(placed)),
-            Lead::Said(UnderWay { placed, started }) => (started, Ok(placed)),
+            Lead::Planned => {
+                if let Some(served) = self.serve_without_server(end).await {
+                    return served;
+                }
+                let started = Instant::now();
+                match self.acquire(end, None).await {
+                    Err(refusal) => (started, Err(refusal)),
+                    Ok(placed) => match self.say_ordinary(UnderWay { placed, started }) {
+                        Some(under_way) => (started, Ok(under_way.placed)),
+                        // It had to wait for its server, and needs nothing else.
+                        None => return Ok(()),
+                    },
+                }
+            }
+            Lead::Placed(UnderWay { placed, started }) => (started, Ok(placed)),
         };
         let outcome = match placed {
             Ok(placed) => {
-                let lent = match placed.waited {
-                    true => Instant::now(),
-                    false => started,
-                };
-                self.exchange(placed, end, (started, lent)).await
+                let since = (started, placed.found(started));
+                self.exchange(placed, end, since).await
             }
             Err(refusal) => Err(refusal.into()),
         };

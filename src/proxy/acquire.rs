@@ -31,9 +31,19 @@ pub struct Placed {
     pub server: Box<Server>,
     pub replica: bool,
     pub reason: Reason,
-    /// It was not there at once.
-    pub waited: bool,
+    /// How long it was waited for, in microseconds.
+    pub waited_us: u32,
     pub repairable: Repairable,
+}
+
+impl Placed {
+    /// When it was found for a batch that was planned at `started`.
+    pub fn found(&self, started: Instant) -> Instant {
+        match self.waited_us {
+            0 => started,
+            waited => started + Duration::from_micros(waited.into()),
+        }
+    }
 }
 
 impl Client {
@@ -57,10 +67,13 @@ impl Client {
             Some(placed) => Ok(placed),
             // Boxed: the task of an idle client has no room for what is seldom waited for.
             None => {
-                let tried = again.map(|again| again.tried).unwrap_or_default();
+                let (tried, began) = (
+                    again.map(|again| again.tried).unwrap_or_default(),
+                    Instant::now(),
+                );
                 let placed = Box::pin(self.wait_for_server(needs_primary, tried)).await?;
                 Ok(Placed {
-                    waited: true,
+                    waited_us: began.elapsed().as_micros().clamp(1, u32::MAX.into()) as u32,
                     ..placed
                 })
             }
@@ -197,7 +210,7 @@ impl Client {
             server,
             replica: true,
             reason,
-            waited: false,
+            waited_us: 0,
             repairable,
         })
     }
@@ -293,7 +306,7 @@ impl Client {
                                 server,
                                 replica: true,
                                 reason,
-                                waited: false,
+                                waited_us: 0,
                                 repairable,
                             });
                         }
@@ -424,7 +437,7 @@ impl Client {
             server,
             replica: false,
             reason,
-            waited: false,
+            waited_us: 0,
             repairable: Repairable::No,
         }))
     }
@@ -457,7 +470,7 @@ impl Client {
                             server,
                             replica: false,
                             reason,
-                            waited: false,
+                            waited_us: 0,
                             repairable: Repairable::No,
                         });
                     }

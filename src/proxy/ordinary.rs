@@ -32,9 +32,9 @@ pub(super) struct UnderWay {
 /// How far a batch has come.
 pub(super) enum Lead {
     Planned,
-    Placed(Placed),
-    /// How far, the client has [noted](Client::begun).
-    Said(UnderWay),
+    /// It has a server. Whether it has been said, and what has come of that, the client has
+    /// [noted](Client::begun).
+    Placed(UnderWay),
 }
 
 /// What the client has come to that takes more than [`Client::poll_ordinary`].
@@ -162,22 +162,31 @@ impl Client {
     /// Finds a server for the batch and says it, if that can be done at once. Whatever else has to be
     /// done comes back.
     fn begin(&mut self, end: End) -> Option<Next> {
-        if !self.session.is_ordinary(&self.batch) || !self.stream.is_plain() {
+        if !self.session.is_ordinary(&self.batch) {
             return Some(Next::Batch(end, Lead::Planned));
         }
         let started = Instant::now();
-        let mut placed = match self.lend(self.needs_primary(end)) {
-            Ok(Some(placed)) => placed,
-            Ok(None) => return Some(Next::Batch(end, Lead::Planned)),
+        let lead = match self.lend(self.needs_primary(end)) {
+            Ok(Some(placed)) => Lead::Placed(self.say_ordinary(UnderWay { placed, started })?),
+            Ok(None) => Lead::Planned,
             Err(refusal) => return Some(Next::Refused(refusal)),
         };
+        Some(Next::Batch(end, lead))
+    }
+
+    /// Says the batch to the server that was found for it, if both are ordinary; gives it back if
+    /// there is more to it.
+    pub(super) fn say_ordinary(&mut self, mut under_way: UnderWay) -> Option<UnderWay> {
+        let placed = &mut under_way.placed;
         let server = &mut *placed.server;
-        let is_ready = server.stream.is_plain()
+        let is_ready = self.stream.is_plain()
+            && server.stream.is_plain()
             && server.unread.is_empty()
             && self.outbox.is_empty()
+            && self.session.is_ordinary(&self.batch)
             && self.session.finds_all_on(&server.state, &self.batch);
         if !is_ready {
-            return Some(Next::Batch(end, Lead::Placed(placed)));
+            return Some(under_way);
         }
         self.registered.handle.works_with(&server.listed);
         server.state.repairable = placed.repairable;
@@ -200,7 +209,6 @@ impl Client {
             Some(Err(_)) | None => 0,
         };
         let is_said = sent == said.len();
-        let under_way = UnderWay { placed, started };
         if is_said {
             if words.capacity() > 0 {
                 buffers::give_back(&mut words);
@@ -213,7 +221,7 @@ impl Client {
             true => Begun::Direct(sent),
             false => Begun::Words(words),
         });
-        Some(Next::Batch(End::Ready, Lead::Said(under_way)))
+        Some(under_way)
     }
 
     /// Hears the answer, once it is there.
@@ -269,14 +277,14 @@ impl Client {
             Ok(sent) => self.begun = Some(Begun::Answered(sent as u64)),
             Err(received) => self.begun = Some(Begun::Received(received)),
         }
-        Poll::Ready(Some(Next::Batch(End::Ready, Lead::Said(under_way))))
+        Poll::Ready(Some(Next::Batch(End::Ready, Lead::Placed(under_way))))
     }
 
     /// All is answered: counts it and gives the server back, unless that takes a while.
     fn end_ordinary(&mut self, under_way: UnderWay) -> Option<Next> {
         self.drop_batch();
         let UnderWay { placed, started } = under_way;
-        let now = self.count(&placed, (started, started));
+        let now = self.count(&placed, (started, placed.found(started)));
         let takes_a_while = !placed.replica && self.session.must_inspect();
         if takes_a_while || !self.registered.handle.leaves_server() {
             return Some(Next::Settle(placed));
