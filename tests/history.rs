@@ -2,7 +2,8 @@
 //! and others' rows while replay on the standbys is late, paused and resumed.
 //!
 //! Owns: which runs there are, and what each must show. Never: promises a session more than its level
-//! does: usually, that it reads its own writes and never goes back in time.
+//! does: usually, that it reads its own writes and never goes back in time; nor more than PostgreSQL
+//! lets any proxy promise (`model::Kept::ButEarly`).
 
 #[path = "history/client.rs"]
 mod client;

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use tokio_postgres::Error;
 
 use super::database::{Connection, Protocol, Shown, Span, read_text, set_text};
-use super::model::{Kind, Ledger, Row, Session, Version, Violation};
+use super::model::{Kept, Kind, Ledger, Node, Row, Session, Version, Violation};
 
 /// What clients do.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,8 @@ pub enum Promise {
 pub struct Progress {
     /// What they have been told.
     pub ledger: Ledger,
+    /// The port by which the primary's answers are known.
+    pub primary: u16,
     /// Operations done, of all clients.
     pub done: AtomicUsize,
     /// Nothing more is to be found out.
@@ -67,6 +69,9 @@ pub struct Tally {
     pub by_port: HashMap<u16, usize>,
     /// Reads that another node has answered than the one before.
     pub moves: usize,
+    /// Rows that the primary has shown as they were before a write that a replica has shown, and
+    /// nobody had been told of.
+    pub early: usize,
     pub violations: usize,
     /// The first of them.
     pub findings: Vec<Finding>,
@@ -109,7 +114,9 @@ pub struct TestClient {
     connection: Connection,
     promise: Promise,
     model: Session,
-    /// What others had been told when the last statement was said.
+    /// What anybody had been told when the last statement was said.
+    told: HashMap<Row, Version>,
+    /// What of that its reads must show, whatever the session itself has done.
     owed: HashMap<Row, Version>,
     rng: StdRng,
     /// The version that its own row gets next.
@@ -140,6 +147,7 @@ impl TestClient {
             connection,
             promise,
             model: Session::default(),
+            told: HashMap::new(),
             owed: HashMap::new(),
             rng: StdRng::seed_from_u64(number as u64),
             next: 1,
@@ -295,12 +303,13 @@ impl TestClient {
         Ok(())
     }
 
-    /// What is said from now on must show what others know now.
+    /// Whatever is said next is said after what others know now.
     fn look_around(&mut self) {
         let ledger = &self.progress.ledger;
+        self.told = ledger.as_of(Duration::ZERO);
         self.owed = match self.promise {
             Promise::Session => HashMap::new(),
-            Promise::Everything => ledger.as_of(Duration::ZERO),
+            Promise::Everything => self.told.clone(),
             Promise::Within(lag) => ledger.as_of(lag),
         };
     }
@@ -315,7 +324,8 @@ impl TestClient {
 
     fn note_read(&mut self, how: How, span: Span, shown: &[Shown]) {
         self.tally.reads += 1;
-        if let Some(port) = shown.first().map(|shown| shown.port) {
+        let port = shown.first().map(|shown| shown.port);
+        if let Some(port) = port {
             *self.tally.by_port.entry(port).or_default() += 1;
             let moved = self
                 .last_port
@@ -329,11 +339,23 @@ impl TestClient {
                 self.record(Event::Read(how, found));
             }
             let version = found.map(|found| found.version);
-            let kept = self.model.read(row, version);
+            let node = if port == Some(self.progress.primary) {
+                let told = self.told.get(&row).copied();
+                Node::Primary { told }
+            } else {
+                Node::Replica
+            };
+            let kept = self.model.read(row, version, node);
             let is_session_promised = !matches!(self.promise, Promise::Within(_));
-            if let Some(violation) = kept.err().filter(|_| is_session_promised) {
-                self.report(violation);
-            } else if let Some(&owed) = self.owed.get(&row)
+            match kept {
+                Err(violation) if is_session_promised => {
+                    self.report(violation);
+                    continue;
+                }
+                Ok(Kept::ButEarly) if is_session_promised => self.tally.early += 1,
+                _ => {}
+            }
+            if let Some(&owed) = self.owed.get(&row)
                 && version < Some(owed)
             {
                 self.report(Violation {

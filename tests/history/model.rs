@@ -1,7 +1,7 @@
 //! Owns: what one session has been told and shown, and so what its next reads must show. Never:
 //! reads or writes anything itself; it is told what happened.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,10 +18,39 @@ pub type Version = i64;
 pub struct Session {
     /// The last version of each row that it wrote, where the write was acknowledged.
     acknowledged: HashMap<Row, Version>,
-    /// The newest version of each row that it was shown, whoever wrote it.
-    seen: HashMap<Row, Version>,
+    /// What it was shown of each row, whoever wrote it.
+    seen: HashMap<Row, Seen>,
     /// What the open transaction has written: seen by this session, and undone by a rollback.
     open: Option<HashMap<Row, Version>>,
+}
+
+/// What a session was shown of one row.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The newest version that the primary has shown.
+    by_primary: Option<Version>,
+    /// Newer ones, which only replicas have shown.
+    by_replicas: BTreeSet<Version>,
+}
+
+/// Which node has answered a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    Replica,
+    Primary {
+        /// The newest version of the row that anybody had been told of before the read was said.
+        told: Option<Version>,
+    },
+}
+
+/// How a read has kept what was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Wholly,
+    /// The primary does not show yet what a replica has shown of a write that nobody has been told
+    /// of. It flushes a commit, which standbys replay from then on, before its own sessions see it:
+    /// whoever asks it, by a proxy or not, may find that.
+    ButEarly,
 }
 
 /// A promise that was not kept.
@@ -102,15 +131,20 @@ impl Session {
         written.insert(row, version);
     }
 
-    /// A read has shown `row` at `version`, or has not found it.
-    pub fn read(&mut self, row: Row, version: Option<Version>) -> Result<(), Violation> {
+    /// A read on `node` has shown `row` at `version`, or has not found it.
+    pub fn read(
+        &mut self,
+        row: Row,
+        version: Option<Version>,
+        node: Node,
+    ) -> Result<Kept, Violation> {
         let written = self.open.as_ref().and_then(|open| open.get(&row));
         let own = written.or_else(|| self.acknowledged.get(&row)).copied();
-        let seen = self.seen.get(&row).copied();
+        let seen = self.seen.entry(row).or_default();
+        let (owed, newest) = (seen.owed(node), seen.owed(Node::Replica));
         // What nobody else can see yet may be undone: it is no promise beyond this transaction.
         if written.is_none() {
-            self.seen
-                .extend(version.max(seen).map(|newest| (row, newest)));
+            seen.note(version, node);
         }
         let violated = |kind, owed| Violation {
             kind,
@@ -118,11 +152,34 @@ impl Session {
             shown: version,
             owed,
         };
-        match (own, seen) {
+        match (own, owed) {
             (Some(own), _) if version < Some(own) => Err(violated(Kind::OwnWrite, own)),
-            (_, Some(seen)) if version < Some(seen) => Err(violated(Kind::WentBack, seen)),
-            _ => Ok(()),
+            (_, Some(owed)) if version < Some(owed) => Err(violated(Kind::WentBack, owed)),
+            _ if version < newest => Ok(Kept::ButEarly),
+            _ => Ok(Kept::Wholly),
         }
+    }
+}
+
+impl Seen {
+    /// The newest version of these that `node` must have.
+    fn owed(&self, node: Node) -> Option<Version> {
+        let by_replicas = match node {
+            Node::Replica => self.by_replicas.last(),
+            Node::Primary { told: None } => None,
+            Node::Primary { told: Some(told) } => self.by_replicas.range(..=told).next_back(),
+        };
+        self.by_primary.max(by_replicas.copied())
+    }
+
+    fn note(&mut self, version: Option<Version>, node: Node) {
+        match node {
+            Node::Replica => self.by_replicas.extend(version),
+            Node::Primary { .. } => self.by_primary = self.by_primary.max(version),
+        }
+        // Behind what the primary has shown, nothing may go back in any case.
+        let certain = self.by_primary;
+        self.by_replicas.retain(|&seen| Some(seen) > certain);
     }
 }
 
@@ -144,74 +201,105 @@ impl fmt::Display for Violation {
 /// Made-up histories, and what the checker must make of them.
 #[cfg(test)]
 mod tests {
+    use super::Node::{Primary, Replica};
     use super::*;
 
     const OWN: Row = Row(1);
     const OTHER: Row = Row(2);
 
-    fn kind(read: Result<(), Violation>) -> Option<Kind> {
+    fn kind(read: Result<Kept, Violation>) -> Option<Kind> {
         read.err().map(|violation| violation.kind)
     }
 
     #[test]
     fn what_may_happen_is_no_violation() {
         let mut session = Session::default();
-        assert_eq!(session.read(OWN, None), Ok(()), "nothing is owed yet");
-        assert_eq!(session.read(OWN, Some(3)), Ok(()));
-        assert_eq!(session.read(OWN, Some(3)), Ok(()), "the same again");
+        assert_eq!(
+            session.read(OWN, None, Replica),
+            Ok(Kept::Wholly),
+            "nothing is owed yet"
+        );
+        assert_eq!(session.read(OWN, Some(3), Replica), Ok(Kept::Wholly));
+        assert_eq!(
+            session.read(OWN, Some(3), Replica),
+            Ok(Kept::Wholly),
+            "the same again"
+        );
         session.wrote(OWN, 4);
-        assert_eq!(session.read(OWN, Some(4)), Ok(()));
-        assert_eq!(session.read(OWN, Some(9)), Ok(()), "another wrote since");
-        assert_eq!(session.read(OTHER, Some(1)), Ok(()), "each row for itself");
+        assert_eq!(session.read(OWN, Some(4), Replica), Ok(Kept::Wholly));
+        assert_eq!(
+            session.read(OWN, Some(9), Replica),
+            Ok(Kept::Wholly),
+            "another wrote since"
+        );
+        assert_eq!(
+            session.read(OTHER, Some(1), Replica),
+            Ok(Kept::Wholly),
+            "each row for itself"
+        );
     }
 
     #[test]
     fn an_own_write_must_be_read() {
         let mut session = Session::default();
         session.wrote(OWN, 5);
-        let violation = session.read(OWN, Some(4)).expect_err("it is stale");
+        let violation = session
+            .read(OWN, Some(4), Replica)
+            .expect_err("it is stale");
         assert_eq!(violation.kind, Kind::OwnWrite);
         assert_eq!((violation.shown, violation.owed), (Some(4), 5));
         assert_eq!(
             violation.to_string(),
             "row 1 was read at 4 after the session itself had written 5"
         );
-        assert_eq!(session.read(OWN, Some(5)), Ok(()));
+        assert_eq!(session.read(OWN, Some(5), Replica), Ok(Kept::Wholly));
     }
 
     #[test]
     fn a_read_must_not_go_back() {
         let mut session = Session::default();
-        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
-        assert_eq!(kind(session.read(OTHER, Some(6))), Some(Kind::WentBack));
+        assert_eq!(session.read(OTHER, Some(7), Replica), Ok(Kept::Wholly));
         assert_eq!(
-            kind(session.read(OTHER, Some(6))),
+            kind(session.read(OTHER, Some(6), Replica)),
+            Some(Kind::WentBack)
+        );
+        assert_eq!(
+            kind(session.read(OTHER, Some(6), Replica)),
             Some(Kind::WentBack),
             "what was owed is still owed"
         );
-        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
+        assert_eq!(session.read(OTHER, Some(7), Replica), Ok(Kept::Wholly));
     }
 
     #[test]
     fn others_newer_versions_of_an_own_row_are_owed_too() {
         let mut session = Session::default();
         session.wrote(OWN, 5);
-        assert_eq!(session.read(OWN, Some(8)), Ok(()));
-        assert_eq!(kind(session.read(OWN, Some(6))), Some(Kind::WentBack));
-        assert_eq!(kind(session.read(OWN, Some(4))), Some(Kind::OwnWrite));
+        assert_eq!(session.read(OWN, Some(8), Replica), Ok(Kept::Wholly));
+        assert_eq!(
+            kind(session.read(OWN, Some(6), Replica)),
+            Some(Kind::WentBack)
+        );
+        assert_eq!(
+            kind(session.read(OWN, Some(4), Replica)),
+            Some(Kind::OwnWrite)
+        );
     }
 
     #[test]
     fn a_row_that_is_gone_is_older_than_any_version() {
         let mut session = Session::default();
         session.wrote(OWN, 1);
-        let violation = session.read(OWN, None).expect_err("it is gone");
+        let violation = session.read(OWN, None, Replica).expect_err("it is gone");
         assert_eq!(
             violation.to_string(),
             "row 1 was not found after the session itself had written 1"
         );
-        assert_eq!(session.read(OTHER, Some(1)), Ok(()));
-        assert_eq!(kind(session.read(OTHER, None)), Some(Kind::WentBack));
+        assert_eq!(session.read(OTHER, Some(1), Replica), Ok(Kept::Wholly));
+        assert_eq!(
+            kind(session.read(OTHER, None, Replica)),
+            Some(Kind::WentBack)
+        );
     }
 
     #[test]
@@ -219,13 +307,23 @@ mod tests {
         let mut session = Session::default();
         session.wrote(OWN, 1);
         session.begin();
-        assert_eq!(session.read(OWN, Some(1)), Ok(()), "not yet written");
+        assert_eq!(
+            session.read(OWN, Some(1), Replica),
+            Ok(Kept::Wholly),
+            "not yet written"
+        );
         session.wrote(OWN, 2);
-        assert_eq!(kind(session.read(OWN, Some(1))), Some(Kind::OwnWrite));
-        assert_eq!(session.read(OWN, Some(2)), Ok(()));
+        assert_eq!(
+            kind(session.read(OWN, Some(1), Replica)),
+            Some(Kind::OwnWrite)
+        );
+        assert_eq!(session.read(OWN, Some(2), Replica), Ok(Kept::Wholly));
         session.commit();
-        assert_eq!(kind(session.read(OWN, Some(1))), Some(Kind::OwnWrite));
-        assert_eq!(session.read(OWN, Some(2)), Ok(()));
+        assert_eq!(
+            kind(session.read(OWN, Some(1), Replica)),
+            Some(Kind::OwnWrite)
+        );
+        assert_eq!(session.read(OWN, Some(2), Replica), Ok(Kept::Wholly));
     }
 
     #[test]
@@ -244,15 +342,78 @@ mod tests {
         session.wrote(OWN, 1);
         session.begin();
         session.wrote(OWN, 2);
-        assert_eq!(session.read(OWN, Some(2)), Ok(()));
-        assert_eq!(session.read(OTHER, Some(7)), Ok(()));
+        assert_eq!(session.read(OWN, Some(2), Replica), Ok(Kept::Wholly));
+        assert_eq!(session.read(OTHER, Some(7), Replica), Ok(Kept::Wholly));
         session.roll_back();
-        assert_eq!(session.read(OWN, Some(1)), Ok(()));
-        assert_eq!(kind(session.read(OWN, Some(0))), Some(Kind::OwnWrite));
+        assert_eq!(session.read(OWN, Some(1), Replica), Ok(Kept::Wholly));
         assert_eq!(
-            kind(session.read(OTHER, Some(6))),
+            kind(session.read(OWN, Some(0), Replica)),
+            Some(Kind::OwnWrite)
+        );
+        assert_eq!(
+            kind(session.read(OTHER, Some(6), Replica)),
             Some(Kind::WentBack),
             "what others had committed was seen all the same"
         );
+    }
+
+    const UNTOLD: Node = Primary { told: None };
+
+    #[test]
+    fn the_primary_may_lack_for_a_moment_what_nobody_was_told_of() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(45), Replica), Ok(Kept::Wholly));
+        for told in [None, Some(44)] {
+            let read = session.read(OTHER, Some(44), Primary { told });
+            assert_eq!(read, Ok(Kept::ButEarly), "{told:?}");
+        }
+        assert_eq!(session.read(OTHER, Some(45), UNTOLD), Ok(Kept::Wholly));
+    }
+
+    #[test]
+    fn a_replica_must_not_go_back_whoever_was_told() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(45), Replica), Ok(Kept::Wholly));
+        assert_eq!(session.read(OTHER, Some(44), UNTOLD), Ok(Kept::ButEarly));
+        let read = session.read(OTHER, Some(44), Replica);
+        assert_eq!(kind(read), Some(Kind::WentBack), "it is still owed");
+    }
+
+    #[test]
+    fn the_primary_has_what_somebody_was_told_of() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(45), Replica), Ok(Kept::Wholly));
+        for told in [45, 46] {
+            let read = session.read(OTHER, Some(44), Primary { told: Some(told) });
+            let violation = read.expect_err("it went back");
+            assert_eq!((violation.kind, violation.owed), (Kind::WentBack, 45));
+        }
+    }
+
+    #[test]
+    fn the_primary_does_not_go_back_further_than_what_is_early() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(44), Replica), Ok(Kept::Wholly));
+        assert_eq!(session.read(OTHER, Some(45), Replica), Ok(Kept::Wholly));
+        let primary = Primary { told: Some(44) };
+        assert_eq!(session.read(OTHER, Some(44), primary), Ok(Kept::ButEarly));
+        let violation = session.read(OTHER, Some(43), primary);
+        assert_eq!(violation.map_err(|violation| violation.owed), Err(44));
+    }
+
+    #[test]
+    fn what_the_primary_itself_has_shown_it_still_has() {
+        let mut session = Session::default();
+        assert_eq!(session.read(OTHER, Some(45), UNTOLD), Ok(Kept::Wholly));
+        let read = session.read(OTHER, Some(44), UNTOLD);
+        assert_eq!(kind(read), Some(Kind::WentBack));
+    }
+
+    #[test]
+    fn the_primary_has_what_the_session_wrote() {
+        let mut session = Session::default();
+        session.wrote(OWN, 5);
+        let read = session.read(OWN, Some(4), UNTOLD);
+        assert_eq!(kind(read), Some(Kind::OwnWrite));
     }
 }

@@ -46,6 +46,8 @@ pub struct Outcome {
     /// Reads that another node has answered than the session's read before.
     pub moves: usize,
     pub pauses: usize,
+    /// Rows that the primary did not show yet as a replica had, before anybody was told.
+    pub early: usize,
     pub violations: usize,
     pub findings: Vec<Finding>,
     pub took: Duration,
@@ -65,6 +67,7 @@ impl Run {
             replica.set_apply_delay(delay)?;
         }
         let progress = Arc::new(Progress {
+            primary: cluster.primary().port(),
             stop_at_violation: self.stop_at_violation,
             ..Progress::default()
         });
@@ -181,6 +184,7 @@ impl Outcome {
             shown_by: cluster.replicas().iter().map(shown_by).collect(),
             moves: sum(|tally| tally.moves),
             pauses: 0,
+            early: sum(|tally| tally.early),
             violations: sum(|tally| tally.violations),
             findings: tallies
                 .into_iter()
@@ -196,7 +200,7 @@ impl Outcome {
 
     pub fn heading() -> String {
         format!(
-            "{:<40}{:>11}{:>8}{:>13}{:>16}{:>7}{:>8}{:>9}{:>12}",
+            "{:<40}{:>11}{:>8}{:>13}{:>16}{:>7}{:>8}{:>9}{:>7}{:>12}",
             "run",
             "operations",
             "reads",
@@ -205,6 +209,7 @@ impl Outcome {
             "moves",
             "pauses",
             "seconds",
+            "early",
             "violations"
         )
     }
@@ -214,7 +219,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<40}{:>11}{:>8}{:>12.1}%{:>16}{:>7}{:>8}{:>9.1}{:>12}",
+            "{:<40}{:>11}{:>8}{:>12.1}%{:>16}{:>7}{:>8}{:>9.1}{:>7}{:>12}",
             self.name,
             self.operations,
             self.reads,
@@ -223,6 +228,7 @@ impl fmt::Display for Outcome {
             self.moves,
             self.pauses,
             self.took.as_secs_f64(),
+            self.early,
             self.violations,
         )
     }
