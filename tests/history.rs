@@ -163,6 +163,9 @@ fn every_level_keeps_its_promise() -> Result<(), DemoError> {
     Ok(())
 }
 
+/// How many runs a violation that there must be may take to show.
+const RUNS_MAX: usize = 20;
+
 /// The same checks find something where the level is weaker than what is checked.
 #[test]
 fn weaker_levels_are_seen_to_promise_less() -> Result<(), DemoError> {
@@ -177,8 +180,10 @@ fn weaker_levels_are_seen_to_promise_less() -> Result<(), DemoError> {
         ("eventual, and not bounded", EVENTUAL, within),
     ] {
         let mut violations = 0;
-        // Whichever standby takes the most reads, one run shows it.
-        for late in [&[LATE][..], &[Duration::ZERO, LATE]] {
+        // Whichever standby takes the reads, a run shows it; and none has to, as clients do what they
+        // like.
+        let late = [&[LATE][..], &[Duration::ZERO, LATE]];
+        for late in late.into_iter().cycle().take(RUNS_MAX) {
             let run = Run {
                 name,
                 mix: OF_LEVELS,
@@ -196,6 +201,9 @@ fn weaker_levels_are_seen_to_promise_less() -> Result<(), DemoError> {
                 outcome.findings
             );
             violations += outcome.violations;
+            if violations > 0 {
+                break;
+            }
         }
         assert!(violations > 0, "{name}: nothing is seen");
     }
