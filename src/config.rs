@@ -243,6 +243,7 @@ pub struct Routing {
     /// Where this proxy is: replicas of the same zone go first.
     pub zone: Option<String>,
     pub read_primary: ReadPrimary,
+    pub transaction_reads: TransactionReads,
     /// Functions to take for reads, and for writes, whatever the catalog says. A trailing `*` stands
     /// for any end of the name.
     pub safe_functions: Vec<String>,
@@ -257,6 +258,7 @@ impl Default for Routing {
         Routing {
             zone: None,
             read_primary: ReadPrimary::default(),
+            transaction_reads: TransactionReads::default(),
             safe_functions: Vec::new(),
             unsafe_functions: Vec::new(),
             catalog_interval: Duration::from_secs(60),
@@ -281,6 +283,15 @@ pub enum ReadPrimary {
     #[default]
     WhenNeeded,
     Share,
+}
+
+/// Where reads of transactions run that may write and have not yet. Read-only transactions go to replicas
+/// either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransactionReads {
+    #[default]
+    Primary,
+    Replica,
 }
 
 /// A replica further behind than either takes no reads.

@@ -26,6 +26,7 @@ pub mod refusal;
 pub mod relay;
 mod release;
 pub mod replication;
+mod transaction;
 mod wishes;
 
 use std::io;
@@ -61,8 +62,8 @@ use crate::session::batch::{Batch, End};
 use crate::session::consistency::{NodeId, Replica};
 use crate::session::repair::{Misplaced, Repairable};
 use crate::session::route::Reason;
-use crate::session::{Session, Shared};
-use crate::sql::Need;
+use crate::session::transaction::Within;
+use crate::session::{Did, Session, Shared};
 use crate::telemetry::{self, LocalCounter, LocalHistogram};
 use crate::wire::encode::{self, Severity};
 use crate::wire::message::Status;
@@ -188,7 +189,7 @@ struct Client {
     /// The server on the primary that the session cannot leave: a transaction is open on it, or it
     /// holds what cannot be moved.
     held: Option<Box<Server>>,
-    /// In session mode: the replica's server that it stays with.
+    /// The replica's server that its open transaction is on; in session mode, the one that it stays with.
     held_replica: Option<Box<Server>>,
     /// Session mode: servers are kept until the session ends.
     keeps_servers: bool,
@@ -382,6 +383,7 @@ impl Client {
                 if let Some(served) = self.serve_without_server(end).await {
                     return served;
                 }
+                self.turn_to_replica();
                 let started = Instant::now();
                 match self.acquire(end, None).await {
                     Err(refusal) => (started, Err(refusal)),
@@ -399,7 +401,7 @@ impl Client {
                 let since = (started, placed.found(started));
                 self.exchange(placed, end, since).await
             }
-            Err(refusal) => Err(refusal.into()),
+            Err(refusal) => Err(self.not_found(refusal)),
         };
         match outcome {
             Ok(ControlFlow::Break(())) => {}
@@ -425,13 +427,16 @@ impl Client {
             self.cluster.vacate(&self.batch.databases);
         }
         let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
-        if !local || !self.session.is_local(&self.batch) {
+        if !local || self.session.roams_on_replica() {
             return None;
         }
-        if self.outbox.capacity() == 0 {
-            self.outbox = buffers::take();
+        if !self.serve_unopened() {
+            if !self.session.is_local(&self.batch) {
+                return None;
+            }
+            self.make_outbox();
+            self.session.answer_locally(&self.batch, &mut self.outbox);
         }
-        self.session.answer_locally(&self.batch, &mut self.outbox);
         self.drop_batch();
         Some(self.flush().await)
     }
@@ -447,14 +452,17 @@ impl Client {
         let replica = placed.replica;
         let server = &mut placed.server;
         self.registered.handle.works_with(&server.listed);
-        let retriable = self.batch.need == Need::Read && self.session.status() == Status::Idle;
+        let retriable = self.may_run_again(replica);
+        let roams = self.session.roams();
         let mut relay = Relay::new(client_side!(self), server);
         if replica {
             // What was fresh enough for one part of a pipeline need not be for the next.
             relay.belongs_elsewhere = match self.reads_plainly {
+                _ if roams => |batch| batch.within() == Within::Leaves,
                 true => Batch::must_leave_replica,
                 false => |_| true,
             };
+            relay.transactions = Some(self.base.transaction_reads());
         } else {
             relay.ledger = Some(Ledger(&self.cluster));
         }
@@ -476,13 +484,19 @@ impl Client {
         }
         match went {
             Ok(()) if leave => {
-                self.put_back(placed.server, replica, Instant::now());
+                match self.session.roams() {
+                    true => self.hold(placed.server, replica),
+                    false => self.put_back(placed.server, replica, Instant::now()),
+                }
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
             Ok(()) => {
                 if let Some(misplaced) = placed.server.state.misplaced.take() {
                     let node = placed.server.node().id();
-                    self.put_back(placed.server, replica, Instant::now());
+                    match self.session.roams() {
+                        true => self.leave_replica(placed.server),
+                        false => self.put_back(placed.server, replica, Instant::now()),
+                    }
                     return Err(Failed::Misplaced(misplaced, node));
                 }
                 if !consumed {
@@ -514,8 +528,13 @@ impl Client {
         node.wake.notify_one();
         let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
         Ledger(&self.cluster).note(&self.session);
-        let did = self.session.take_did();
-        let wrote = did.wrote || !was_idle;
+        // A transaction that goes on elsewhere has shown what it has shown.
+        let goes_on = may_retry && self.session.roams();
+        let did = match goes_on {
+            true => Did::default(),
+            false => self.session.take_did(),
+        };
+        let wrote = did.wrote || !was_idle && !goes_on;
         if wrote {
             // It may have been a definition.
             self.catalog.look_again();
@@ -523,7 +542,10 @@ impl Client {
         let within_message = server.state.is_within_message();
         drop(server);
         self.answer.clear();
-        self.session.lost_server();
+        match goes_on {
+            true => self.session.lose_replica(),
+            false => self.session.lost_server(),
+        }
         if wrote || did.read && !may_retry {
             // What it has shown or done is not known; the primary's present state covers it.
             self.session.floors.wrote(&self.cluster.clock);
@@ -563,13 +585,21 @@ impl Client {
         }
     }
 
+    /// No server was found for the batch. A transaction that is open can't go on without one.
+    fn not_found(&self, refusal: Refusal) -> Failed {
+        match self.session.status() {
+            Status::Idle => Failed::Refused(refusal),
+            _ => Failed::Ended(Ended::Refused(refusal)),
+        }
+    }
+
     /// Answers the batch with an error; the session goes on.
     async fn refuse(&mut self, refusal: Refusal, end: End) -> Result<(), Ended> {
         if end == End::Open || self.batch.beyond > 0 {
             return Err(Ended::Refused(refusal));
         }
         refusal.encode(Severity::Error, &mut self.outbox);
-        encode::ready(&mut self.outbox, Status::Idle);
+        encode::ready(&mut self.outbox, self.session.status());
         self.session.forget_batch(&self.batch);
         self.drop_batch();
         self.flush().await
@@ -586,6 +616,12 @@ impl Client {
         let n = self.batch.len.min(self.inbox.len());
         buffers::consume(&mut self.inbox, n);
         self.batch.clear();
+    }
+
+    fn make_outbox(&mut self) {
+        if self.outbox.capacity() == 0 {
+            self.outbox = buffers::take();
+        }
     }
 
     async fn flush(&mut self) -> Result<(), Ended> {
@@ -683,16 +719,6 @@ enum Failed {
     Ended(Ended),
 }
 
-/// No server was found.
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Failed {
-        match refusal {
-            Refusal::PrimaryChanged { .. } => Failed::Ended(Ended::Refused(refusal)),
-            refusal => Failed::Refused(refusal),
-        }
-    }
-}
-
 fn going_down() -> Refusal {
     Refusal::protocol(
         "57P01",
@@ -733,6 +759,6 @@ mod tests {
         }
         let (task, client) = (awaited(Client::run), size_of::<Client>());
         assert!(task <= 1024, "the task of a client holds {task} bytes");
-        assert!(client <= 1344, "a client is {client} bytes");
+        assert!(client <= 1360, "a client is {client} bytes");
     }
 }

@@ -23,6 +23,7 @@ pub mod server;
 pub mod settings;
 pub mod statements;
 pub mod token;
+pub mod transaction;
 
 #[cfg(test)]
 mod tests;
@@ -43,10 +44,11 @@ use self::server::{Params, ServerState, Text, Tracked};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use self::token::Token;
+use self::transaction::Roaming;
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
 use crate::sql::set_config::{self, Changes, Name};
-use crate::sql::{Class, Need, Pin, Verb, Why};
+use crate::sql::{Class, Modes, Need, Pin, Verb, Why};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -119,6 +121,10 @@ pub struct Session {
     erred: bool,
     /// The error that preparing something ahead of the batch has met.
     foretold: Option<Vec<u8>>,
+    /// The open transaction, while it is not on the primary.
+    roaming: Option<Box<Roaming>>,
+    /// The modes of the open transaction while it has done nothing on the primary but begin.
+    begun: Option<Modes>,
 }
 
 /// Of the proxy's own settings, what most sessions never have.
@@ -183,6 +189,8 @@ impl Session {
             own: None,
             erred: false,
             foretold: None,
+            roaming: None,
+            begun: None,
         }
     }
 
@@ -289,6 +297,7 @@ impl Session {
             self.settings = session;
         }
         self.status = Status::Idle;
+        (self.roaming, self.begun) = (None, None);
         self.end_local();
         self.failed = false;
         self.uncertain = false;
@@ -408,7 +417,7 @@ impl Session {
             tracked
                 .text
                 .as_deref()?
-                .get(at)
+                .get(at.clone())
                 .filter(|text| !text.is_empty())
         };
         match statement.verb {
@@ -480,6 +489,9 @@ impl Session {
                 self.pins.look_again(Pin::PreparedStatement);
             }
             _ => {}
+        }
+        if self.roaming.is_some() {
+            self.log(statement.verb, text());
         }
     }
 
@@ -651,6 +663,7 @@ impl Session {
             }
             self.before = None;
             self.localised = false;
+            self.roaming = None;
             if self.did.wrote {
                 self.has_drawn();
             }
@@ -682,11 +695,13 @@ fn database_of(scope: &str) -> &str {
 }
 
 /// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
-/// `text` shares it, `values` are the parameters that it is bound to, as sent.
+/// `text` shares it, and it is kept wherever it may have to be said again if the caller `keeps` it; `values`
+/// are the parameters that it is bound to, as sent.
 fn tracked(
     class: &Arc<Class>,
     sql: &[u8],
     text: impl FnOnce() -> Text,
+    keeps: bool,
     conforming: bool,
     values: &[u8],
 ) -> Option<Tracked> {
@@ -696,6 +711,7 @@ fn tracked(
         return None;
     }
     let by_text = |s: &crate::sql::Statement| match s.verb {
+        verb if keeps && transaction::is_logged(verb) => true,
         Verb::SettingLocal => own::is_mentioned(sql),
         verb => matches!(verb, Verb::Setting | Verb::Deallocate | Verb::Routine),
     };

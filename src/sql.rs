@@ -140,11 +140,8 @@ pub struct Statement {
 pub enum Verb {
     /// Nothing below.
     Plain,
-    Begin {
-        /// `READ ONLY` / `READ WRITE` where stated. A read-only transaction that is to be
-        /// serializable counts as unstated: no standby can run one.
-        read_only: Option<bool>,
-    },
+    /// BEGIN or START TRANSACTION, with the modes that it states.
+    Begin(Modes),
     /// COMMIT or END.
     Commit,
     /// ROLLBACK or ABORT (not ROLLBACK TO).
@@ -157,8 +154,10 @@ pub enum Verb {
     /// SET SESSION CHARACTERISTICS: details by [`command::setting`], since values are not part of
     /// a class.
     Setting,
-    /// SET LOCAL and SET TRANSACTION, SET CONSTRAINTS: gone with the transaction.
+    /// SET LOCAL, SET CONSTRAINTS and SET TRANSACTION SNAPSHOT: gone with the transaction.
     SettingLocal,
+    /// SET TRANSACTION, with the modes that it states.
+    SetTransaction(Modes),
     Show,
     DiscardAll,
     /// DISCARD PLANS or TEMP.
@@ -188,6 +187,60 @@ pub enum Verb {
     Database,
     /// DO and CALL: what they leave in the session can't be told from their words.
     Run,
+}
+
+/// The modes of a transaction, as far as they are stated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Modes {
+    pub isolation: Option<Isolation>,
+    pub read_only: Option<bool>,
+    pub deferrable: Option<bool>,
+}
+
+/// What a transaction sees of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The same as [`ReadCommitted`](Isolation::ReadCommitted), but for its name.
+    ReadUncommitted,
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+impl Isolation {
+    /// By the names that the server has for them.
+    pub const ALL: [(&str, Isolation); 4] = [
+        ("read uncommitted", Isolation::ReadUncommitted),
+        ("read committed", Isolation::ReadCommitted),
+        ("repeatable read", Isolation::RepeatableRead),
+        ("serializable", Isolation::Serializable),
+    ];
+
+    pub fn named(name: &str) -> Option<Isolation> {
+        let named = Isolation::ALL.iter().find(|(known, _)| *known == name);
+        named.map(|(_, isolation)| *isolation)
+    }
+
+    pub fn name(self) -> &'static str {
+        let named = Isolation::ALL.iter().find(|(_, known)| *known == self);
+        named.map_or("", |(name, _)| name)
+    }
+
+    /// Whether each statement sees what was committed before it, and not all of them the same.
+    pub fn is_by_statement(self) -> bool {
+        matches!(self, Isolation::ReadUncommitted | Isolation::ReadCommitted)
+    }
+}
+
+impl Modes {
+    /// With what `later` states in their place.
+    pub fn changed_by(self, later: Modes) -> Modes {
+        Modes {
+            isolation: later.isolation.or(self.isolation),
+            read_only: later.read_only.or(self.read_only),
+            deferrable: later.deferrable.or(self.deferrable),
+        }
+    }
 }
 
 /// Why a session must keep its server.

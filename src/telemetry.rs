@@ -72,6 +72,7 @@ pub struct Metrics {
     pub gate_missed: Counter,
     pub gate_wait_seconds: Histogram,
     pub repairs_remembered: Counter,
+    pub transaction_moves: Counter,
     pub held: Gauge,
     pub holds: Counter,
     pub failovers: Counter,
@@ -116,6 +117,7 @@ impl Metrics {
             gate_missed: gate("missed"),
             gate_wait_seconds: histogram!("tidegate_gate_wait_seconds"),
             repairs_remembered: counter!("tidegate_repairs_remembered_total"),
+            transaction_moves: counter!("tidegate_transaction_moves_total"),
             held: gauge!("tidegate_held"),
             holds: counter!("tidegate_holds_total"),
             failovers: counter!("tidegate_failovers_total"),
@@ -393,6 +395,10 @@ fn describe() {
     counter!(
         "tidegate_repairs_remembered_total",
         "Texts that are taken for writes since a replica has refused them."
+    );
+    counter!(
+        "tidegate_transaction_moves_total",
+        "Transactions that went on on the primary after they had begun on a replica."
     );
     gauge!("tidegate_held", "Batches that wait for a primary.");
     counter!(

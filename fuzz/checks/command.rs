@@ -53,7 +53,10 @@ fn settings(text: &[u8], verb: Verb) {
 }
 
 fn is_setting(verb: Verb) -> bool {
-    matches!(verb, Verb::Setting | Verb::SettingLocal)
+    matches!(
+        verb,
+        Verb::Setting | Verb::SettingLocal | Verb::SetTransaction(_)
+    )
 }
 
 /// A statement that succeeded is replayed as one statement, and what undoes it is about the same

@@ -64,7 +64,7 @@ fn client_messages(body: &[u8]) {
         Ok(Target::Portal(name)) => assert_eq!(body, [b"P", name, b"\0"].concat()),
         Err(_) => {}
     }
-    if let Ok(portal) = message::execute(body) {
+    if let Ok((portal, _)) = message::execute(body) {
         assert_eq!(body.len(), portal.len() + 5);
         assert!(body.starts_with(portal));
     }

@@ -83,7 +83,7 @@ impl Postgres {
             b'P' => self.parse(&Parse::read(body).ok()?, out),
             b'B' => self.bind(&Bind::read(body).ok()?, out),
             b'D' => self.describe(message::target(body).ok()?, out),
-            b'E' => self.execute(message::execute(body).ok()?, out),
+            b'E' => self.execute(message::execute(body).ok()?.0, out),
             b'C' => {
                 match message::target(body).ok()? {
                     Target::Statement(name) => self.prepared.remove(key(name)),

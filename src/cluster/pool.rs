@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
 use self::waiters::Waiters;
-use super::connect::{self, ConnectError, Connection, Target};
+use super::connect::{self, ConnectError, Connection, Rows, Target};
 use super::keys::{CancelKey, Listed};
 use super::node::Node;
 use crate::auth::Proven;
@@ -24,6 +24,7 @@ use crate::session::answers::hear_idle;
 use crate::session::consistency::Incarnation;
 use crate::session::server::ServerState;
 use crate::session::settings::Settings;
+use crate::sql::Isolation;
 use crate::telemetry::{self, PoolMetrics};
 use crate::wire::encode;
 use crate::wire::frame::{Header, body, header};
@@ -358,7 +359,7 @@ impl Pool {
         };
         let opened = async {
             let mut connection = connect::connect(&target, limit).await?;
-            let life = incarnation(&mut connection).await?;
+            let life = meet(&mut connection).await?;
             Ok((connection, life))
         };
         let opened = match tokio::time::timeout(limit, opened).await {
@@ -431,15 +432,33 @@ fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<S
     (best_score >= 0).then(|| idle.remove(best))
 }
 
+/// In which life of the node's server a connection is. Numbers, as a date's text would depend on the
+/// settings that roles have of their own.
+const LIFE: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) \
+    * 1000000)::pg_catalog.int8, system_identifier FROM pg_catalog.pg_control_system()";
+
+/// What a session may not have said: it is of its role, its database and the server.
+const DEFAULTS: &str = "SELECT pg_catalog.current_setting('default_transaction_isolation')";
+
 /// Asks in which life of the node's server the connection is.
 pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
-    // Numbers, as a date's text would depend on the settings that roles have of their own.
-    const LIFE: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) \
-        * 1000000)::pg_catalog.int8, system_identifier FROM pg_catalog.pg_control_system()";
     let rows = connection.query(LIFE).await?;
-    // Fixed seeds: the same life has the same number whoever asks.
+    Ok(numbered(&rows))
+}
+
+/// Asks all that a pool's new connection has to be asked, in one go.
+async fn meet(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
+    let mut rows = connection.query(&format!("{LIFE}; {DEFAULTS}")).await?;
+    let isolation = rows.pop().and_then(|row| row.into_iter().next().flatten());
+    let isolation = isolation.and_then(|name| Isolation::named(&name));
+    connection.params.set_isolation(isolation);
+    Ok(numbered(&rows))
+}
+
+/// The same life has the same number whoever asks, by fixed seeds.
+fn numbered(rows: &Rows) -> Incarnation {
     let hash = foldhash::quality::FixedState::with_seed(0).hash_one(rows);
-    Ok(Incarnation(hash.max(1)))
+    Incarnation(hash.max(1))
 }
 
 impl Server {

@@ -12,7 +12,7 @@ use super::section::{Keys, Section, Value};
 use super::{
     Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
     Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Override, Pool, PoolMode,
-    ReadPrimary, Redis, Replication, Routing, User, Wish,
+    ReadPrimary, Redis, Replication, Routing, TransactionReads, User, Wish,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -254,7 +254,7 @@ fn auth(section: &Section<'_>) -> Result<Auth> {
         ("scram-sha-256", AuthMethod::ScramSha256),
         ("cert", AuthMethod::Cert),
     ];
-    let method = section.get("method", AuthMethod::default(), |v| v.choice(METHODS, &[]))?;
+    let method = section.get("method", AuthMethod::default(), |v| v.choice(METHODS))?;
     let mut users: Vec<User> = Vec::new();
     for section in section.sections("user", &USER)? {
         let user = user(&section, method)?;
@@ -335,7 +335,7 @@ fn pool(section: &Section<'_>) -> Result<Pool> {
     ];
     let default = Pool::default();
     Ok(Pool {
-        mode: section.get("mode", default.mode, |value| value.choice(MODES, &[]))?,
+        mode: section.get("mode", default.mode, |value| value.choice(MODES))?,
         size: section.get("size", default.size, |value| {
             value.integer(1..=POOL_SIZE_MAX)
         })?,
@@ -360,19 +360,25 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
         ("when-needed", ReadPrimary::WhenNeeded),
         ("share", ReadPrimary::Share),
     ];
+    const TRANSACTION_READS: &[(&str, TransactionReads)] = &[
+        ("primary", TransactionReads::Primary),
+        ("replica", TransactionReads::Replica),
+    ];
     const REPLICATION: &[(&str, Replication)] = &[
         ("refuse", Replication::Refuse),
         ("primary", Replication::Primary),
     ];
-    section.get("transaction_reads", (), |value| {
-        value.choice(&[("primary", ())], &["replica"])
-    })?;
     let default = Routing::default();
     let routing = Routing {
         zone: section.optional("zone", Value::string)?,
         read_primary: section.get("read_primary", default.read_primary, |value| {
-            value.choice(READ_PRIMARY, &[])
+            value.choice(READ_PRIMARY)
         })?,
+        transaction_reads: section.get(
+            "transaction_reads",
+            default.transaction_reads,
+            |value| value.choice(TRANSACTION_READS),
+        )?,
         safe_functions: section.get("safe_functions", default.safe_functions, Value::strings)?,
         unsafe_functions: section.get(
             "unsafe_functions",
@@ -385,7 +391,7 @@ fn routing(section: &Section<'_>) -> Result<Routing> {
             Value::duration,
         )?,
         replication: section.get("replication", default.replication, |value| {
-            value.choice(REPLICATION, &[])
+            value.choice(REPLICATION)
         })?,
     };
     match routing
@@ -414,7 +420,7 @@ fn consistency(section: &Section<'_>) -> Result<Consistency> {
         poll_interval: section.get("poll_interval", default.poll_interval, Value::duration)?,
         gate_wait: section.get("gate_wait", default.gate_wait, Value::duration_or_zero)?,
         on_no_replica: section.get("on_no_replica", default.on_no_replica, |value| {
-            value.choice(ON_NO_REPLICA, &[])
+            value.choice(ON_NO_REPLICA)
         })?,
         wait_timeout: section.get("wait_timeout", default.wait_timeout, Value::duration)?,
         primary_reads_raise_floor: section.get(
@@ -451,7 +457,7 @@ fn shared_keys(section: &Section<'_>) -> Result<Redis> {
 }
 
 fn level(value: &Value<'_>) -> Result<Level> {
-    value.choice(&Level::ALL, &[])
+    value.choice(&Level::ALL)
 }
 
 fn wish(section: &Section<'_>) -> Result<Wish> {
@@ -541,9 +547,9 @@ fn log(section: &Section<'_>) -> Result<Log> {
     ];
     let default = Log::default();
     Ok(Log {
-        format: section.get("format", default.format, |value| value.choice(FORMATS, &[]))?,
+        format: section.get("format", default.format, |value| value.choice(FORMATS))?,
         level: section.get("level", default.level, |value| {
-            value.choice(LEVELS, &[]).map(str::to_owned)
+            value.choice(LEVELS).map(str::to_owned)
         })?,
     })
 }

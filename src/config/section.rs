@@ -264,16 +264,10 @@ impl<'a> Value<'a> {
     }
 
     /// One of the named choices; `later` are those that a later version will know.
-    pub fn choice<T: Copy>(&self, choices: &[(&str, T)], later: &[&str]) -> Result<T> {
+    pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
         let text = self.text()?;
         if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {
             return Ok(*choice);
-        }
-        if later.contains(&text) {
-            return Err(self.fault(format!(
-                r#""{}" = "{text}" is not supported yet"#,
-                self.name
-            )));
         }
         let names: Vec<_> = choices
             .iter()

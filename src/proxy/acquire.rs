@@ -58,6 +58,12 @@ impl Client {
         }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
+        if self.session.roams_on_replica() {
+            return match self.lend_within() {
+                Some(placed) => Ok(placed),
+                None => Box::pin(self.acquire_within()).await,
+            };
+        }
         let at_once = match (needs_primary, again) {
             _ if self.batch.shows_own => None,
             (None, Some(again)) if !again.tried.is_empty() => None,
@@ -85,15 +91,18 @@ impl Client {
         &mut self,
         needs_primary: Option<Reason>,
     ) -> Result<Option<Placed>, Refusal> {
-        match needs_primary {
-            Some(reason) => self.lend_primary(reason),
-            None => self.lend_for_read(),
-        }
+        let lent = match needs_primary {
+            _ if self.session.roams_on_replica() => return Ok(self.lend_within()),
+            Some(reason) => return self.lend_primary(reason),
+            None => self.lend_for_read()?,
+        };
+        Ok(lent.map(|placed| self.of_transaction(placed)))
     }
 
     /// Why the batch is the primary's, if it is whatever the replicas have.
     pub(super) fn needs_primary(&self, end: End) -> Option<Reason> {
         Some(match self.batch.need {
+            _ if self.may_go_to_replica() => return None,
             _ if self.session.status() != Status::Idle || self.session.is_failed() => {
                 Reason::Transaction
             }
@@ -118,7 +127,10 @@ impl Client {
         }
         match needs_primary {
             Some(reason) => self.on_primary(reason).await,
-            None => self.acquire_for_read(tried).await,
+            None => {
+                let placed = self.acquire_for_read(tried).await?;
+                Ok(self.of_transaction(placed))
+            }
         }
     }
 
@@ -216,7 +228,7 @@ impl Client {
     }
 
     /// Where a read goes that asks for more than most.
-    fn special_route(
+    pub(super) fn special_route(
         &mut self,
         topology: &Topology,
         special: &Special,
@@ -443,7 +455,7 @@ impl Client {
     }
 
     /// A server of the primary, when there is one.
-    async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
+    pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         match self.lend_primary(reason)? {
             Some(placed) => Ok(placed),
             None => self.wait_for_primary(reason).await,

@@ -107,7 +107,7 @@ impl Client {
                     let since = (started, Instant::now());
                     self.exchange(placed, end, since).await
                 }
-                Err(refusal) => Err(again.refusal(refusal).into()),
+                Err(refusal) => Err(self.not_found(again.refusal(refusal))),
             };
         }
     }

@@ -183,6 +183,7 @@ impl Client {
             && server.stream.is_plain()
             && server.unread.is_empty()
             && self.outbox.is_empty()
+            && !self.session.is_to_be_opened()
             && self.session.is_ordinary(&self.batch)
             && self.session.finds_all_on(&server.state, &self.batch);
         if !is_ready {
@@ -195,6 +196,9 @@ impl Client {
             false => buffers::take(),
         };
         self.session.note(&self.batch);
+        let reads = self.base.transaction_reads();
+        self.session
+            .note_place(&self.batch, placed.replica.then_some(reads));
         let state = &mut server.state;
         let own = self
             .session
@@ -293,7 +297,7 @@ impl Client {
             server, replica, ..
         } = placed;
         if !server.state.is_idle() {
-            self.held = Some(server);
+            self.hold(server, replica);
             return None;
         }
         self.raise_floors(&server, replica);

@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use super::refusal::Broken;
 use crate::cluster::Cluster;
 use crate::cluster::pool::Server;
+use crate::config::TransactionReads;
 use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
 use crate::session::Session;
@@ -85,6 +86,8 @@ pub struct Relay<'a> {
     /// On a primary: where it is noted what is acknowledged, before the client is told. Whoever hears
     /// of it from the client, and reads, must find it.
     pub ledger: Option<Ledger<'a>>,
+    /// On a replica: which transactions may begin there.
+    pub transactions: Option<TransactionReads>,
 }
 
 /// Where it is noted what sessions are acknowledged.
@@ -131,12 +134,19 @@ impl<'a> Relay<'a> {
             leave: false,
             belongs_elsewhere: |_| false,
             ledger: None,
+            transactions: None,
         }
     }
 
     /// Brings the server to the session's settings, says the planned batch, and goes on until all
     /// is answered or the pipeline has to go on elsewhere.
     pub async fn converse(&mut self, end: End) -> Result<(), Broken> {
+        let (session, state) = (&mut *self.client.session, &mut self.server.state);
+        if session.is_to_be_opened() {
+            // Were it not, what follows would be done outside of a transaction, and for good.
+            session.say_opening(state, self.transactions.is_some(), &mut self.to_server);
+            self.run().await?;
+        }
         let (session, state) = (&mut *self.client.session, &mut self.server.state);
         if state.settings.differs_in_identity(session.settings()) {
             // Nothing of the client's may run with other rights than it has.
@@ -541,6 +551,7 @@ impl<'a> Relay<'a> {
         }
         let client = &mut self.client;
         client.session.note(client.batch);
+        client.session.note_place(client.batch, self.transactions);
         let state = &mut self.server.state;
         let waiting = !self.to_server.is_empty();
         let direct = client

@@ -32,16 +32,25 @@ impl Client {
     ) -> Result<(), Ended> {
         self.session.hide_own();
         if !server.state.is_idle() {
-            self.held = Some(server);
+            self.hold(server, replica);
             return Ok(());
         }
         self.raise_floors(&server, replica);
-        // The first answer may call for a second question.
-        while !replica && self.session.must_inspect() {
+        // The first answer may call for a second question. On a replica it is a transaction that has set
+        // something.
+        while self.session.must_inspect() {
             Box::pin(self.inspect(&mut server)).await?;
         }
         self.put_back(server, replica, Instant::now());
         Ok(())
+    }
+
+    /// Keeps the server that a transaction is open on.
+    pub(super) fn hold(&mut self, server: Box<Server>, replica: bool) {
+        match replica {
+            true => self.held_replica = Some(server),
+            false => self.held = Some(server),
+        }
     }
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.

@@ -14,7 +14,7 @@ use crate::cluster::causal::store::Store;
 use crate::cluster::moment;
 use crate::cluster::node::Node;
 use crate::cluster::pool::PoolKey;
-use crate::config::{Config, Level, ReadPrimary, show_duration};
+use crate::config::{Config, Level, ReadPrimary, TransactionReads, show_duration};
 use crate::session::consistency::Replica;
 use crate::session::own::{Complaint, Own, Wanted};
 use crate::session::route::{Bounds, KeyFloor, Moment, Policy, Tried};
@@ -63,6 +63,11 @@ impl Base {
 
     pub fn is_of(&self, config: &Arc<Config>) -> bool {
         Arc::ptr_eq(&self.config, config)
+    }
+
+    /// Where reads of transactions run that have not written yet.
+    pub fn transaction_reads(&self) -> TransactionReads {
+        self.config.routing.transaction_reads
     }
 
     /// For reads that ask for nothing special.

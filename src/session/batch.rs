@@ -9,8 +9,11 @@ use super::effects::Suspicion;
 use super::own::Complaint;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
+use super::transaction::{Control, Within};
 use crate::sql::hint::{self, HintError, Hints};
 use crate::sql::{Class, Need, Why};
+use crate::wire::frame::body;
+use crate::wire::message;
 
 /// The room for messages that a batch keeps for the next one.
 const MESSAGES_KEPT: usize = 256;
@@ -47,6 +50,13 @@ pub struct Batch {
     pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
     /// There are more of them than are kept.
     pub(super) unjudged_more: bool,
+    /// The first of its statements that steers a transaction; and what all others need than one that opens it.
+    pub(super) control: Option<Control>,
+    pub rest: Need,
+    /// What it is to a transaction on a replica; and how many portals it has opened and not executed to
+    /// their end.
+    pub(super) within: Within,
+    pub(super) portals_left: u16,
     /// What its statements ask for by hints, together; and whether there is one that has none, and so
     /// is as its session wishes.
     pub hints: Option<Box<Hints>>,
@@ -191,6 +201,10 @@ impl Batch {
             suspicion: None,
             unjudged: Vec::new(),
             unjudged_more: false,
+            control: None,
+            rest: Need::Read,
+            within: Within::Stays,
+            portals_left: 0,
             hints: None,
             has_unhinted: false,
             shows_own: false,
@@ -218,6 +232,10 @@ impl Batch {
             suspicion,
             unjudged,
             unjudged_more,
+            control,
+            rest,
+            within,
+            portals_left,
             hints,
             has_unhinted,
             shows_own,
@@ -233,6 +251,8 @@ impl Batch {
         (*executes, *shows_data, *flushed) = (false, false, false);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
+        (*control, *rest) = (None, Need::Read);
+        (*within, *portals_left) = (Within::Stays, 0);
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
         unjudged.clear();
@@ -304,11 +324,24 @@ impl Batch {
         matches!(self.steps[..], [Step::Query { .. }]) && self.refused.is_none()
     }
 
+    /// The text of [one query](Self::is_one_query), which the client has said.
+    pub(super) fn query<'a>(&self, client: &'a [u8]) -> Option<&'a [u8]> {
+        match &self.steps[..] {
+            [Step::Query { at, .. }] => message::query(body(client.get(at.clone())?)).ok(),
+            _ => None,
+        }
+    }
+
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
         self.need > Need::Read
             || self.hints.is_some()
             || self.end == Some(End::Open) && self.executes
+    }
+
+    /// Something of it is for the primary, whatever else is.
+    pub(super) fn leaves_replica(&mut self) {
+        (self.rest, self.within) = (Need::Write, Within::Leaves);
     }
 
     pub(super) fn needs(&mut self, need: Need, why: Why) {

@@ -8,11 +8,12 @@ use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::Text;
+use super::transaction::{Control, Within};
 use super::{Session, own, tracked};
 use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Pin, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
-use crate::wire::message::{self, Target};
+use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
 
 /// A pipeline longer than this is sent before its Sync has been seen, in bytes.
@@ -156,9 +157,12 @@ impl Session {
                 }
             },
             b'E' => {
-                let portal = message::execute(body)?;
+                let (portal, rows_max) = message::execute(body)?;
                 self.needs_portal(portal, batch);
                 batch.executes = true;
+                if rows_max == 0 {
+                    batch.portals_left = batch.portals_left.saturating_sub(1);
+                }
                 let tracked = self.portals.get(portal).cloned();
                 batch.steps.push(Step::Execute { at, tracked });
             }
@@ -171,6 +175,7 @@ impl Session {
                     if self.pins.has_prepared(name) {
                         self.pins.look_again(Pin::PreparedStatement);
                         batch.needs(Need::Write, Why::Utility);
+                        batch.leaves_replica();
                         batch.steps.push(Step::ClosePrepared { at });
                         return Ok(false);
                     }
@@ -187,6 +192,7 @@ impl Session {
             },
             b'F' => {
                 batch.needs(Need::Write, Why::UnknownFunction);
+                batch.leaves_replica();
                 batch.executes = true;
                 batch.steps.push(Step::FunctionCall { at });
                 return Ok(true);
@@ -217,6 +223,7 @@ impl Session {
     /// A whole message whose contents are wrong: the server refuses it in its own words, and goes on.
     fn plan_malformed(&mut self, tag: u8, at: Range<usize>, batch: &mut Batch) -> bool {
         batch.needs(Need::Write, Why::NotParsed);
+        batch.leaves_replica();
         batch.steps.push(match tag {
             b'Q' => Step::Query { at, tracked: None },
             _ => Step::Malformed { at },
@@ -229,6 +236,7 @@ impl Session {
         let needs = self.needs(&class, sql);
         batch.needs_class(&class, needs);
         batch.heed(sql);
+        self.consider(&class, needs.0, sql, batch);
         batch.executes = true;
         self.statements.drop_unnamed();
         batch.needs_server |= self.concerns_server(needs.0, sql);
@@ -237,7 +245,8 @@ impl Session {
         }
         self.judge(&class, needs.0, sql, batch);
         let text = || Text::Query(sql.into());
-        let tracked = tracked(&class, sql, text, self.has_conforming_strings(), b"");
+        let keeps = self.keeps_words(batch);
+        let tracked = tracked(&class, sql, text, keeps, self.has_conforming_strings(), b"");
         if tracked.is_some() {
             self.look_for_own(&class, sql, batch);
         }
@@ -287,6 +296,7 @@ impl Session {
         let needs = self.needs(&class, parse.sql);
         batch.needs_class(&class, needs);
         batch.heed(parse.sql);
+        self.consider(&class, needs.0, parse.sql, batch);
         self.look_for_own(&class, parse.sql, batch);
         batch.needs_server |= self.concerns_server(needs.0, parse.sql);
         if class.touches_databases() {
@@ -305,6 +315,7 @@ impl Session {
         if self.pins.has_prepared(parse.name) {
             // The server says by its own words that PREPARE has taken the name.
             batch.needs(Need::Write, Why::Utility);
+            batch.leaves_replica();
             batch.steps.push(Step::ParseTaken { at });
             return Ok(());
         }
@@ -337,20 +348,33 @@ impl Session {
         let (of, need) = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
+        batch.portals_left = batch.portals_left.saturating_add(1);
+        if !bind.portal.is_empty() {
+            batch.within = batch.within.max(Within::Ties);
+        }
         match &of {
             Of::Named(prepared) => self.judge(&prepared.class, need, &prepared.sql, batch),
             Of::Unnamed(unnamed) => self.judge(&unnamed.class, need, &unnamed.sql, batch),
             Of::Unknown => {}
         }
         let conforming = self.has_conforming_strings();
+        let keeps = self.keeps_words(batch);
         let effects = match &of {
             Of::Named(prepared) => {
                 let text = || Text::Named(prepared.clone());
-                tracked(&prepared.class, &prepared.sql, text, conforming, values)
+                let (class, sql) = (&prepared.class, &prepared.sql);
+                tracked(class, sql, text, keeps, conforming, values)
             }
             Of::Unnamed(unnamed) => {
                 let text = || Text::Unnamed(unnamed.clone());
-                tracked(&unnamed.class, &unnamed.sql, text, conforming, values)
+                tracked(
+                    &unnamed.class,
+                    &unnamed.sql,
+                    text,
+                    keeps,
+                    conforming,
+                    values,
+                )
             }
             Of::Unknown => None,
         };
@@ -390,14 +414,49 @@ impl Session {
             Of::Unnamed(unnamed) => (&unnamed.class, &unnamed.sql),
             Of::Unknown => {
                 batch.needs(Need::Write, Why::NotParsed);
+                batch.leaves_replica();
                 return (of, Need::Write);
             }
         };
         let needs = self.needs(class, sql);
         batch.needs_class(class, needs);
         batch.heed(sql);
+        self.consider(class, needs.0, sql, batch);
         batch.needs_server |= self.concerns_server(needs.0, sql);
         (of, needs.0)
+    }
+
+    /// Notes what a text is to a transaction: one that it begins, or one that is on a replica.
+    #[inline]
+    fn consider(&self, class: &Class, need: Need, sql: &[u8], batch: &mut Batch) {
+        if need > Need::Read || self.roams() {
+            self.consider_control(class, need, sql, batch);
+        }
+    }
+
+    fn consider_control(&self, class: &Class, need: Need, sql: &[u8], batch: &mut Batch) {
+        if let [statement] = &*class.statements
+            && let Verb::Begin(modes) = statement.verb
+            && self.status() == Status::Idle
+            && !batch.executes
+            && batch.opens().is_none_or(|known| known == modes)
+        {
+            batch.control = Some(Control::Opens(modes));
+            return;
+        }
+        batch.rest = batch.rest.max(need);
+        batch.within = batch.within.max(self.within(class, need, sql));
+        if batch.control.is_none()
+            && let [statement] = &*class.statements
+        {
+            batch.control = match statement.verb {
+                Verb::SetTransaction(modes) => Some(Control::Sets(modes)),
+                Verb::Commit | Verb::Rollback if own::mentions(sql, b"chain") => None,
+                Verb::Commit => Some(Control::Commits),
+                Verb::Rollback => Some(Control::RollsBack),
+                _ => None,
+            };
+        }
     }
 
     /// Looks whether a text shows settings of the proxy's own, or gives them values that they can't
@@ -473,6 +532,7 @@ impl Session {
         match tag {
             b'Q' => {
                 batch.needs(Need::Write, Why::TooComplex);
+                batch.leaves_replica();
                 self.statements.drop_unnamed();
                 // What it does to the settings can't be read from it.
                 self.uncertain = true;
@@ -483,6 +543,7 @@ impl Session {
             }
             b'F' => {
                 batch.needs(Need::Write, Why::UnknownFunction);
+                batch.leaves_replica();
                 batch.steps.push(Step::FunctionCall { at });
                 batch.end = Some(End::Ready);
                 return Ok(Planned::Batch(End::Ready));

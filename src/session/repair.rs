@@ -131,7 +131,7 @@ impl Session {
         let step = steps.nth(failed)?;
         match step {
             Step::Execute { at, .. } => {
-                let portal = message::execute(body(client.get(at.clone())?)).ok()?;
+                let (portal, _) = message::execute(body(client.get(at.clone())?)).ok()?;
                 let opens = |step: &&Step| match step {
                     Step::Bind { at, .. } => {
                         let frame = client.get(at.clone()).unwrap_or(&[]);

@@ -27,6 +27,8 @@ pub enum Reason {
     SessionState,
     /// It opens, closes or is part of a transaction.
     Transaction,
+    /// It is part of a transaction that is on a replica, as nothing in it has needed the primary.
+    TransactionRead,
     /// No replica is known to have the session's own last write.
     OwnWrite,
     /// No replica is known to have all that the primary or another replica has shown the session.
@@ -66,7 +68,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 25] = [
+    pub const ALL: [Reason; 26] = [
         Reason::Fresh,
         Reason::Gate,
         Reason::Shared,
@@ -74,6 +76,7 @@ impl Reason {
         Reason::CatalogUnknown,
         Reason::SessionState,
         Reason::Transaction,
+        Reason::TransactionRead,
         Reason::OwnWrite,
         Reason::SeenNewer,
         Reason::NewerSchema,
@@ -110,7 +113,10 @@ impl Reason {
 
     /// Whether it leads to a replica; every other one leads to the primary.
     pub fn is_for_replica(self) -> bool {
-        matches!(self, Reason::Fresh | Reason::Gate | Reason::NamedReplica)
+        matches!(
+            self,
+            Reason::Fresh | Reason::Gate | Reason::NamedReplica | Reason::TransactionRead
+        )
     }
 
     pub fn name(self) -> &'static str {
@@ -122,6 +128,7 @@ impl Reason {
             Reason::CatalogUnknown => "catalog_unknown",
             Reason::SessionState => "session_state",
             Reason::Transaction => "transaction",
+            Reason::TransactionRead => "transaction_read",
             Reason::OwnWrite => "own_write",
             Reason::SeenNewer => "seen_newer",
             Reason::NewerSchema => "newer_schema",

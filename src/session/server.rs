@@ -15,8 +15,8 @@ use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
-use crate::sql::Class;
 use crate::sql::set_config::Changes;
+use crate::sql::{Class, Isolation};
 use crate::wire::message::Status;
 
 /// The most answers that a server may owe when more of the client's messages are taken. Some of them
@@ -300,6 +300,9 @@ pub struct Params {
     map: Arc<Map>,
     /// Asked of every text, so it is looked up once.
     conforming: bool,
+    /// What transactions see of others unless their session says otherwise: no server reports that, it was
+    /// asked.
+    isolation: Option<Isolation>,
 }
 
 type Map = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -312,14 +315,25 @@ impl Params {
 
     pub fn new(pairs: impl IntoIterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Params {
         let shown = |(name, _): &(Box<[u8]>, Box<[u8]>)| **name != *Self::HIDDEN;
-        Params::of(pairs.into_iter().filter(shown).collect())
+        Params::of(pairs.into_iter().filter(shown).collect(), None)
     }
 
-    fn of(map: Map) -> Params {
+    fn of(map: Map, isolation: Option<Isolation>) -> Params {
         Params {
             conforming: are_strings_conforming(&map),
             map: INTERNED.share(map),
+            isolation,
         }
+    }
+
+    /// What transactions see of others by default, where the server has been asked.
+    pub fn isolation(&self) -> Option<Isolation> {
+        self.isolation
+    }
+
+    /// The server has answered so.
+    pub fn set_isolation(&mut self, isolation: Option<Isolation>) {
+        self.isolation = isolation;
     }
 
     /// Whether a backslash in a text means itself.
@@ -339,7 +353,7 @@ impl Params {
         }
         let mut map = (*self.map).clone();
         map.insert(name.into(), value.into());
-        *self = Params::of(map);
+        *self = Params::of(map, self.isolation);
         true
     }
 

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::intern::Interner;
 use super::own::{self, Own, Wanted};
+use crate::sql::Isolation;
 use crate::sql::command::TRANSACTION_CHARACTERISTICS;
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
@@ -41,6 +42,10 @@ const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 const ENCODING: &str = "client_encoding";
 
+/// What transactions are unless they say otherwise.
+const ISOLATION: &str = "default_transaction_isolation";
+const READ_ONLY: &str = "default_transaction_read_only";
+
 /// A SET of it changes a part of the value: it is restated whole from what the server reports.
 pub const DATE_STYLE: &str = "datestyle";
 
@@ -48,8 +53,8 @@ pub const DATE_STYLE: &str = "datestyle";
 const MEANINGLESS: [&str; 14] = [
     "application_name",
     "client_min_messages",
-    "default_transaction_isolation",
-    "default_transaction_read_only",
+    ISOLATION,
+    READ_ONLY,
     "extra_float_digits",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
@@ -132,6 +137,31 @@ impl Settings {
     /// transactions.
     pub fn need_primary(&self) -> bool {
         (self.routing.as_ref()).is_some_and(|routing| routing.need_primary)
+    }
+
+    /// What transactions see of others unless they say otherwise, where servers have `usual` for it; `None`
+    /// if that is not known.
+    pub fn isolation(&self, usual: Option<Isolation>) -> Option<Isolation> {
+        let stated = |name: &str| {
+            let statement = self.map.get(name)?.to_ascii_lowercase();
+            let has = |word: &str| statement.windows(word.len()).any(|w| w == word.as_bytes());
+            // Characteristics may be of something else.
+            let is_of_it = name != TRANSACTION_CHARACTERISTICS || has("isolation");
+            let mut named = Isolation::ALL.iter().filter(|(name, _)| has(name));
+            is_of_it.then(|| named.next().filter(|_| named.next().is_none()))
+        };
+        match [ISOLATION, TRANSACTION_CHARACTERISTICS].map(stated) {
+            [None, None] => usual,
+            [Some(one), None] | [None, Some(one)] => one.map(|(_, isolation)| *isolation),
+            // It is not known which was said last.
+            [Some(a), Some(b)] => a.filter(|_| a == b).map(|(_, isolation)| *isolation),
+        }
+    }
+
+    /// Whether the session has said itself that its transactions are read-only, or are not.
+    pub fn state_transactions_read_only(&self) -> bool {
+        let says = [READ_ONLY, TRANSACTION_CHARACTERISTICS];
+        says.iter().any(|&name| self.map.contains_key(name))
     }
 
     /// What the session asks of the proxy.
@@ -394,13 +424,13 @@ fn proxys_own(map: &Map) -> impl Iterator<Item = (&str, &[u8])> {
 
 /// Whether transactions are serializable unless they say otherwise.
 fn are_serializable(settings: &Map) -> bool {
-    const ISOLATION: [&str; 2] = ["default_transaction_isolation", TRANSACTION_CHARACTERISTICS];
     let serializable = |statement: &[u8]| {
         let mut words = statement.windows(12);
         words.any(|word| word.eq_ignore_ascii_case(b"serializable"))
     };
-    let set = ISOLATION.iter().filter_map(|&name| settings.get(name));
-    set.into_iter().any(|statement| serializable(statement))
+    let names = [ISOLATION, TRANSACTION_CHARACTERISTICS];
+    let mut set = names.iter().filter_map(|&name| settings.get(name));
+    set.any(|statement| serializable(statement))
 }
 
 #[cfg(test)]

@@ -122,6 +122,27 @@ pub fn assignment(statement: &[u8], conforming: bool) -> Option<Assignment<'_>> 
     })
 }
 
+/// Whether a text that begins a transaction says so by START, which its answer repeats.
+pub fn is_start(sql: &[u8]) -> bool {
+    Cursor::new(sql, true).at("start")
+}
+
+/// The query of a DECLARE of a cursor that ends with its transaction.
+pub fn declared(statement: &[u8]) -> Option<&[u8]> {
+    let mut cursor = Cursor::new(statement, true);
+    if !cursor.eat("declare") {
+        return None;
+    }
+    cursor.eat_name()?;
+    while !cursor.eat("cursor") {
+        cursor.next()?;
+    }
+    if cursor.eat("without") {
+        cursor.eat("hold");
+    }
+    cursor.eat("for").then(|| cursor.rest())
+}
+
 /// The value in a `SELECT set_config('name', 'value', …)` that is no longer than that.
 pub fn value_of_set_config(statement: &[u8]) -> Option<String> {
     let mut cursor = Cursor::new(statement, true);

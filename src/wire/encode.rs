@@ -114,6 +114,11 @@ pub fn ready(out: &mut BytesMut, status: Status) {
     frame(out, b'Z', |out| out.put_u8(status.byte()));
 }
 
+/// Appends a CommandComplete.
+pub fn command_complete(out: &mut BytesMut, tag: &str) {
+    frame(out, b'C', |out| cstr(out, tag.as_bytes()));
+}
+
 /// Appends a Query.
 pub fn query(out: &mut BytesMut, sql: &[u8]) {
     frame(out, b'Q', |out| cstr(out, sql));
@@ -221,7 +226,7 @@ mod tests {
         bind_and_execute(&mut out, b"v", 2);
         let bind = header(&out).unwrap().unwrap().len;
         assert_eq!(&out[..bind], b"B\0\0\0\x11\0\0\0\0\0\x01\0\0\0\x01v\0\0");
-        assert_eq!(message::execute(body(&out[bind..])), Ok(&b""[..]));
+        assert_eq!(message::execute(body(&out[bind..])), Ok((&b""[..], 2)));
 
         out.clear();
         error(&mut out, Severity::Fatal, "57P03", "a\0Mb", Some("do it"));

@@ -99,13 +99,12 @@ pub fn target(body: &[u8]) -> Result<Target<'_>, WireError> {
     }
 }
 
-/// `E` (Execute): the portal's name.
-pub fn execute(body: &[u8]) -> Result<&[u8], WireError> {
+/// `E` (Execute): the portal's name, and the most rows that it is to return; with 0 all.
+pub fn execute(body: &[u8]) -> Result<(&[u8], i32), WireError> {
     let mut fields = Cursor::new(body);
-    let portal = fields.cstr()?;
-    fields.i32()?;
+    let execute = (fields.cstr()?, fields.i32()?);
     fields.end()?;
-    Ok(portal)
+    Ok(execute)
 }
 
 /// The transaction status a server reports in ReadyForQuery.
@@ -241,7 +240,7 @@ mod tests {
         );
         assert_eq!(target(b"Sx\0"), Ok(Target::Statement(b"x")));
         assert_eq!(target(b"Xx\0"), Err(WireError::Value));
-        assert_eq!(execute(b"\0\0\0\0\0"), Ok(&b""[..]));
+        assert_eq!(execute(b"\0\0\0\0\x05"), Ok((&b""[..], 5)));
         assert_eq!(execute(b"\0\0\0"), Err(WireError::Truncated));
         assert_eq!(ready(b""), Err(WireError::Value));
         let row = |name: &str, oid: u8, table: u8| {

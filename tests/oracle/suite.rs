@@ -348,8 +348,13 @@ impl Suite {
         }
         if !is_read {
             self.dirty = true;
-            let harmless = [Verb::Setting, Verb::SettingLocal, Verb::Show];
-            let defines = !is_plain && !verbs.iter().all(|verb| harmless.contains(verb));
+            let is_harmless = |verb: &Verb| {
+                matches!(
+                    verb,
+                    Verb::Setting | Verb::SettingLocal | Verb::SetTransaction(_) | Verb::Show
+                )
+            };
+            let defines = !is_plain && !verbs.iter().all(is_harmless);
             if defines {
                 self.database = None;
             }

@@ -19,7 +19,7 @@ pub(super) fn listen(section: &Section<'_>) -> Result<Option<ListenTls>> {
         ("verify-full", Some(OfferMode::VerifyFull)),
     ];
     let default = Some(OfferMode::default());
-    let mode = section.get("mode", default, |value| value.choice(MODES, &[]))?;
+    let mode = section.get("mode", default, |value| value.choice(MODES))?;
     let Some(mode) = mode else {
         return Ok(None);
     };
@@ -48,7 +48,7 @@ pub(super) fn nodes(section: &Section<'_>) -> Result<NodeTls> {
     ];
     let default = NodeTls::default();
     let tls = NodeTls {
-        mode: section.get("sslmode", default.mode, |value| value.choice(MODES, &[]))?,
+        mode: section.get("sslmode", default.mode, |value| value.choice(MODES))?,
         root_cert: section.optional("sslrootcert", Value::path)?,
         cert: section.optional("sslcert", Value::path)?,
         key: section.optional("sslkey", Value::path)?,

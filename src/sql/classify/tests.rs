@@ -96,9 +96,10 @@ fn each_statement_says_what_it_does_to_the_session() {
             statement(Verb::Declare, Some(Pin::HeldCursor), false),
             statement(Verb::Ddl, Some(Pin::TemporaryTable), false),
             statement(
-                Verb::Begin {
-                    read_only: Some(true)
-                },
+                Verb::Begin(Modes {
+                    read_only: Some(true),
+                    ..Modes::default()
+                }),
                 None,
                 false
             ),

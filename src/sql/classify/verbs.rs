@@ -4,7 +4,7 @@
 //! query; it hands that over as text.
 
 use super::super::lexer::{Cursor, Kind};
-use super::{Need, Pin, Verb, Why, temporary};
+use super::{Isolation, Modes, Need, Pin, Verb, Why, temporary};
 
 /// A statement, as far as its words say.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"explain" => explain(&mut cursor, conforming),
         b"copy" => copy(&mut cursor),
 
-        b"begin" | b"start" => Command::transaction(begin(&mut cursor, text)),
+        b"begin" | b"start" => Command::transaction(Verb::Begin(modes(&mut cursor))),
         b"commit" | b"end" if !cursor.at("prepared") => Command::transaction(Verb::Commit),
         // What was prepared may well be a change of the schema.
         b"commit" => Command::write(Why::Utility, Verb::Ddl),
@@ -215,25 +215,35 @@ fn is_routine(cursor: Cursor<'_>, text: &[u8]) -> bool {
     words.any(|token| KINDS.iter().any(|kind| token.is(text, kind)))
 }
 
-/// The transaction modes of BEGIN and START TRANSACTION.
-fn begin(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
-    let mut read_only = None;
-    let mut serializable = false;
-    while let Some(token) = cursor.next() {
-        if token.is(text, "read") {
-            // `READ COMMITTED` and `READ UNCOMMITTED` are levels.
-            if cursor.at("only") {
-                read_only = Some(true);
-            } else if cursor.at("write") {
-                read_only = Some(false);
+/// The transaction modes that follow.
+fn modes(cursor: &mut Cursor<'_>) -> Modes {
+    let mut modes = Modes::default();
+    let mut negated = false;
+    loop {
+        let not = std::mem::take(&mut negated);
+        if cursor.eat("read") {
+            if cursor.eat("only") {
+                modes.read_only = Some(true);
+            } else if cursor.eat("write") {
+                modes.read_only = Some(false);
+            } else if cursor.eat("committed") {
+                modes.isolation = Some(Isolation::ReadCommitted);
+            } else if cursor.eat("uncommitted") {
+                modes.isolation = Some(Isolation::ReadUncommitted);
             }
-        } else if token.is(text, "serializable") {
-            serializable = true;
+        } else if cursor.eat("repeatable") {
+            modes.isolation = Some(Isolation::RepeatableRead);
+        } else if cursor.eat("serializable") {
+            modes.isolation = Some(Isolation::Serializable);
+        } else if cursor.eat("deferrable") {
+            modes.deferrable = Some(!not);
+        } else {
+            negated = cursor.at("not");
+            // ISOLATION LEVEL, commas, and what the server will refuse.
+            if cursor.next().is_none() {
+                return modes;
+            }
         }
-    }
-    // No standby can run a serializable transaction, read-only or not.
-    Verb::Begin {
-        read_only: read_only.filter(|only| !(*only && serializable)),
     }
 }
 
@@ -248,7 +258,10 @@ fn set(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
         .iter()
         .any(|word| next.is(text, word));
     if local && !named && !session {
-        Verb::SettingLocal
+        match next.is(text, "transaction") && !cursor.at("snapshot") {
+            true => Verb::SetTransaction(modes(cursor)),
+            false => Verb::SettingLocal,
+        }
     } else {
         Verb::Setting
     }
@@ -395,23 +408,41 @@ mod tests {
 
     #[test]
     fn verbs_are_known_by_their_words() {
-        let begin = |read_only| Verb::Begin { read_only };
+        let modes = |isolation, read_only, deferrable| Modes {
+            isolation,
+            read_only,
+            deferrable,
+        };
+        let begin = |isolation, read_only| Verb::Begin(modes(isolation, read_only, None));
+        let [committed, repeatable, serializable] = [
+            Isolation::ReadCommitted,
+            Isolation::RepeatableRead,
+            Isolation::Serializable,
+        ]
+        .map(Some);
         for (sql, verb) in [
-            ("begin", begin(None)),
-            ("BEGIN WORK READ ONLY", begin(Some(true))),
+            ("begin", begin(None, None)),
+            ("BEGIN WORK READ ONLY", begin(None, Some(true))),
             (
                 "start transaction isolation level read committed",
-                begin(None),
+                begin(committed, None),
             ),
             (
                 "start transaction isolation level repeatable read, read only",
-                begin(Some(true)),
+                begin(repeatable, Some(true)),
             ),
-            ("begin read only, read write", begin(Some(false))),
-            ("begin isolation level serializable read only", begin(None)),
+            ("begin read only, read write", begin(None, Some(false))),
             (
-                "begin isolation level serializable read write",
-                begin(Some(false)),
+                "begin isolation level serializable read only not deferrable",
+                Verb::Begin(modes(serializable, Some(true), Some(false))),
+            ),
+            (
+                "begin deferrable",
+                Verb::Begin(modes(None, None, Some(true))),
+            ),
+            (
+                "begin isolation level read uncommitted",
+                begin(Some(Isolation::ReadUncommitted), None),
             ),
             ("commit and chain", Verb::Commit),
             ("end", Verb::Commit),
@@ -425,7 +456,16 @@ mod tests {
             ("prepare transaction 'x'", Verb::PrepareTransaction),
             ("set a = 1", Verb::Setting),
             ("set local a = 1", Verb::SettingLocal),
-            ("set transaction read only", Verb::SettingLocal),
+            (
+                "set transaction read only",
+                Verb::SetTransaction(modes(None, Some(true), None)),
+            ),
+            (
+                "SET TRANSACTION ISOLATION LEVEL repeatable read, READ WRITE",
+                Verb::SetTransaction(modes(repeatable, Some(false), None)),
+            ),
+            ("set transaction snapshot 'x'", Verb::SettingLocal),
+            ("set transaction to 'x'", Verb::Setting),
             ("set constraints all deferred", Verb::SettingLocal),
             (
                 "set session characteristics as transaction read only",

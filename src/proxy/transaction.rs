@@ -1,0 +1,169 @@
+//! Owns: where transactions run that need not be on the primary: on a replica, until something is to run
+//! that is not proven to read. Never: leaves the primary with anything done there.
+
+use super::Client;
+use super::acquire::Placed;
+use super::refusal::Refusal;
+use crate::cluster::pool::Server;
+use crate::session::consistency::Replica;
+use crate::session::repair::Repairable;
+use crate::session::route::{ReadRoute, Reason, Tried};
+use crate::session::transaction::{self, Verdict};
+use crate::sql::Need;
+use crate::telemetry;
+use crate::wire::message::Status;
+
+impl Client {
+    /// Whether the batch may go to a replica though it is no read: it begins a transaction that may run
+    /// there, or goes on with one that is to be opened.
+    pub(super) fn may_go_to_replica(&self) -> bool {
+        if self.session.roams() {
+            return self.session.verdict(&self.batch) != Verdict::Moves;
+        }
+        self.batch.opens().is_some() && {
+            let reads = self.base.transaction_reads();
+            self.session.status() == Status::Idle
+                && !self.session.is_failed()
+                && self.session.opens_elsewhere(&self.batch, reads)
+        }
+    }
+
+    /// With the reason of a batch that is part of a transaction on a replica.
+    pub(super) fn of_transaction(&self, placed: Placed) -> Placed {
+        match placed.replica && (self.batch.need != Need::Read || self.session.roams()) {
+            true => Placed {
+                reason: Reason::TransactionRead,
+                ..placed
+            },
+            false => placed,
+        }
+    }
+
+    /// The server that the transaction is on, if the batch can run there as far as is known at once.
+    pub(super) fn lend_within(&mut self) -> Option<Placed> {
+        if self.session.verdict(&self.batch) != Verdict::Stays || !self.is_still_fresh() {
+            return None;
+        }
+        self.stay()
+    }
+
+    /// A server for the next batch of a transaction that is on a replica: the one it is on, or one of the
+    /// primary if it has to move there.
+    pub(super) async fn acquire_within(&mut self) -> Result<Placed, Refusal> {
+        let stays = match self.session.verdict(&self.batch) {
+            Verdict::Refused => {
+                self.batch.refuse(transaction::refusal());
+                true
+            }
+            Verdict::Stays => self.is_still_fresh() || self.is_fresh_enough().await,
+            Verdict::Moves => false,
+        };
+        if stays && let Some(placed) = self.stay() {
+            return Ok(placed);
+        }
+        if let Some(server) = self.held_replica.take() {
+            self.leave_replica(server);
+        }
+        telemetry::metrics().transaction_moves.increment(1);
+        self.on_primary(Reason::Transaction).await
+    }
+
+    /// The transaction goes on elsewhere; what it has left on this server is undone.
+    pub(super) fn leave_replica(&mut self, mut server: Box<Server>) {
+        self.session.leave_replica(&mut server.state);
+        self.clean(server, false);
+    }
+
+    fn stay(&mut self) -> Option<Placed> {
+        let server = self.held_replica.take()?;
+        // Where there is no primary there is nowhere else to run it.
+        let repairable = match self.topology.load().primary {
+            Some(_) => Repairable::All,
+            None => Repairable::No,
+        };
+        Some(Placed {
+            server,
+            replica: true,
+            reason: Reason::TransactionRead,
+            waited_us: 0,
+            repairable,
+        })
+    }
+
+    /// Whether nothing asks for more than the transaction's replica had when it began. One that keeps its
+    /// snapshot shows no more than that anyhow.
+    fn is_still_fresh(&mut self) -> bool {
+        self.session.heed_schema(&self.cluster.clock);
+        let asks_more =
+            !self.reads_plainly || self.is_special() || self.session.floors.awaits_schema();
+        !asks_more || !self.session.may_move()
+    }
+
+    /// Whether the replica that the transaction is on has what the batch asks for.
+    async fn is_fresh_enough(&mut self) -> bool {
+        let Some(node) = self.held_replica.as_ref().map(|server| server.node().id()) else {
+            return false;
+        };
+        let mut special = self.asked_for();
+        self.settle_key(&mut special).await;
+        if special.node.is_some() || special.is_unsettled() {
+            return false;
+        }
+        let topology = self.topology.load().clone();
+        let Some(index) = topology.nodes.iter().position(|other| other.id() == node) else {
+            return false;
+        };
+        special.bounds.node = Some(index);
+        let level = self.read_level;
+        let route = self.special_route(&topology, &special, Tried::default(), 0);
+        // What any of its reads has promised counts for all of them.
+        self.read_level = self.read_level.max(level);
+        matches!(route, ReadRoute::Replica { .. })
+    }
+
+    /// Whether the batch may be run again elsewhere if its server fails it with nothing of the answer sent:
+    /// it reads, and what it is part of has done nothing else.
+    pub(super) fn may_run_again(&self, replica: bool) -> bool {
+        let is_read = self.batch.need == Need::Read;
+        match self.session.status() {
+            Status::Idle => is_read || replica && self.batch.rest == Need::Read,
+            Status::InTransaction => is_read && replica && self.session.may_move(),
+            Status::Failed => false,
+        }
+    }
+
+    /// Answers what begins or ends a transaction that no server has to know of. `false` if it is no such
+    /// thing.
+    pub(super) fn serve_unopened(&mut self) -> bool {
+        let reads = self.base.transaction_reads();
+        let begins = self.session.begins_later(&self.batch, reads);
+        if !begins && !self.session.ends_unopened(&self.batch) {
+            return false;
+        }
+        self.make_outbox();
+        let (batch, out) = (&self.batch, &mut self.outbox);
+        match begins {
+            true => self.session.begin_later(batch, reads, &self.inbox, out),
+            false => self.session.end_unopened(batch, out),
+        }
+        true
+    }
+
+    /// A transaction that has done nothing on the primary but begin, and is made read-only now, leaves it
+    /// if a replica has all that it needs.
+    pub(super) fn turn_to_replica(&mut self) {
+        let reads = self.base.transaction_reads();
+        if !self.session.may_turn(&self.batch, reads) || self.batch.hints.is_some() {
+            return;
+        }
+        self.session.heed_schema(&self.cluster.clock);
+        let topology = self.topology.load().clone();
+        let special = self.asked_for();
+        let route = self.special_route(&topology, &special, Tried::default(), 0);
+        let is_ready = matches!(route, ReadRoute::Replica { .. }) && !special.is_unsettled();
+        if is_ready && let Some(mut server) = self.held.take() {
+            self.session.turn(&mut server.state, reads);
+            self.clean(server, true);
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! Owns: the transaction that *roams*, that is, is not on the primary: what may run in it where it is, and
+//! what opens it again elsewhere. Never: chooses a server.
+//!
+//! A transaction on a replica has done nothing but read. So another server, of the primary, can be brought
+//! to where it is: by beginning again, and by what has been set and saved since, in the client's own
+//! words. That is done as soon as something is to run that is not proven to read. It can't be done any
+//! more when the transaction keeps a snapshot of its own, or a cursor: it is *tied* then.
+
+use bytes::BytesMut;
+
+use super::Session;
+use super::batch::{Batch, End, Step};
+use super::own::{self, Complaint};
+use super::server::{Expect, ServerState};
+use crate::config::TransactionReads;
+use crate::sql::command::{self, Setting};
+use crate::sql::{Class, Isolation, Modes, Need, Verb};
+use crate::wire::encode;
+use crate::wire::message::Status;
+
+/// The most that is repeated to open a transaction elsewhere, in bytes. One that would need more leaves
+/// its replica before.
+const WORDS_BYTES_MAX: usize = 16 << 10;
+
+/// A transaction that is on a replica, or on no server yet.
+#[derive(Debug)]
+pub(super) struct Roaming {
+    /// As the client has stated them.
+    modes: Modes,
+    /// What has been set and saved in it since it began, in the client's words.
+    words: Vec<u8>,
+    /// It is READ ONLY by the client's will.
+    read_only: bool,
+    /// Its statements see what each finds, and not one snapshot.
+    by_statement: bool,
+    /// It has read: if it keeps a snapshot, that is made.
+    has_read: bool,
+    /// It has something open on its server that cannot be opened elsewhere.
+    is_tied: bool,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Replica,
+    /// It is to be opened where its next batch runs; and whether that is the primary, whatever it is.
+    Nowhere {
+        primary: bool,
+    },
+}
+
+/// What a batch is to the transaction that is on a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Within {
+    /// It reads, or steers the transaction: it can run there.
+    Stays,
+    /// It can if the transaction is to be read-only on the primary as well.
+    StaysReadOnly,
+    /// Likewise, and leaves something open there.
+    Ties,
+    /// It is not proven to read.
+    Leaves,
+}
+
+/// A statement that steers a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    Opens(Modes),
+    Sets(Modes),
+    /// Not AND CHAIN.
+    Commits,
+    RollsBack,
+}
+
+/// Where the next batch of a transaction runs that is not on the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Where the transaction is, or on any replica that is fresh enough if it is nowhere.
+    Stays,
+    Moves,
+    /// Nowhere: the transaction cannot leave its replica, and the batch cannot run there.
+    Refused,
+}
+
+impl Roaming {
+    fn new(opening: Opening, place: Place) -> Roaming {
+        Roaming {
+            modes: opening.modes,
+            words: Vec::new(),
+            read_only: opening.read_only,
+            by_statement: opening.by_statement,
+            has_read: false,
+            is_tied: false,
+            place,
+        }
+    }
+
+    fn is_movable(&self) -> bool {
+        !self.is_tied && (self.by_statement || !self.has_read)
+    }
+
+    /// What opens it on a server: the client's own modes, but that no standby can be told to write.
+    fn opening(&self, on_replica: bool) -> Vec<u8> {
+        let mut sql = b"BEGIN".to_vec();
+        let Modes {
+            isolation,
+            read_only,
+            deferrable,
+        } = self.modes;
+        if let Some(isolation) = isolation {
+            sql.extend_from_slice(b" ISOLATION LEVEL ");
+            sql.extend_from_slice(isolation.name().as_bytes());
+        }
+        match read_only {
+            Some(true) => sql.extend_from_slice(b" READ ONLY"),
+            Some(false) if !on_replica => sql.extend_from_slice(b" READ WRITE"),
+            _ => {}
+        }
+        match deferrable {
+            Some(true) => sql.extend_from_slice(b" DEFERRABLE"),
+            Some(false) => sql.extend_from_slice(b" NOT DEFERRABLE"),
+            None => {}
+        }
+        sql.extend_from_slice(b";\n");
+        sql.extend_from_slice(&self.words);
+        sql
+    }
+}
+
+/// A transaction that may begin elsewhere than on the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opening {
+    modes: Modes,
+    read_only: bool,
+    by_statement: bool,
+}
+
+impl Session {
+    /// Whether a transaction is open and not on the primary.
+    #[inline]
+    pub fn roams(&self) -> bool {
+        self.roaming.is_some()
+    }
+
+    /// Whether such a transaction is on a replica's server.
+    pub fn roams_on_replica(&self) -> bool {
+        let place = self.roaming.as_ref().map(|roaming| roaming.place);
+        place == Some(Place::Replica)
+    }
+
+    /// Whether such a transaction has to be opened on whatever server comes next.
+    #[inline]
+    pub fn is_to_be_opened(&self) -> bool {
+        let place = self.roaming.as_ref().map(|roaming| roaming.place);
+        matches!(place, Some(Place::Nowhere { .. }))
+    }
+
+    /// What this transaction would be, if it may begin elsewhere than on the primary.
+    fn opening(&self, modes: Modes, reads: TransactionReads) -> Option<Opening> {
+        let settings = &self.settings;
+        let isolation = match modes.isolation {
+            Some(isolation) => isolation,
+            None => settings.isolation(self.greeted.isolation())?,
+        };
+        let by_default = self.shown.get("default_transaction_read_only") == Some(b"on");
+        let read_only = modes.read_only.unwrap_or(by_default);
+        // What a role or the server has by default may be another thing on another node.
+        let is_willed =
+            modes.read_only.is_some() || by_default && settings.state_transactions_read_only();
+        let opening = Opening {
+            modes,
+            read_only: read_only && is_willed,
+            by_statement: isolation.is_by_statement(),
+        };
+        let may_roam = match isolation {
+            Isolation::Serializable => false,
+            Isolation::RepeatableRead => opening.read_only,
+            _ => read_only || reads == TransactionReads::Replica,
+        };
+        (may_roam && self.pins.is_empty()).then_some(opening)
+    }
+
+    /// Whether the batch begins a transaction that may run on a replica as far as it goes.
+    pub fn opens_elsewhere(&self, batch: &Batch, reads: TransactionReads) -> bool {
+        let Some(modes) = batch.opens() else {
+            return false;
+        };
+        let opening = self.opening(modes, reads);
+        opening.is_some_and(|opening| {
+            let stays = match opening.read_only {
+                true => batch.within() <= Within::Ties,
+                false => batch.within() == Within::Stays && modes.read_only != Some(false),
+            };
+            stays && batch.end() == Some(End::Ready)
+        })
+    }
+
+    /// Whether the batch says no more than that such a transaction begins, so that it need not begin
+    /// before it is known what runs in it.
+    pub fn begins_later(&self, batch: &Batch, reads: TransactionReads) -> bool {
+        let Some(modes) = batch.opens() else {
+            return false;
+        };
+        let is_alone = batch.is_one_query() && batch.hints.is_none();
+        is_alone
+            && self.status == Status::Idle
+            && reads == TransactionReads::Replica
+            && (self.opening(modes, reads)).is_some_and(|opening| !opening.read_only)
+    }
+
+    /// The transaction is taken to have begun; no server knows of it. Says so to the client.
+    pub fn begin_later(
+        &mut self,
+        batch: &Batch,
+        reads: TransactionReads,
+        client: &[u8],
+        out: &mut BytesMut,
+    ) {
+        let opening = batch.opens().and_then(|modes| self.opening(modes, reads));
+        let Some(opening) = opening else { return };
+        let place = Place::Nowhere { primary: false };
+        self.roaming = Some(Box::new(Roaming::new(opening, place)));
+        self.statements.drop_unnamed();
+        self.status = Status::InTransaction;
+        let starts = batch.query(client).is_some_and(command::is_start);
+        encode::command_complete(out, if starts { "START TRANSACTION" } else { "BEGIN" });
+        encode::ready(out, self.status);
+    }
+
+    /// Whether the batch ends a transaction of which no server knows. What one has set that was lost with its
+    /// replica is known if none of it was undone by a savepoint.
+    pub fn ends_unopened(&self, batch: &Batch) -> bool {
+        let ends = matches!(batch.control, Some(Control::Commits | Control::RollsBack));
+        ends && self.is_to_be_opened() && batch.is_one_query() && !self.uncertain
+    }
+
+    /// It is over. Says so to the client.
+    pub fn end_unopened(&mut self, batch: &Batch, out: &mut BytesMut) {
+        let undoes = batch.control == Some(Control::RollsBack);
+        if let Some((settings, _)) = self.before.take_if(|_| undoes) {
+            self.settings = settings;
+        }
+        self.before = None;
+        self.roaming = None;
+        self.localised = false;
+        self.statements.drop_unnamed();
+        self.status = Status::Idle;
+        encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
+        encode::ready(out, self.status);
+    }
+
+    /// Whether the batch makes a transaction read-only that has done nothing on the primary but begin, so
+    /// that it may go to a replica.
+    pub fn may_turn(&self, batch: &Batch, reads: TransactionReads) -> bool {
+        let (Some(begun), Some(Control::Sets(modes))) = (self.begun, batch.control) else {
+            return false;
+        };
+        if self.status != Status::InTransaction {
+            return false;
+        }
+        let opening = self.opening(begun.changed_by(modes), reads);
+        // One that keeps its snapshot can't come back. Who says so afterwards is mostly a program that makes
+        // dumps, and those need what only a primary has.
+        modes.read_only == Some(true)
+            && opening.is_some_and(|opening| opening.by_statement)
+            && batch.within() == Within::Stays
+            && batch.end() == Some(End::Ready)
+    }
+
+    /// The transaction that has just begun on the primary's server `state` leaves it.
+    pub fn turn(&mut self, state: &mut ServerState, reads: TransactionReads) {
+        let opening = self.begun.take().and_then(|begun| {
+            let read_only = Modes {
+                read_only: Some(true),
+                ..begun
+            };
+            let opening = self.opening(read_only, reads)?;
+            Some(Opening {
+                modes: begun,
+                ..opening
+            })
+        });
+        if let Some(opening) = opening {
+            let place = Place::Nowhere { primary: false };
+            self.roaming = Some(Box::new(Roaming::new(opening, place)));
+            self.leave_settings(state);
+        }
+    }
+
+    /// Where the next batch of a transaction runs that is not on the primary.
+    pub fn verdict(&self, batch: &Batch) -> Verdict {
+        let Some(roaming) = &self.roaming else {
+            return Verdict::Moves;
+        };
+        if roaming.place == (Place::Nowhere { primary: true }) {
+            return Verdict::Moves;
+        }
+        // It is for the server to say that nothing can be done.
+        if self.status == Status::Failed {
+            return Verdict::Stays;
+        }
+        let is_open = batch.executes && batch.end() == Some(End::Open);
+        let words = match batch.need {
+            Need::Read => 0,
+            _ => roaming.words.len() + batch.len,
+        };
+        let within = match batch.within() {
+            Within::StaysReadOnly | Within::Ties if !roaming.read_only => Within::Leaves,
+            within => within,
+        };
+        let stays = within < Within::Leaves && !is_open && words <= WORDS_BYTES_MAX;
+        match roaming.is_movable() {
+            _ if stays => Verdict::Stays,
+            true => Verdict::Moves,
+            false if within == Within::Leaves => Verdict::Refused,
+            false => Verdict::Stays,
+        }
+    }
+
+    /// Whether the transaction can be opened elsewhere.
+    pub fn may_move(&self) -> bool {
+        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable())
+    }
+
+    /// The transaction has left its replica's server `state`, and is to be opened on the primary.
+    pub fn leave_replica(&mut self, state: &mut ServerState) {
+        self.lose_replica();
+        self.leave_settings(state);
+    }
+
+    /// The like, of a server that is lost.
+    pub fn lose_replica(&mut self) {
+        self.failed = false;
+        if self.status == Status::Idle {
+            // It had just begun, and nobody has been told.
+            self.roaming = None;
+        } else if let Some(roaming) = &mut self.roaming {
+            roaming.place = Place::Nowhere { primary: true };
+        }
+    }
+
+    /// The transaction on this server is undone, and what it has set there with it.
+    fn leave_settings(&self, state: &mut ServerState) {
+        if let Some((_, on_server)) = &self.before {
+            state.settings = on_server.clone();
+        }
+    }
+
+    /// Opens the transaction on `server`, as it was left. What has been set before it is said before it:
+    /// that is not undone with it.
+    pub fn say_opening(&mut self, server: &mut ServerState, on_replica: bool, out: &mut BytesMut) {
+        let Some(roaming) = &mut self.roaming else {
+            return;
+        };
+        let before = match &self.before {
+            Some((session, _)) => session.clone(),
+            None => self.settings.clone(),
+        };
+        for sql in server.settings.difference(&before) {
+            encode::query(out, &sql);
+            server.expect_hidden(Expect::Settings);
+        }
+        encode::query(out, &roaming.opening(on_replica));
+        server.expect_hidden(Expect::Settings);
+        server.unnamed = None;
+        server.settings = self.settings.clone();
+        if let Some((_, on_server)) = &mut self.before {
+            *on_server = before;
+        }
+        roaming.place = Place::Replica;
+        if !on_replica {
+            self.roaming = None;
+        }
+    }
+
+    /// A batch is being run. `replica` is given on a replica, and says which transactions may begin there.
+    pub fn note_place(&mut self, batch: &Batch, replica: Option<TransactionReads>) {
+        self.begun = batch
+            .opens()
+            .filter(|_| replica.is_none() && batch.only_opens());
+        if let Some((modes, reads)) = batch.opens().zip(replica) {
+            // If it does not come to that, the transaction is over as soon as the server is ready.
+            let opening = self.opening(modes, reads);
+            self.roaming = opening.map(|opening| Box::new(Roaming::new(opening, Place::Replica)));
+        }
+        if let Some(roaming) = &mut self.roaming {
+            roaming.has_read |= batch.shows_data;
+            roaming.is_tied |= batch.within() == Within::Ties;
+        }
+    }
+
+    /// What has succeeded in a transaction on a replica, and has to be said again to open it elsewhere.
+    pub(super) fn log(&mut self, verb: Verb, words: Option<&[u8]>) {
+        let Some(roaming) = &mut self.roaming else {
+            return;
+        };
+        match verb {
+            Verb::SetTransaction(modes) => {
+                roaming.modes = roaming.modes.changed_by(modes);
+                roaming.read_only |= modes.read_only == Some(true);
+            }
+            Verb::Commit | Verb::Rollback => {
+                // With AND CHAIN another one like it begins.
+                roaming.words.clear();
+                (roaming.has_read, roaming.is_tied) = (false, false);
+            }
+            verb if is_logged(verb) => match words {
+                Some(words) => {
+                    roaming.words.extend_from_slice(words);
+                    // A line of its own: the statement may end in a comment.
+                    roaming.words.extend_from_slice(b"\n;");
+                }
+                None => roaming.is_tied = true,
+            },
+            _ => {}
+        }
+    }
+
+    /// What a text of this class, which needs this much, is to a transaction on a replica.
+    pub(super) fn within(&self, class: &Class, need: Need, sql: &[u8]) -> Within {
+        if need == Need::Read {
+            return match self.is_read_only_shown(sql) {
+                true => Within::StaysReadOnly,
+                false => Within::Stays,
+            };
+        }
+        let [statement] = &*class.statements else {
+            return Within::Leaves;
+        };
+        match statement.verb {
+            _ if statement.pin.is_some() || statement.sets_config => Within::Leaves,
+            Verb::Commit
+            | Verb::Rollback
+            | Verb::Savepoint
+            | Verb::RollbackTo
+            | Verb::Release
+            | Verb::Deallocate
+            | Verb::DeallocateAll => Within::Stays,
+            // There is one: it changes nothing, and says so.
+            Verb::Begin(modes) if modes == Modes::default() => Within::Stays,
+            Verb::SetTransaction(Modes {
+                isolation: None,
+                read_only: None | Some(true),
+                ..
+            }) => Within::Stays,
+            Verb::Setting | Verb::SettingLocal => match command::setting(sql) {
+                _ if own::is_mentioned(sql) || own::mentions(sql, b"transaction") => Within::Leaves,
+                Some(Setting::Set { .. } | Setting::Reset { .. } | Setting::Local) => Within::Stays,
+                Some(Setting::ResetAll) | None => Within::Leaves,
+            },
+            Verb::Show if own::is_mentioned(sql) => Within::Leaves,
+            Verb::Show | Verb::Fetch | Verb::Close => Within::StaysReadOnly,
+            Verb::Declare => match command::declared(sql) {
+                Some(query) if self.is_read(query) => Within::Ties,
+                _ => Within::Leaves,
+            },
+            _ => Within::Leaves,
+        }
+    }
+
+    fn is_read(&self, sql: &[u8]) -> bool {
+        let class = self.classify(sql);
+        self.needs(&class, sql).0 == Need::Read
+    }
+
+    /// Whether a read may tell a transaction that is to write from one on a standby.
+    fn is_read_only_shown(&self, sql: &[u8]) -> bool {
+        let roaming = self.roaming.as_ref();
+        roaming.is_some_and(|roaming| !roaming.read_only)
+            && own::mentions(sql, b"transaction_read_only")
+    }
+
+    /// Whether texts have to be kept that are said again to open the transaction elsewhere.
+    pub(super) fn keeps_words(&self, batch: &Batch) -> bool {
+        self.roams() || batch.opens().is_some()
+    }
+}
+
+/// Whether a statement of this kind has to be said again.
+pub(super) fn is_logged(verb: Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Savepoint | Verb::RollbackTo | Verb::Release | Verb::Setting | Verb::SettingLocal
+    )
+}
+
+/// Why a batch can't run in a transaction that cannot leave its replica.
+pub fn refusal() -> Complaint {
+    Complaint {
+        sqlstate: "25006",
+        message: "cannot run this in a read-only transaction on a replica".to_owned(),
+        advice: "The transaction keeps a snapshot or a cursor and cannot move to the primary. Begin it with \
+            /* tidegate: primary */ to have it there."
+            .to_owned(),
+    }
+}
+
+impl Batch {
+    /// The modes of the transaction that it begins with.
+    pub fn opens(&self) -> Option<Modes> {
+        match self.control {
+            Some(Control::Opens(modes)) => Some(modes),
+            _ => None,
+        }
+    }
+
+    /// What it is to a transaction on a replica.
+    pub fn within(&self) -> Within {
+        match self.portals_left {
+            0 => self.within,
+            _ => self.within.max(Within::Ties),
+        }
+    }
+
+    /// Whether it says nothing but that a transaction begins.
+    fn only_opens(&self) -> bool {
+        let runs = |step: &&Step| {
+            matches!(
+                step,
+                Step::Query { .. } | Step::Renamed { .. } | Step::Execute { .. }
+            )
+        };
+        self.opens().is_some() && self.steps.iter().filter(runs).count() == 1
+    }
+}

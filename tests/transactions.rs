@@ -1,0 +1,573 @@
+//! Transactions that run on replicas: read-only ones, and with `transaction_reads = "replica"` all others
+//! until they write.
+//!
+//! Owns: where each statement of a transaction runs, and what of it is seen. `tests/drivers.rs` has the
+//! transactions of object mappers, `tests/history.rs` those of random histories.
+
+mod support;
+
+use support::client::Client;
+use support::raw::{Raw, VERSION_3_0, error};
+use support::{Gateway, wait_for};
+use tidegate::demo::{LocalCluster, Options, StopMode};
+use tidegate::wire::encode;
+use tidegate::wire::frame::body;
+
+/// `here` says which node has answered; a view, since a statement of the client's own that calls this
+/// function would not be one that is proven to read the same everywhere.
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL);
+    INSERT INTO t VALUES (1, 0);
+    CREATE TABLE many AS SELECT n FROM generate_series(1, 100) AS n;
+    CREATE UNLOGGED TABLE scratch (v int);
+    CREATE VIEW here AS SELECT current_setting('port')::int AS port;
+    GRANT SELECT, INSERT, UPDATE ON t, many, scratch, here TO app;";
+
+fn start(replicas: usize) -> LocalCluster {
+    let options = Options {
+        replicas,
+        ..Options::default()
+    };
+    let cluster = LocalCluster::start(options).expect("cluster");
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
+fn with_routing(cluster: &LocalCluster, lines: &str) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        format!("{config}\n[lag]\nmax = \"10m\"\n[routing]\n{lines}\n")
+    })
+}
+
+/// A proxy that has reads of all transactions run on replicas.
+fn eager(cluster: &LocalCluster) -> Gateway {
+    with_routing(cluster, "transaction_reads = \"replica\"")
+}
+
+/// The node that answers, by its port.
+fn here(client: &Client) -> u16 {
+    let port = client.one("SELECT port FROM here");
+    port.parse().expect("a port")
+}
+
+/// A client whose reads go to replicas.
+fn settled(gateway: &Gateway, cluster: &LocalCluster, more: &str) -> Client {
+    let client = Client::open(gateway, "app", more);
+    let primary = cluster.primary().port();
+    wait_for("reads on a replica", || here(&client) != primary);
+    client
+}
+
+/// Runs the statements in order; the nodes that the reads of `here` among them were answered by.
+fn run(client: &Client, statements: &[&str]) -> Vec<u16> {
+    let mut ports = Vec::new();
+    for sql in statements {
+        match *sql {
+            "here" => ports.push(here(client)),
+            sql => drop(client.rows(sql)),
+        }
+    }
+    ports
+}
+
+fn are_on_replica(ports: &[u16], cluster: &LocalCluster) -> Vec<bool> {
+    let primary = cluster.primary().port();
+    ports.iter().map(|&port| port != primary).collect()
+}
+
+#[test]
+fn read_only_transactions_run_on_replicas_however_they_are_said_to_be() {
+    let cluster = start(2);
+    let gateway = with_routing(&cluster, "");
+    let of = |client: &Client, statements: &[&str]| {
+        let ports = run(client, statements);
+        assert!(
+            ports.windows(2).all(|pair| pair[0] == pair[1]) || !statements.contains(&"COMMIT"),
+            "a transaction has one server"
+        );
+        are_on_replica(&ports, &cluster)
+    };
+    let client = settled(&gateway, &cluster, "");
+    for (begin, expected) in [
+        (&["BEGIN READ ONLY"][..], true),
+        (
+            &["start transaction isolation level read committed, read only"],
+            true,
+        ),
+        (
+            &["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY DEFERRABLE"],
+            true,
+        ),
+        (&["BEGIN", "SET TRANSACTION READ ONLY"], true),
+        (&["BEGIN READ WRITE", "SET TRANSACTION READ ONLY"], true),
+        (
+            &[
+                "BEGIN READ ONLY",
+                "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            ],
+            false,
+        ),
+        // No standby has these.
+        (&["BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"], false),
+        (&["BEGIN"], false),
+        (&["BEGIN READ ONLY", "SET TRANSACTION READ WRITE"], false),
+        (&["/* tidegate: primary */ BEGIN READ ONLY"], false),
+        // What comes after a snapshot may need the primary, and can't go there.
+        (
+            &[
+                "BEGIN",
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            ],
+            false,
+        ),
+        (&["BEGIN", "here", "SET TRANSACTION READ ONLY"], false),
+    ] {
+        let statements = [
+            begin,
+            &["here", "SAVEPOINT a", "here", "RELEASE a", "COMMIT"],
+        ]
+        .concat();
+        let places = of(&client, &statements);
+        assert!(
+            places.iter().all(|&place| place == expected),
+            "{begin:?}: {places:?}"
+        );
+    }
+
+    // By what is said once for all transactions.
+    for sql in [
+        "SET default_transaction_read_only = on",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    ] {
+        client.rows(sql);
+        assert_eq!(of(&client, &["BEGIN", "here", "COMMIT"]), [true], "{sql}");
+        assert_eq!(
+            of(&client, &["BEGIN READ WRITE", "here", "COMMIT"]),
+            [false],
+            "{sql}"
+        );
+        client.rows("RESET ALL");
+        client.rows("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE");
+        assert_eq!(of(&client, &["BEGIN", "here", "COMMIT"]), [false], "{sql}");
+    }
+    client.rows("SET default_transaction_isolation = 'serializable'");
+    assert_eq!(of(&client, &["BEGIN READ ONLY", "here", "COMMIT"]), [false]);
+    let options = "options='-c default_transaction_read_only=on'";
+    let client = settled(&gateway, &cluster, options);
+    assert_eq!(of(&client, &["BEGIN", "here", "COMMIT"]), [true]);
+    assert!(gateway.metric("tidegate_queries_total", "reason=\"transaction_read\"") > 0.0);
+}
+
+#[test]
+fn a_transaction_looks_the_same_wherever_it_is() {
+    let cluster = start(1);
+    let gateway = with_routing(&cluster, "");
+    let client = settled(&gateway, &cluster, "");
+    // What a read-only transaction may not do is the server's to say.
+    client.rows("BEGIN READ ONLY");
+    assert!(here(&client) != cluster.primary().port());
+    let refused = client.error("UPDATE t SET v = 9");
+    assert_eq!(
+        (refused.code().code(), refused.message()),
+        ("25006", "cannot execute UPDATE in a read-only transaction")
+    );
+    assert_eq!(client.error("SELECT 1").code().code(), "25P02");
+    client.rows("ROLLBACK");
+
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    // What it may do on the primary it does there: what it has set and saved comes with it.
+    client.rows("BEGIN READ ONLY");
+    client.rows("SET LOCAL work_mem = '3MB'");
+    client.rows("SAVEPOINT a");
+    client.rows("SET search_path = 'nowhere'");
+    client.rows("ROLLBACK TO a");
+    client.rows("SET LOCAL statement_timeout = '77s' -- not long");
+    let before = here(&client);
+    assert_eq!(client.one("SELECT pg_advisory_xact_lock(1)"), "");
+    let after = here(&client);
+    assert!(before != after && after == cluster.primary().port());
+    assert_eq!(client.one("SHOW work_mem"), "3MB");
+    assert_eq!(client.one("SHOW statement_timeout"), "77s");
+    assert_eq!(client.one("SHOW transaction_read_only"), "on");
+    assert_eq!(client.one("SHOW search_path"), "\"$user\", public");
+    client.rows("ROLLBACK TO a");
+    assert_eq!(client.one("SHOW statement_timeout"), "0");
+    client.rows("COMMIT");
+    assert_eq!(client.one("SHOW work_mem"), "4MB");
+    assert_eq!(gateway.metric("tidegate_transaction_moves_total", ""), 2.0);
+
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    // What it sets for the session is the session's when it is committed, and only then.
+    for (end, expected) in [("COMMIT", "5MB"), ("ROLLBACK", "5MB")] {
+        client.rows("BEGIN READ ONLY");
+        client.rows(match end {
+            "COMMIT" => "SET work_mem = '5MB'",
+            _ => "SET work_mem = '6MB'",
+        });
+        assert!(here(&client) != cluster.primary().port());
+        client.rows(end);
+        assert_eq!(client.one("SHOW work_mem"), expected);
+        client.rows("BEGIN");
+        assert_eq!(client.one("SHOW work_mem"), expected);
+        client.rows("ROLLBACK");
+        wait_for("reads on a replica", || {
+            here(&client) != cluster.primary().port()
+        });
+    }
+
+    // AND CHAIN begins another one like it.
+    client.rows("BEGIN READ ONLY");
+    client.rows("SAVEPOINT a");
+    client.rows("COMMIT AND CHAIN");
+    let chained = here(&client);
+    assert!(chained != cluster.primary().port());
+    assert_eq!(client.error("RELEASE a").code().code(), "3B001");
+    client.rows("ROLLBACK AND CHAIN");
+    client.rows("SELECT pg_advisory_xact_lock(1)");
+    assert_eq!(client.one("SHOW transaction_read_only"), "on");
+    client.rows("COMMIT");
+    assert_eq!(client.error("COMMIT AND CHAIN").code().code(), "25P01");
+}
+
+#[test]
+fn what_cannot_leave_its_replica_says_so() {
+    let cluster = start(1);
+    let gateway = with_routing(&cluster, "");
+    let client = settled(&gateway, &cluster, "");
+    let primary = cluster.primary().port();
+    // A cursor is read to its end where it was opened.
+    client.rows("BEGIN READ ONLY");
+    client.rows("DECLARE c CURSOR FOR SELECT n FROM many ORDER BY n");
+    assert_eq!(client.rows("FETCH 2 FROM c").len(), 2);
+    assert!(here(&client) != primary);
+    assert_eq!(client.one("FETCH NEXT FROM c"), "3");
+    let refused = client.error("SELECT pg_advisory_xact_lock(1)");
+    assert_eq!(refused.code().code(), "25006");
+    assert!(
+        refused
+            .hint()
+            .is_some_and(|hint| hint.contains("tidegate: primary"))
+    );
+    assert_eq!(client.error("FETCH NEXT FROM c").code().code(), "25P02");
+    client.rows("ROLLBACK");
+    assert!(here(&client) != primary);
+    // One that reads what changes, and WITH HOLD, is the primary's.
+    for query in ["WITH HOLD FOR SELECT 1", "FOR SELECT * FROM scratch"] {
+        client.rows("BEGIN READ ONLY");
+        client.rows(&format!("DECLARE c CURSOR {query}"));
+        assert_eq!(here(&client), primary, "{query}");
+        client.rows("ROLLBACK");
+    }
+
+    wait_for("reads on a replica", || here(&client) != primary);
+    // One snapshot is kept as long as the transaction.
+    client.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    client.rows("SAVEPOINT a");
+    assert_eq!(client.one("SELECT v FROM t"), "0");
+    cluster
+        .primary()
+        .sql("app", "UPDATE t SET v = 1")
+        .expect("updated");
+    cluster.wait_caught_up().expect("caught up");
+    assert_eq!(client.one("SELECT v FROM t"), "0");
+    assert_eq!(client.error("SELECT * FROM scratch").code().code(), "25006");
+    client.rows("ROLLBACK TO a");
+    assert_eq!(client.one("SELECT v FROM t"), "0");
+    client.rows("COMMIT");
+    assert_eq!(client.one("SELECT v FROM t"), "1");
+    // Until it has read it can go.
+    client.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    assert!(client.rows("SELECT * FROM scratch").is_empty());
+    assert_eq!(client.one("SHOW transaction_isolation"), "repeatable read");
+    assert_eq!(here(&client), primary);
+    client.rows("COMMIT");
+}
+
+#[test]
+fn transactions_read_on_a_replica_until_they_write() {
+    let cluster = start(2);
+    let gateway = eager(&cluster);
+    let client = settled(&gateway, &cluster, "");
+    let of = |statements: &[&str]| are_on_replica(&run(&client, statements), &cluster);
+    let write = "UPDATE t SET v = v + 1 WHERE id = 1";
+    assert_eq!(
+        of(&["BEGIN", "here", "here", write, "here", "COMMIT"]),
+        [true, true, false]
+    );
+    assert_eq!(client.one("SELECT v FROM t"), "1");
+    assert_eq!(of(&["BEGIN", write, "here", "ROLLBACK"]), [false]);
+    assert_eq!(client.one("SELECT v FROM t"), "1");
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    // Savepoints, as object mappers nest transactions.
+    let nested = [
+        "BEGIN",
+        "SAVEPOINT a",
+        "here",
+        "RELEASE a",
+        "SAVEPOINT b",
+        "here",
+        write,
+        "ROLLBACK TO b",
+        "here",
+        write,
+        "COMMIT",
+    ];
+    assert_eq!(of(&nested), [true, true, false]);
+    assert_eq!(client.one("SELECT v FROM t"), "2");
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    // Whatever a transaction that is to write does otherwise than on a standby is the primary's.
+    for sql in [
+        "SELECT v FROM t FOR UPDATE",
+        "SHOW transaction_read_only",
+        "SELECT current_setting('transaction_read_only') = 'off' AND count(*) > 0 FROM t",
+        "DECLARE c CURSOR FOR SELECT 1",
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SET LOCAL transaction_isolation = 'serializable'",
+        "SELECT set_config('work_mem', '1MB', true)",
+        "CREATE TEMPORARY TABLE own (v int) ON COMMIT DROP",
+        "SET tidegate.consistency = 'eventual'",
+    ] {
+        client.rows("BEGIN");
+        let shown = client.rows(sql);
+        if sql.contains("read_only") {
+            assert!(["off", "t"].contains(&&*shown[0][0]), "{sql}: {shown:?}");
+        }
+        assert_eq!(here(&client), cluster.primary().port(), "{sql}");
+        client.rows("ROLLBACK");
+        wait_for("reads on a replica", || {
+            here(&client) != cluster.primary().port()
+        });
+    }
+    for begin in [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ",
+        "BEGIN ISOLATION LEVEL SERIALIZABLE",
+    ] {
+        assert_eq!(of(&[begin, "here", "COMMIT"]), [false], "{begin}");
+        wait_for("reads on a replica", || {
+            here(&client) != cluster.primary().port()
+        });
+    }
+    assert_eq!(of(&["BEGIN READ WRITE", "here", write, "COMMIT"]), [true]);
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    // By what the session, its role and its database have for all of them.
+    client.rows("SET default_transaction_isolation = 'repeatable read'");
+    assert_eq!(of(&["BEGIN", "here", "COMMIT"]), [false]);
+    let role = "ALTER ROLE app SET default_transaction_isolation = 'repeatable read'";
+    client.rows("RESET default_transaction_isolation");
+    cluster.primary().sql("app", role).expect("altered");
+    cluster.wait_caught_up().expect("caught up");
+    let other = eager(&cluster);
+    let client = settled(&other, &cluster, "");
+    let ports = run(
+        &client,
+        &[
+            "BEGIN",
+            "here",
+            "COMMIT",
+            "BEGIN ISOLATION LEVEL READ COMMITTED",
+        ],
+    );
+    assert_eq!(are_on_replica(&ports, &cluster), [false]);
+    client.rows("COMMIT");
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    let stated = ["BEGIN ISOLATION LEVEL READ COMMITTED", "here", "COMMIT"];
+    assert_eq!(are_on_replica(&run(&client, &stated), &cluster), [true]);
+}
+
+#[test]
+fn a_transaction_sees_what_its_session_must_see() {
+    let cluster = start(2);
+    let gateway = eager(&cluster);
+    let client = settled(&gateway, &cluster, "");
+    let other = Client::open(&gateway, "app", "");
+    for replica in cluster.replicas() {
+        replica.pause_replay().expect("paused");
+    }
+    // Its own write is on no replica yet.
+    client.rows("UPDATE t SET v = 1");
+    client.rows("BEGIN");
+    assert_eq!(client.one("SELECT v FROM t"), "1");
+    assert_eq!(here(&client), cluster.primary().port());
+    client.rows("COMMIT");
+    // At a level that asks for what others write, a transaction that has begun on a replica leaves it.
+    let strict = Client::open(&gateway, "app", "");
+    strict.rows("SET tidegate.consistency = 'eventual'");
+    strict.rows("BEGIN");
+    assert_eq!(strict.one("SELECT v FROM t"), "0");
+    let hinted = "/* tidegate: global */ SELECT v FROM t";
+    other.rows("UPDATE t SET v = 2");
+    assert_eq!(strict.one(hinted), "2");
+    assert_eq!(
+        strict.one("SELECT v FROM t"),
+        "2",
+        "and stays on the primary"
+    );
+    strict.rows("COMMIT");
+    // So does one whose schema has been changed since.
+    strict.rows("BEGIN");
+    assert_eq!(strict.one("SELECT v FROM t"), "0");
+    cluster
+        .primary()
+        .sql("app", "GRANT CREATE ON SCHEMA public TO app")
+        .expect("granted");
+    other.rows("CREATE TABLE fresh AS SELECT 7 AS v");
+    assert_eq!(strict.one("SELECT v FROM fresh"), "7");
+    strict.rows("COMMIT");
+    for replica in cluster.replicas() {
+        replica.resume_replay().expect("resumed");
+    }
+}
+
+/// Sends this and gives the types of the answers up to ReadyForQuery, with its status.
+fn tell(raw: &mut Raw, write: impl FnOnce(&mut bytes::BytesMut)) -> String {
+    raw.send(write);
+    let mut said = String::new();
+    loop {
+        let frame = raw.next().expect("an answer");
+        said.push(frame[0] as char);
+        match frame[0] {
+            b'Z' => {
+                said.push(body(&frame)[0] as char);
+                return said;
+            }
+            b'E' => said.push_str(&error(&frame)),
+            b'C' => said
+                .push_str(str::from_utf8(&body(&frame)[..body(&frame).len() - 1]).expect("text")),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn messages_are_those_of_one_server() {
+    let cluster = start(1);
+    let gateway = eager(&cluster);
+    drop(settled(&gateway, &cluster, ""));
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    let query =
+        |sql: &'static str| move |out: &mut bytes::BytesMut| encode::query(out, sql.as_bytes());
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    assert_eq!(tell(&mut raw, query("COMMIT")), "CCOMMITZI");
+    assert_eq!(
+        tell(&mut raw, query("/* a */ START TRANSACTION")),
+        "CSTART TRANSACTIONZT"
+    );
+    assert_eq!(tell(&mut raw, query("ROLLBACK WORK")), "CROLLBACKZI");
+    assert_eq!(
+        tell(&mut raw, query("BEGIN; SELECT 1")),
+        "CBEGINTDCSELECT 1ZT"
+    );
+    assert_eq!(tell(&mut raw, query("BEGIN")), "NCBEGINZT");
+    assert_eq!(tell(&mut raw, query("END")), "CCOMMITZI");
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    assert_eq!(tell(&mut raw, query("BEGIN")), "NCBEGINZT");
+    assert_eq!(tell(&mut raw, query("SELECT v FROM t")), "TDCSELECT 1ZT");
+    let wrong = tell(&mut raw, query("SELECT 1 / (v - v) FROM t"));
+    assert!(wrong.contains("22012") && wrong.ends_with("ZE"), "{wrong}");
+    assert_eq!(tell(&mut raw, query("COMMIT")), "CROLLBACKZI");
+
+    // One pipeline: as drivers begin a transaction together with its first statement.
+    let step = |out: &mut bytes::BytesMut, sql: &str| {
+        encode::parse(out, b"", sql.as_bytes(), &[0, 0]);
+        out.extend_from_slice(b"B\0\0\0\x0c\0\0\0\0\0\0\0\0");
+        out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0");
+    };
+    let pipeline = |texts: &'static [&'static str]| {
+        move |out: &mut bytes::BytesMut| {
+            texts.iter().for_each(|sql| step(out, sql));
+            out.extend_from_slice(encode::SYNC);
+        }
+    };
+    let reads = || gateway.metric("tidegate_queries_total", "reason=\"transaction_read\"");
+    let begin = pipeline(&["BEGIN", "SELECT v FROM t"]);
+    assert_eq!(tell(&mut raw, begin), "12CBEGIN12DCSELECT 1ZT");
+    assert_eq!(
+        tell(&mut raw, pipeline(&["SELECT v FROM t"])),
+        "12DCSELECT 1ZT"
+    );
+    // A second BEGIN, three statements of the transaction before, and two of this one.
+    wait_for("reads to be counted", || reads() >= 6.0);
+    assert_eq!(reads(), 6.0);
+    assert_eq!(
+        tell(
+            &mut raw,
+            pipeline(&["UPDATE t SET v = 5", "SELECT v FROM t"])
+        ),
+        "12CUPDATE 112DCSELECT 1ZT"
+    );
+    assert_eq!(tell(&mut raw, pipeline(&["COMMIT"])), "12CCOMMITZI");
+    let written = pipeline(&["BEGIN", "UPDATE t SET v = 6", "COMMIT"]);
+    assert_eq!(tell(&mut raw, written), "12CBEGIN12CUPDATE 112CCOMMITZI");
+    // What a pipeline has set before it fails is undone with it.
+    let fails = pipeline(&[
+        "BEGIN READ ONLY",
+        "SET work_mem = '9MB'",
+        "SELECT 1 / (v - v) FROM t",
+    ]);
+    let failed = tell(&mut raw, fails);
+    assert!(
+        failed.contains("22012") && failed.ends_with("ZE"),
+        "{failed}"
+    );
+    assert_eq!(tell(&mut raw, query("ROLLBACK")), "CROLLBACKZI");
+}
+
+#[test]
+fn a_transaction_outlives_its_replica() {
+    let cluster = start(1);
+    let gateway = eager(&cluster);
+    let client = settled(&gateway, &cluster, "");
+    let replica = &cluster.replicas()[0];
+    // The read of an open transaction that replay cancels, or whose server is gone, is the primary's.
+    let in_transaction = |client: &Client| {
+        client.rows("BEGIN");
+        client.rows("SET LOCAL application_name = 'roams'");
+        assert!(here(client) != cluster.primary().port());
+    };
+    in_transaction(&client);
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE application_name = 'roams'";
+    replica.sql("app", kill).expect("killed");
+    assert_eq!(here(&client), cluster.primary().port());
+    assert_eq!(client.one("SHOW application_name"), "roams");
+    client.rows("UPDATE t SET v = 8");
+    client.rows("COMMIT");
+    assert_eq!(client.one("SELECT v FROM t"), "8");
+
+    // What a replica does not know yet.
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    in_transaction(&client);
+    replica.pause_replay().expect("paused");
+    let table = "CREATE TABLE later AS SELECT 3 AS v; GRANT SELECT ON later TO app";
+    cluster.primary().sql("app", table).expect("created");
+    assert_eq!(client.one("SELECT v FROM later"), "3");
+    assert_eq!(client.one("SHOW application_name"), "roams");
+    client.rows("COMMIT");
+    replica.resume_replay().expect("resumed");
+
+    // Its primary is killed while it is on the replica: it goes on there, and waits with its first write.
+    wait_for("reads on a replica", || {
+        here(&client) != cluster.primary().port()
+    });
+    client.rows("BEGIN READ ONLY");
+    assert!(here(&client) != cluster.primary().port());
+    cluster.primary().stop(StopMode::Immediate).expect("killed");
+    assert_eq!(client.one("SELECT v FROM t"), "8");
+    client.rows("COMMIT");
+}
