@@ -111,6 +111,7 @@ fn sqlalchemy() {
         "streaming",
         "settings",
         "own_writes",
+        "default_transactions",
         "errors",
         "asynchronous",
     ];
@@ -130,6 +131,7 @@ fn django() {
         "time_zones",
         "persistence",
         "own_writes",
+        "default_transactions",
         "errors",
         "test_database",
     ];
@@ -217,6 +219,22 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
 
     let mut wrong = faults(&direct, sections);
     wrong.extend(differences(name, &direct, &proxied));
+    // The same with transactions that begin on replicas.
+    let eager = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[routing]\ntransaction_reads = \"replica\"\n")
+    });
+    wrong.extend(differences(name, &direct, &run(eager.port)));
+    let transactions = eager.metric("tidegate_queries_total", "reason=\"transaction_read\"");
+    let moves = eager.metric("tidegate_transaction_moves_total", "");
+    eprintln!(
+        "{name}: {transactions} batches of transactions on replicas, which {moves} of them left"
+    );
+    let has_many = sections.contains(&"default_transactions");
+    if has_many && transactions < REPLICA_READS_MIN {
+        wrong.push(format!(
+            "only {transactions} batches of transactions were on replicas"
+        ));
+    }
     if reads < 1.0 || reads + may_be_reads < REPLICA_READS_MIN {
         let routes = gateway.samples("tidegate_queries_total", "");
         let routes: Vec<_> = routes.iter().filter(|(_, count)| *count > 0.0).collect();

@@ -30,6 +30,7 @@ const LATE: Duration = Duration::from_millis(300);
 
 const MIX: Mix = Mix {
     writes: 15,
+    transactions: 0,
     think: Duration::from_millis(2),
     clients: 12,
     shared: 4,
@@ -97,6 +98,52 @@ fn sessions_read_their_writes_and_never_go_back() -> Result<(), DemoError> {
         "replicas serve only {:.3} of the reads",
         outcome.share_on_replicas()
     );
+    Ok(())
+}
+
+/// Transactions that read on replicas, and go on on the primary where they write.
+#[test]
+fn transactions_on_replicas_keep_the_promise() -> Result<(), DemoError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    let eager = with_lines(&cluster, "[routing]\ntransaction_reads = \"replica\"");
+    let moves = || eager.metric("tidegate_transaction_moves_total", "");
+    println!("{}", Outcome::heading());
+    let steady = Run {
+        name: "transactions on replicas, no delay",
+        mix: Mix {
+            transactions: 60,
+            ..MIX
+        },
+        ..STEADY
+    };
+    let one_late = Run {
+        name: "… one standby late",
+        late: &[LATE],
+        ..steady
+    };
+    let both_paused = Run {
+        name: "… replay paused on both",
+        paused: 2,
+        ..steady
+    };
+    let key = Run {
+        name: "… one causal key",
+        options: ONE_KEY,
+        promise: Promise::Everything,
+        ..one_late
+    };
+    for run in [steady, one_late, both_paused, key] {
+        let before = moves();
+        let outcome = go(&run, &cluster, &eager)?;
+        assert_kept(&outcome);
+        let shown = outcome.shown_by.iter().sum::<usize>();
+        assert!(
+            outcome.on_replicas > shown && shown > 0,
+            "some of what replicas did is BEGIN and COMMIT"
+        );
+        assert!(moves() > before, "{}: some of them move", run.name);
+    }
     Ok(())
 }
 
@@ -268,9 +315,11 @@ fn new_cluster() -> Result<LocalCluster, DemoError> {
 }
 
 fn with_consistency(cluster: &LocalCluster, line: &str) -> Gateway {
-    Gateway::start_with(cluster, |config| {
-        format!("{config}\n[consistency]\n{line}\n")
-    })
+    with_lines(cluster, &format!("[consistency]\n{line}"))
+}
+
+fn with_lines(cluster: &LocalCluster, lines: &str) -> Gateway {
+    Gateway::start_with(cluster, |config| format!("{config}\n{lines}\n"))
 }
 
 fn go(run: &Run, cluster: &LocalCluster, gateway: &Gateway) -> Result<Outcome, DemoError> {
@@ -286,9 +335,9 @@ fn assert_kept(outcome: &Outcome) {
         "in the run with {}:\n{findings}",
         outcome.name
     );
-    assert_eq!(
-        outcome.on_replicas,
-        outcome.shown_by.iter().sum::<usize>(),
+    assert!(
+        outcome.on_replicas == outcome.shown_by.iter().sum::<usize>()
+            || outcome.has_transactions_there,
         "the proxy counts what replicas answer"
     );
 }

@@ -406,6 +406,21 @@ def own_writes(step):
     step("deleted", [Sailor.objects.filter(name="changed").delete()[0], Sailor.objects.count()])
 
 @section
+def default_transactions(step):
+    seen = set()
+    for _ in range(300):
+        with atomic():
+            with atomic():
+                seen.add((Sailor.objects.count(), Sailor.objects.filter(name="changed").exists()))
+    step("seen", sorted(seen))
+    with atomic():
+        before = Sailor.objects.count()
+        Sailor.objects.create(name="late", age=1)
+        step("its own", Sailor.objects.count() - before)
+        transaction.set_rollback(True)
+    step("undone", Sailor.objects.count() - before)
+
+@section
 def errors(step):
     Harbour.objects.get_or_create(name="taken")
     calls = {

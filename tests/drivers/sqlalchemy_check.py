@@ -505,6 +505,23 @@ def own_writes(step, make):
 
 
 @section
+def default_transactions(step, make):
+    engine = make(pool_size=1, max_overflow=0)
+    count = select(func.count()).select_from(COUNTED)
+    seen = set()
+    for _ in range(300):
+        with Session(engine) as session:
+            seen.add((session.scalar(count), session.scalar(select(func.max(COUNTED.c.n)))))
+    step("seen", sorted(seen))
+    with Session(engine) as session:
+        before = session.scalar(count)
+        session.execute(COUNTED.insert(), {"n": 1000, "v": "z"})
+        step("its own", session.scalar(count) - before)
+        session.rollback()
+        step("undone", session.scalar(count) - before)
+
+
+@section
 def errors(step, make):
     engine = make()
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as conn:

@@ -19,6 +19,8 @@ use super::model::{Kept, Kind, Ledger, Node, Row, Session, Version, Violation};
 pub struct Mix {
     /// Of a hundred operations, so many write.
     pub writes: u32,
+    /// Of a hundred, so many are transactions, beside those that reads and writes come to.
+    pub transactions: u32,
     /// Between one operation and the next.
     pub think: Duration,
     /// Clients at the same time; each has a row of its own.
@@ -165,7 +167,9 @@ impl TestClient {
                 break;
             }
             self.look_around();
-            if self.rng.random_ratio(self.mix.writes, 100) {
+            if self.mix.transactions > 0 && self.rng.random_ratio(self.mix.transactions, 100) {
+                self.transact_somehow().await?;
+            } else if self.rng.random_ratio(self.mix.writes, 100) {
                 self.write_somehow().await?;
             } else {
                 self.read_somehow().await?;
@@ -191,9 +195,17 @@ impl TestClient {
         }
     }
 
+    async fn transact_somehow(&mut self) -> Result<(), Error> {
+        match self.rng.random_range(0..4) {
+            0 => self.transact().await,
+            1 => self.read_twice_in_a_transaction(true).await,
+            _ => self.read_twice_in_a_transaction(false).await,
+        }
+    }
+
     async fn read_somehow(&mut self) -> Result<(), Error> {
         match self.rng.random_range(0..20) {
-            0 => self.read_twice_in_a_transaction().await,
+            0 => self.read_twice_in_a_transaction(false).await,
             1 => self.read_in_a_script("BEGIN READ ONLY; ", "; COMMIT").await,
             2 => self.read_in_a_script("SHOW work_mem; ", "; SELECT 1").await,
             _ => {
@@ -254,8 +266,8 @@ impl TestClient {
         Ok(())
     }
 
-    async fn read_twice_in_a_transaction(&mut self) -> Result<(), Error> {
-        self.begin().await?;
+    async fn read_twice_in_a_transaction(&mut self, read_only: bool) -> Result<(), Error> {
+        self.begin(read_only).await?;
         for _ in 0..2 {
             let protocol = self.protocol();
             self.read(protocol).await?;
@@ -267,7 +279,7 @@ impl TestClient {
     /// row, so that no two clients wait for each other.
     async fn transact(&mut self) -> Result<(), Error> {
         let how = [(); 4].map(|()| self.protocol());
-        self.begin().await?;
+        self.begin(false).await?;
         self.read(how[0]).await?;
         self.set_own(how[1]).await?;
         self.read(how[2]).await?;
@@ -279,9 +291,12 @@ impl TestClient {
         self.end(commits).await
     }
 
-    async fn begin(&mut self) -> Result<(), Error> {
+    async fn begin(&mut self, read_only: bool) -> Result<(), Error> {
         let protocol = self.protocol();
-        self.connection.begin(protocol).await?;
+        match read_only {
+            true => self.connection.begin_read_only(protocol).await?,
+            false => self.connection.begin(protocol).await?,
+        }
         self.model.begin();
         self.record(Event::Began);
         Ok(())

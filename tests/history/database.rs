@@ -77,6 +77,7 @@ pub struct Connection {
     set: Statement,
     bump: Statement,
     begin: Statement,
+    begin_read_only: Statement,
     commit: Statement,
     roll_back: Statement,
 }
@@ -95,6 +96,7 @@ impl Connection {
             set: client.prepare(SET).await?,
             bump: client.prepare(BUMP).await?,
             begin: client.prepare("BEGIN").await?,
+            begin_read_only: client.prepare("BEGIN READ ONLY").await?,
             commit: client.prepare("COMMIT").await?,
             roll_back: client.prepare("ROLLBACK").await?,
             client,
@@ -176,6 +178,11 @@ impl Connection {
 
     pub async fn begin(&self, protocol: Protocol) -> Result<(), Error> {
         self.steer("BEGIN", &self.begin, protocol).await
+    }
+
+    pub async fn begin_read_only(&self, protocol: Protocol) -> Result<(), Error> {
+        self.steer("BEGIN READ ONLY", &self.begin_read_only, protocol)
+            .await
     }
 
     pub async fn commit(&self, protocol: Protocol) -> Result<(), Error> {

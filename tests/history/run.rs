@@ -41,6 +41,8 @@ pub struct Outcome {
     pub reads: usize,
     /// Reads that replicas have answered, by the proxy's count.
     pub on_replicas: usize,
+    /// Transactions may be on replicas: not all that those do is to read.
+    pub has_transactions_there: bool,
     /// The same for each of them, by what the answers say of themselves.
     pub shown_by: Vec<usize>,
     /// Reads that another node has answered than the session's read before.
@@ -92,6 +94,7 @@ impl Run {
         let pauses = pauses?;
         let mut outcome = Outcome {
             on_replicas: on_replicas() - before,
+            has_transactions_there: self.mix.transactions > 0,
             pauses,
             took,
             ..Outcome::of(
@@ -181,6 +184,7 @@ impl Outcome {
             operations: sum(|tally| tally.operations),
             reads: sum(|tally| tally.reads),
             on_replicas: 0,
+            has_transactions_there: false,
             shown_by: cluster.replicas().iter().map(shown_by).collect(),
             moves: sum(|tally| tally.moves),
             pauses: 0,
@@ -195,7 +199,7 @@ impl Outcome {
     }
 
     pub fn share_on_replicas(&self) -> f64 {
-        self.on_replicas as f64 / self.reads as f64
+        self.shown_by.iter().sum::<usize>() as f64 / self.reads as f64
     }
 
     pub fn heading() -> String {
