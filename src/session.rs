@@ -48,7 +48,7 @@ use self::transaction::Roaming;
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
 use crate::sql::set_config::{self, Changes, Name};
-use crate::sql::{Class, Modes, Need, Pin, Verb, Why};
+use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -96,7 +96,7 @@ pub struct Session {
     /// The database's schema, which all of its sessions share; and whether the open transaction has
     /// changed it.
     schema: Arc<Schema>,
-    reshaped: bool,
+    reshaped: Option<Box<catalog::Doubt>>,
     /// A part of DateStyle was set: its whole is what the server reports next.
     restyled: bool,
     /// Settings went back to what was given at start-up, which is not what the server reports.
@@ -174,7 +174,7 @@ impl Session {
             asked: 0,
             redefined: false,
             schema: Arc::new(Schema::new(database_of(scope))),
-            reshaped: false,
+            reshaped: None,
             restyled: false,
             went_back: false,
             greeted: shown.clone(),
@@ -425,7 +425,7 @@ impl Session {
                 match tag == b"COMMIT" {
                     true => self.committed(),
                     // What is prepared is changed by COMMIT PREPARED.
-                    false => self.reshaped = false,
+                    false => self.reshaped = None,
                 }
                 self.ended_transaction(tag, server);
             }
@@ -461,11 +461,11 @@ impl Session {
                     self.pins.look_again(Pin::PreparedStatement);
                 }
             }
-            Verb::Ddl => {
+            Verb::Ddl(reach) => {
                 // A temporary table is the session's own, and most often new.
                 if statement.pin.is_none() {
                     self.shared.registry.begin_epoch();
-                    self.reshaped = true;
+                    self.reshape(reach, text());
                 }
                 match self.settings.make_temporary() {
                     true => self.pins.touched(Pin::TemporaryTable),
@@ -477,7 +477,7 @@ impl Session {
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
             Verb::Routine => {
                 self.shared.registry.begin_epoch();
-                self.reshaped = true;
+                self.reshape(Reach::Anything, None);
                 let known = self.effects();
                 self.redefined |= known.zip(text()).is_none_or(|(known, definition)| {
                     known.may_change_by(definition, self.has_conforming_strings())
@@ -613,10 +613,23 @@ impl Session {
 
     /// What the transaction has done is done, for all to see.
     fn committed(&mut self) {
-        if std::mem::take(&mut self.reshaped) {
+        if let Some(doubt) = self.reshaped.take() {
             self.schema.changed();
             self.did.reshaped = true;
-            self.outdate();
+            self.outdate(*doubt);
+        }
+    }
+
+    /// A definition has succeeded, by this text if that is kept.
+    fn reshape(&mut self, reach: Reach, text: Option<&[u8]>) {
+        let doubt = self.reshaped.get_or_insert_default();
+        match reach {
+            Reach::Nothing => {}
+            Reach::Anything => doubt.extend(None),
+            Reach::Itself => {
+                let name = text.and_then(command::created);
+                doubt.extend(name.as_deref().map(command::clipped));
+            }
         }
     }
 
@@ -639,14 +652,14 @@ impl Session {
 
     /// What is known of the database may be so no more.
     #[cold]
-    fn outdate(&mut self) {
+    fn outdate(&mut self, doubt: catalog::Doubt) {
         let redefined = std::mem::take(&mut self.redefined);
         if redefined {
             self.shared.effects.forget(self.schema.database());
         }
         if let Some(known) = &self.catalog {
-            known.outdate(redefined);
-            self.did.outdated = true;
+            self.did.outdated |= doubt != catalog::Doubt::Nothing;
+            known.outdate(doubt, redefined);
         }
     }
 
@@ -656,9 +669,9 @@ impl Session {
             if self.failed {
                 // The error undid the batch's own transaction.
                 self.roll_back_settings(server);
-                self.reshaped = false;
+                self.reshaped = None;
             }
-            if self.reshaped {
+            if self.reshaped.is_some() {
                 self.committed();
             }
             self.before = None;
@@ -668,7 +681,7 @@ impl Session {
                 self.has_drawn();
             }
             if self.redefined {
-                self.outdate();
+                self.outdate(catalog::Doubt::Anything);
             }
             if !self.portals.is_empty() {
                 self.portals.clear();
@@ -713,7 +726,10 @@ fn tracked(
     let by_text = |s: &crate::sql::Statement| match s.verb {
         verb if keeps && transaction::is_logged(verb) => true,
         Verb::SettingLocal => own::is_mentioned(sql),
-        verb => matches!(verb, Verb::Setting | Verb::Deallocate | Verb::Routine),
+        verb => matches!(
+            verb,
+            Verb::Setting | Verb::Deallocate | Verb::Routine | Verb::Ddl(Reach::Itself)
+        ),
     };
     let text = class.statements.iter().any(by_text).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;

@@ -176,7 +176,7 @@ pub enum Verb {
     Unlisten,
     Copy,
     /// CREATE, ALTER, DROP, SELECT INTO and the like: other sessions' plans and classes may change.
-    Ddl,
+    Ddl(Reach),
     /// The like, of a function, procedure, trigger, rule, view or extension: what using its name does
     /// to a session may change.
     Routine,
@@ -187,6 +187,16 @@ pub enum Verb {
     Database,
     /// DO and CALL: what they leave in the session can't be told from their words.
     Run,
+}
+
+/// What a definition may change of what its database's [catalog](catalog) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing that matters: it takes something away, or is about rights, indexes or comments.
+    Nothing,
+    /// What it says of the one relation that is new, by [`command::created`].
+    Itself,
+    Anything,
 }
 
 /// The modes of a transaction, as far as they are stated.

@@ -20,7 +20,7 @@ use super::node::Node;
 use crate::auth::{Credential, Proven};
 use crate::config::{self, Config};
 use crate::net::tls::Material;
-use crate::session::catalog::Known;
+use crate::session::catalog::{Doubt, Known};
 use crate::session::effects;
 use crate::sql::catalog::{self, Catalog};
 use crate::sql::functions::Rules;
@@ -90,7 +90,7 @@ impl Catalogs {
     /// All of them are to be asked again before anything that depends on it is taken for a read.
     pub fn outdate(&self) {
         for watched in &self.databases {
-            watched.known.outdate(true);
+            watched.known.outdate(Doubt::Anything, true);
             watched.wake.notify_one();
         }
     }

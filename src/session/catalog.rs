@@ -8,7 +8,9 @@ use arc_swap::ArcSwapOption;
 
 use super::effects::Effects;
 use crate::sql::catalog::Catalog;
+use crate::sql::command::clipped;
 use crate::sql::functions::Rules;
+use crate::sql::lexer::{Kind, Lexer};
 use crate::sql::{Class, Need, Why};
 
 /// What is known of one database; all of its sessions share it.
@@ -19,11 +21,70 @@ pub struct Known {
     /// The latest, outdated or not.
     catalog: ArcSwapOption<Catalog>,
     effects: ArcSwapOption<Effects>,
-    /// Counts how often it was outdated: an answer that was asked for before is of no use. Held while
-    /// what is known changes.
-    version: Mutex<u64>,
+    /// Held while what is known changes.
+    changes: Mutex<Changes>,
     /// It has been asked for, with or without success.
     settled: AtomicBool,
+}
+
+/// What has been changed in a database, as far as it is not known yet.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Counts them.
+    version: u64,
+    /// The last one after which anything may be otherwise: an answer that was asked for before it is of no
+    /// use.
+    last_of_all: u64,
+    /// Names that were given to something new, each with the version: all that has other names is as it was.
+    names: Vec<(u64, Box<[u8]>)>,
+}
+
+/// The most new names that are kept until the catalog has been asked. With more, anything may be otherwise.
+const NEW_NAMES_MAX: usize = 64;
+
+/// What a change of the database makes doubtful of what is known of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Doubt {
+    #[default]
+    Nothing,
+    /// What these names stand for, which are new.
+    Names(Vec<Box<[u8]>>),
+    Anything,
+}
+
+impl Doubt {
+    /// There is another one: something of this name is new, or anything may be otherwise.
+    pub fn extend(&mut self, name: Option<&[u8]>) {
+        match (&mut *self, name) {
+            (Doubt::Nothing, Some(name)) => *self = Doubt::Names(vec![name.into()]),
+            (Doubt::Names(names), Some(name)) if names.len() < NEW_NAMES_MAX => {
+                names.push(name.into());
+            }
+            _ => *self = Doubt::Anything,
+        }
+    }
+}
+
+impl Changes {
+    /// Whether the catalog, which was asked before them, still says what `sql` is.
+    fn leave(&self, sql: &[u8]) -> bool {
+        // A new table may have come with sequences for its columns.
+        let is_new = |name: &[u8]| {
+            self.names.iter().any(|(_, new)| **new == *name)
+                || memchr::memmem::find(name, b"_seq").is_some()
+        };
+        let mut lexer = Lexer::new(sql, true);
+        while let Some(token) = lexer.solid() {
+            let is_doubtful = match token.kind {
+                Kind::UnicodeWord | Kind::Broken => true,
+                _ => token.name(sql).is_some_and(|name| is_new(clipped(&name))),
+            };
+            if is_doubtful {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 impl Known {
@@ -40,12 +101,23 @@ impl Known {
     #[cold]
     fn judge(&self, class: &Class, sql: &[u8], rules: &Rules) -> (Need, Why) {
         let Some(catalog) = self.catalog() else {
-            // Nothing is guessed to be safe.
-            return (Need::Write, Why::CatalogUnknown);
+            return self.judge_by_latest(class, sql, rules);
         };
         let verdict = catalog.judge(class, sql, rules);
         class.memo.put(catalog.epoch(), verdict);
         verdict.needs()
+    }
+
+    /// Whatever has a new name is not known, all else is as it was. Nothing is guessed to be safe.
+    fn judge_by_latest(&self, class: &Class, sql: &[u8], rules: &Rules) -> (Need, Why) {
+        let changes = self.lock();
+        let is_known = changes.last_of_all == 0 && changes.leave(sql);
+        // Taken while nothing can change: it is what the names are new to.
+        let latest = self.latest().filter(|_| is_known);
+        drop(changes);
+        latest.map_or((Need::Write, Why::CatalogUnknown), |catalog| {
+            catalog.judge(class, sql, rules).needs()
+        })
     }
 
     /// The catalog, unless it is not known now.
@@ -66,26 +138,32 @@ impl Known {
 
     /// To be kept with a question, whose answer counts only while it is the same.
     pub fn version(&self) -> u64 {
-        *self.lock()
+        self.lock().version
     }
 
-    /// Takes an answer; `false` if it is outdated already. Effects that could not be had are `None`.
+    /// Takes an answer; `false` if there is more to be known already. Effects that could not be had are
+    /// `None`.
     pub fn learn(
         &self,
         catalog: Arc<Catalog>,
         effects: Option<Arc<Effects>>,
         version: u64,
     ) -> bool {
-        let now = self.lock();
+        let mut changes = self.lock();
         self.settled.store(true, Ordering::Release);
-        if *now != version {
+        if changes.last_of_all > version {
             return false;
         }
+        changes.last_of_all = 0;
+        changes.names.retain(|(since, _)| *since > version);
         self.effects.store(effects);
         let epoch = catalog.epoch();
         self.catalog.store(Some(catalog));
-        self.epoch.store(epoch, Ordering::Release);
-        true
+        let is_all = changes.names.is_empty();
+        if is_all {
+            self.epoch.store(epoch, Ordering::Release);
+        }
+        is_all
     }
 
     /// There was no answer: what is known, if anything, stays.
@@ -95,9 +173,22 @@ impl Known {
 
     /// Something has been created, altered or dropped; `redefined`, if names may have other effects
     /// on sessions by it.
-    pub fn outdate(&self, redefined: bool) {
-        let mut now = self.lock();
-        *now += 1;
+    pub fn outdate(&self, doubt: Doubt, redefined: bool) {
+        let mut changes = self.lock();
+        changes.version += 1;
+        let version = changes.version;
+        match doubt {
+            Doubt::Nothing => return,
+            Doubt::Names(names) if changes.names.len() + names.len() <= NEW_NAMES_MAX => {
+                changes
+                    .names
+                    .extend(names.into_iter().map(|name| (version, name)));
+            }
+            Doubt::Names(_) | Doubt::Anything => {
+                changes.last_of_all = version;
+                changes.names.clear();
+            }
+        }
         self.epoch.store(0, Ordering::Release);
         if redefined {
             self.effects.store(None);
@@ -109,9 +200,9 @@ impl Known {
         self.settled.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Changes> {
         // Whatever panicked elsewhere did not do so between two of its changes.
-        self.version.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,7 +228,7 @@ mod tests {
         assert!(known.learn(catalog("f", "safe"), None, known.version()));
         assert_eq!(needs(), (Need::Read, Why::ProvenRead));
         assert_eq!(needs(), (Need::Read, Why::ProvenRead), "from memory");
-        known.outdate(false);
+        known.outdate(Doubt::Anything, false);
         assert_eq!(needs(), (Need::Write, Why::CatalogUnknown));
         assert!(known.learn(catalog("f", "unsafe"), None, known.version()));
         assert_eq!(needs(), (Need::Write, Why::UnsafeFunction));
@@ -146,10 +237,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_new_puts_nothing_else_in_doubt() {
+        let (known, rules) = (Known::default(), Rules::default());
+        let classifier = Classifier::new(rules.clone(), 100);
+        let needs = |sql: &str| {
+            let class = classifier.classify(sql.as_bytes(), true);
+            known.needs(&class, sql.as_bytes(), &rules)
+        };
+        let (read, unknown) = (
+            (Need::Read, Why::ProvenRead),
+            (Need::Write, Why::CatalogUnknown),
+        );
+        let new = |name: &str| {
+            let mut doubt = Doubt::default();
+            doubt.extend(Some(name.as_bytes()));
+            known.outdate(doubt, false);
+        };
+        new("t");
+        assert_eq!(
+            needs("select a from u"),
+            unknown,
+            "nothing was known before"
+        );
+        known.learn(catalog("f", "safe"), None, known.version());
+        new("t");
+        let asked = known.version();
+        new("v");
+        assert_eq!(needs("select f(a) from u"), read);
+        assert_eq!(needs("select a from s.T, u"), unknown);
+        assert_eq!(needs("select t.a from \"T\" u"), unknown);
+        assert_eq!(needs("select a from \"T\""), read);
+        assert_eq!(needs("select last_value from t_id_seq"), unknown);
+        assert_eq!(
+            needs("select g(a) from u"),
+            (Need::Write, Why::UnknownFunction)
+        );
+        // An answer tells of what had been made when it was asked for.
+        assert!(!known.learn(catalog("f", "safe"), None, asked));
+        assert_eq!(needs("select a from t"), read);
+        assert_eq!(needs("select a from v"), unknown);
+        known.outdate(Doubt::Anything, false);
+        assert!(!known.learn(catalog("f", "safe"), None, asked + 1));
+        assert_eq!(needs("select a from u"), unknown);
+        assert!(known.learn(catalog("f", "safe"), None, known.version()));
+        assert_eq!(needs("select a from v"), read);
+        known.outdate(Doubt::Nothing, false);
+        assert!(known.catalog().is_some());
+        for number in 0..=NEW_NAMES_MAX {
+            assert_eq!(needs("select a from u"), read, "{number}");
+            new(&format!("t{number}"));
+        }
+        assert_eq!(needs("select a from u"), unknown, "too many to be kept");
+    }
+
+    #[test]
     fn an_answer_from_before_a_change_is_not_kept() {
         let known = Known::default();
         let version = known.version();
-        known.outdate(true);
+        known.outdate(Doubt::Anything, true);
         assert!(!known.learn(catalog("f", "safe"), None, version));
         assert!(known.catalog().is_none() && known.is_settled());
     }

@@ -258,7 +258,7 @@ pub(super) type Forgotten = (Box<[u8]>, Arc<Prepared>);
 #[derive(Clone, Debug)]
 pub(super) struct Tracked {
     pub class: Arc<Class>,
-    /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE.
+    /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE and of new tables.
     pub text: Option<Text>,
     /// The settings that its calls of `set_config` change, if it makes any.
     pub changes: Option<Arc<Changes>>,

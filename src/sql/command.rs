@@ -127,6 +127,23 @@ pub fn is_start(sql: &[u8]) -> bool {
     Cursor::new(sql, true).at("start")
 }
 
+/// The name of the table that a statement creates, without its schema.
+pub fn created(statement: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let mut cursor = Cursor::new(statement, true);
+    while !cursor.eat("table") {
+        cursor.next()?;
+    }
+    if cursor.eat("if") {
+        cursor.eat("not");
+        cursor.eat("exists");
+    }
+    let mut name = cursor.eat_name()?;
+    while cursor.eat_kind(Kind::Dot) {
+        name = cursor.eat_name()?;
+    }
+    Some(name)
+}
+
 /// The query of a DECLARE of a cursor that ends with its transaction.
 pub fn declared(statement: &[u8]) -> Option<&[u8]> {
     let mut cursor = Cursor::new(statement, true);
@@ -385,6 +402,33 @@ pub fn clipped(name: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_created_and_declared_is_found() {
+        for (sql, name) in [
+            ("create table Items (a int)", Some("items")),
+            (
+                "CREATE TEMP TABLE IF NOT EXISTS a.\"B c\" AS SELECT 1",
+                Some("B c"),
+            ),
+            ("create table", None),
+        ] {
+            let found = created(sql.as_bytes());
+            assert_eq!(found.as_deref(), name.map(str::as_bytes), "{sql}");
+        }
+        for (sql, query) in [
+            ("declare c cursor for select 1", Some("select 1")),
+            (
+                "DECLARE \"for\" NO SCROLL CURSOR WITHOUT HOLD FOR select 2 for update",
+                Some("select 2 for update"),
+            ),
+            ("declare c cursor with hold for select 1", None),
+            ("select cursor for x", None),
+        ] {
+            let found = declared(sql.as_bytes());
+            assert_eq!(found, query.map(str::as_bytes), "{sql}");
+        }
+    }
 
     #[test]
     fn prepared_statements_are_found_by_their_names() {

@@ -94,7 +94,7 @@ fn each_statement_says_what_it_does_to_the_session() {
         [
             statement(Verb::Plain, None, true),
             statement(Verb::Declare, Some(Pin::HeldCursor), false),
-            statement(Verb::Ddl, Some(Pin::TemporaryTable), false),
+            statement(Verb::Ddl(Reach::Anything), Some(Pin::TemporaryTable), false),
             statement(
                 Verb::Begin(Modes {
                     read_only: Some(true),

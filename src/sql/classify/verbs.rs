@@ -4,7 +4,7 @@
 //! query; it hands that over as text.
 
 use super::super::lexer::{Cursor, Kind};
-use super::{Isolation, Modes, Need, Pin, Verb, Why, temporary};
+use super::{Isolation, Modes, Need, Pin, Reach, Verb, Why, temporary};
 
 /// A statement, as far as its words say.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"begin" | b"start" => Command::transaction(Verb::Begin(modes(&mut cursor))),
         b"commit" | b"end" if !cursor.at("prepared") => Command::transaction(Verb::Commit),
         // What was prepared may well be a change of the schema.
-        b"commit" => Command::write(Why::Utility, Verb::Ddl),
+        b"commit" => Command::write(Why::Utility, Verb::Ddl(Reach::Anything)),
         b"rollback" | b"abort" if !cursor.at("prepared") => {
             let _ = cursor.eat("work") || cursor.eat("transaction");
             Command::transaction(if cursor.at("to") {
@@ -153,7 +153,7 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
             let verb = if is_routine(cursor.clone(), text) {
                 Verb::Routine
             } else {
-                Verb::Ddl
+                Verb::Ddl(reach_of_create(cursor.clone(), text))
             };
             Command::write(Why::Ddl, verb).pinning(created(cursor, text, conforming))
         }
@@ -191,7 +191,28 @@ fn altered(cursor: &Cursor<'_>, word: &[u8], text: &[u8]) -> Verb {
         b"alter" | b"drop" if at("database") => Verb::Database,
         b"alter" | b"drop" if at("role") || at("user") || at("group") => Verb::Role,
         b"alter" | b"drop" if is_routine(cursor.clone(), text) => Verb::Routine,
-        _ => Verb::Ddl,
+        b"drop" if at("table") || at("index") || at("sequence") => Verb::Ddl(Reach::Nothing),
+        b"grant" | b"revoke" | b"comment" | b"security" => Verb::Ddl(Reach::Nothing),
+        _ => Verb::Ddl(Reach::Anything),
+    }
+}
+
+/// What a CREATE may change of what is known of the database.
+fn reach_of_create(mut cursor: Cursor<'_>, text: &[u8]) -> Reach {
+    let _ = cursor.eat("global") || cursor.eat("local");
+    let _ = cursor.eat("temp") || cursor.eat("temporary");
+    cursor.eat("unique");
+    if cursor.at("index") {
+        return Reach::Nothing;
+    }
+    // What a table is a part of may not be read on a standby any more, by what the part is.
+    let adds_to_others = |cursor: Cursor<'_>| {
+        let mut words = cursor;
+        words.any(|token| token.is(text, "inherits") || token.is(text, "partition"))
+    };
+    match cursor.eat("table") && !adds_to_others(cursor) {
+        true => Reach::Itself,
+        false => Reach::Anything,
     }
 }
 
@@ -413,6 +434,7 @@ mod tests {
             read_only,
             deferrable,
         };
+        let anything = Verb::Ddl(Reach::Anything);
         let begin = |isolation, read_only| Verb::Begin(modes(isolation, read_only, None));
         let [committed, repeatable, serializable] = [
             Isolation::ReadCommitted,
@@ -447,7 +469,7 @@ mod tests {
             ("commit and chain", Verb::Commit),
             ("end", Verb::Commit),
             ("rollback prepared 'x'", Verb::Plain),
-            ("commit prepared 'x'", Verb::Ddl),
+            ("commit prepared 'x'", anything),
             ("abort work", Verb::Rollback),
             ("rollback to a", Verb::RollbackTo),
             ("rollback transaction to savepoint a", Verb::RollbackTo),
@@ -487,7 +509,23 @@ mod tests {
             ("unlisten *", Verb::Unlisten),
             ("copy t from stdin", Verb::Copy),
             ("copy (select 1) to stdout", Verb::Copy),
-            ("alter table t add a int", Verb::Ddl),
+            ("alter table t add a int", anything),
+            ("create table t (a int)", Verb::Ddl(Reach::Itself)),
+            (
+                "create table if not exists a.t as select 1",
+                Verb::Ddl(Reach::Itself),
+            ),
+            ("create table t partition of u default", anything),
+            ("create table t (a int) inherits (u)", anything),
+            ("create unlogged table t (a int)", anything),
+            ("create foreign table t (a int) server s", anything),
+            ("create sequence s", anything),
+            ("create unique index on t (a)", Verb::Ddl(Reach::Nothing)),
+            ("drop table t cascade", Verb::Ddl(Reach::Nothing)),
+            ("drop domain d", anything),
+            ("grant select on t to app", Verb::Ddl(Reach::Nothing)),
+            ("comment on table t is 'x'", Verb::Ddl(Reach::Nothing)),
+            ("reassign owned by a to b", anything),
             ("select 1", Verb::Plain),
         ] {
             assert_eq!(effects(sql), (verb, None), "{sql}");
