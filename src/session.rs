@@ -658,7 +658,8 @@ impl Session {
             self.shared.effects.forget(self.schema.database());
         }
         if let Some(known) = &self.catalog {
-            self.did.outdated |= doubt != catalog::Doubt::Nothing;
+            // An event trigger may have done more: in any case it is asked again.
+            self.did.outdated = true;
             known.outdate(doubt, redefined);
         }
     }

@@ -1,7 +1,7 @@
 //! Owns: watching one node: its role, its life, its position. Never: touches a client's traffic;
 //! what it finds is written where routing reads it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -184,7 +184,7 @@ impl Probe {
                 // However often it is woken, never more often than this.
                 sleep(poll.saturating_sub(self.last_start.elapsed())).await;
             } else {
-                sleep(rest).await;
+                sleep(in_step(rest, poll)).await;
             }
             self.sample(cluster, node, config.health.timeout).await?;
         }
@@ -290,6 +290,17 @@ impl Probe {
             Err(_) => Err(ProbeError::Timeout(limit)),
         }
     }
+}
+
+/// About so long, and such that all probes wake at the same time: one wake-up of the thread serves them all,
+/// where each by itself costs as much as the question.
+fn in_step(rest: Duration, step: Duration) -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let now = START.elapsed().as_nanos();
+    let step = step.as_nanos().max(1);
+    let at = (now + rest.as_nanos() + step / 2) / step * step;
+    // A step is no longer than configured, and so is this.
+    Duration::from_nanos(u64::try_from(at.saturating_sub(now)).unwrap_or(0))
 }
 
 /// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby

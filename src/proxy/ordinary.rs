@@ -162,7 +162,7 @@ impl Client {
     /// Finds a server for the batch and says it, if that can be done at once. Whatever else has to be
     /// done comes back.
     fn begin(&mut self, end: End) -> Option<Next> {
-        if !self.session.is_ordinary(&self.batch) {
+        if !self.session.is_ordinary(&self.batch) || self.may_be_unopened() {
             return Some(Next::Batch(end, Lead::Planned));
         }
         let started = Instant::now();

@@ -5,6 +5,7 @@ use super::Client;
 use super::acquire::Placed;
 use super::refusal::Refusal;
 use crate::cluster::pool::Server;
+use crate::config::TransactionReads;
 use crate::session::consistency::Replica;
 use crate::session::repair::Repairable;
 use crate::session::route::{ReadRoute, Reason, Tried};
@@ -130,6 +131,14 @@ impl Client {
             Status::InTransaction => is_read && replica && self.session.may_move(),
             Status::Failed => false,
         }
+    }
+
+    /// Whether the batch may begin or end a transaction that no server has to know of.
+    #[inline]
+    pub(super) fn may_be_unopened(&self) -> bool {
+        let reads = self.base.transaction_reads();
+        self.session.is_to_be_opened()
+            || reads == TransactionReads::Replica && self.batch.opens().is_some()
     }
 
     /// Answers what begins or ends a transaction that no server has to know of. `false` if it is no such

@@ -3,7 +3,8 @@
 
 use super::Session;
 use super::batch::{Batch, End, Of, Step};
-use super::server::{Expect, Expected, ServerState};
+use super::server::{Expect, Expected, ServerState, Tracked};
+use crate::sql::Verb;
 use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};
 
@@ -21,12 +22,12 @@ impl Session {
                 Of::Unnamed(_) => true,
                 Of::Unknown => false,
             },
-            Step::Execute { tracked, .. } => tracked.is_none(),
+            Step::Execute { tracked, .. } => self.changes_nothing(tracked.as_ref()),
             Step::DescribePortal { .. } | Step::Sync { .. } => true,
             _ => false,
         };
         let usual = match &batch.steps[..] {
-            [Step::Query { tracked, .. }] => tracked.is_none(),
+            [Step::Query { tracked, .. }] => self.changes_nothing(tracked.as_ref()),
             steps => batch.executes && steps.iter().all(usual),
         };
         usual
@@ -38,6 +39,17 @@ impl Session {
             && !batch.reads_sequences
             && !self.failed
             && !self.went_back
+    }
+
+    /// Whether the success of a statement changes nothing of the session's beyond the transaction's status:
+    /// it is no tracked one, or one that steers a transaction which has changed nothing either.
+    #[inline]
+    fn changes_nothing(&self, tracked: Option<&Tracked>) -> bool {
+        tracked.is_none_or(|tracked| {
+            let has_nothing =
+                self.before.is_none() && self.reshaped.is_none() && self.roaming.is_none();
+            has_nothing && is_control(tracked)
+        })
     }
 
     /// Whether an [ordinary](Self::is_ordinary) batch is all that has to be said to `server`: it is as
@@ -65,7 +77,8 @@ impl Session {
         if !ends_with_ready(bytes) || self.went_back || !server.is_between_messages() {
             return false;
         }
-        let Some(status) = ordinary(server, bytes) else {
+        let has_no_effect = |tracked: &Option<Tracked>| self.changes_nothing(tracked.as_ref());
+        let Some(status) = ordinary(server, bytes, has_no_effect) else {
             return false;
         };
         server.queue.clear();
@@ -80,8 +93,30 @@ fn ends_with_ready(bytes: &[u8]) -> bool {
     end.and_then(|at| bytes.get(at..at + HEADER)) == Some(&[b'Z', 0, 0, 0, 5])
 }
 
-/// The status that the answer ends with, if all that is owed is in it, and no more.
-fn ordinary(server: &ServerState, bytes: &[u8]) -> Option<Status> {
+/// Whether it is one statement that steers a transaction.
+fn is_control(tracked: &Tracked) -> bool {
+    let [statement] = &*tracked.class.statements else {
+        return false;
+    };
+    matches!(
+        statement.verb,
+        Verb::Begin(_)
+            | Verb::Commit
+            | Verb::Rollback
+            | Verb::Savepoint
+            | Verb::Release
+            | Verb::RollbackTo
+    )
+}
+
+/// The status that the answer ends with, if all that is owed is in it, and no more; all statements that
+/// have succeeded being without an effect that the session has to know of.
+#[inline]
+fn ordinary(
+    server: &ServerState,
+    bytes: &[u8],
+    has_no_effect: impl Fn(&Option<Tracked>) -> bool,
+) -> Option<Status> {
     let mut turns = server.queue.iter();
     let mut turn = turns.next()?;
     let mut rest = bytes;
@@ -98,12 +133,13 @@ fn ordinary(server: &ServerState, bytes: &[u8]) -> Option<Status> {
                 rest = rest.get(run(b'D', rest).max(len)..)?;
                 continue;
             }
-            (b'T' | b'C', Expect::Query { tracked: None, .. }) => {}
+            (b'T', Expect::Query { .. }) => {}
+            (b'C', Expect::Query { tracked, .. }) if has_no_effect(tracked) => {}
             (b'1', Expect::ParseUnnamed)
             | (b'2', Expect::Bind(_))
-            | (b'T' | b'n', Expect::Describe)
-            | (b'C', Expect::Execute(None)) => turn = turns.next()?,
-            (b'Z', Expect::Query { tracked: None, .. } | Expect::Sync) => {
+            | (b'T' | b'n', Expect::Describe) => turn = turns.next()?,
+            (b'C', Expect::Execute(tracked)) if has_no_effect(tracked) => turn = turns.next()?,
+            (b'Z', Expect::Query { .. } | Expect::Sync) => {
                 let is_all = next.is_empty() && turns.next().is_none();
                 return message::ready(body(rest)).ok().filter(|_| is_all);
             }
