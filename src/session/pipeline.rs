@@ -445,7 +445,13 @@ impl Session {
             return;
         }
         batch.rest = batch.rest.max(need);
-        batch.within = batch.within.max(self.within(class, need, sql));
+        // After other statements it may be another transaction than the one that is open now.
+        let may_be_another = |s: &crate::sql::Statement| matches!(s.verb, Verb::Begin(_));
+        let within = match batch.executes && class.statements.iter().any(may_be_another) {
+            true => Within::Leaves,
+            false => self.within(class, need, sql),
+        };
+        batch.within = batch.within.max(within);
         if batch.control.is_none()
             && let [statement] = &*class.statements
         {

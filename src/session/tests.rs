@@ -7,11 +7,12 @@ use super::batch::{Batch, End};
 use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
 use super::*;
 use crate::sql::functions::Rules;
-use crate::sql::{Need, Why};
+use crate::sql::{Isolation, Need, Why};
 use crate::wire::frame::{body, header};
 
 mod repair;
 mod schema;
+mod transaction;
 
 const STATEMENTS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 

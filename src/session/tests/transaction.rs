@@ -1,0 +1,225 @@
+//! Transactions that are not on the primary: what may run in them there, and what opens them elsewhere.
+
+use super::super::transaction::Verdict;
+use super::*;
+use crate::config::TransactionReads;
+
+const EAGER: TransactionReads = TransactionReads::Replica;
+
+fn eager() -> Session {
+    let mut params = params(&[]);
+    params.set_isolation(Some(Isolation::ReadCommitted));
+    let shared = Shared {
+        classifier: Classifier::new(Rules::default(), 100),
+        registry: Registry::new(),
+        effects: Default::default(),
+        sequence_readers: Default::default(),
+    };
+    let (shared, settings) = (Arc::new(shared), Settings::default());
+    Session::new(shared, "main/app/app", settings, params)
+}
+
+fn planned(session: &mut Session, sql: &str) -> (Batch, Vec<u8>) {
+    let client = frame(b'Q', format!("{sql}\0").as_bytes());
+    let mut batch = Batch::new();
+    let planned = session.plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Ready)), "{sql}");
+    (batch, client)
+}
+
+/// Runs a statement on a replica, which answers with this tag and status.
+fn run(session: &mut Session, server: &mut ServerState, sql: &str, answer: [&str; 2]) {
+    let (batch, client) = planned(session, sql);
+    session.note(&batch);
+    session.note_place(&batch, Some(EAGER));
+    session.say(&batch, &client, server, &mut BytesMut::new());
+    let [tag, status] = answer;
+    heard(session, server, &[done(tag), ready(status)]);
+}
+
+fn verdict(session: &mut Session, sql: &str) -> Verdict {
+    let (batch, _) = planned(session, sql);
+    session.verdict(&batch)
+}
+
+/// What another server is told to open the transaction.
+fn opening(session: &mut Session, server: &mut ServerState) -> Vec<String> {
+    let mut out = BytesMut::new();
+    session.say_opening(server, false, &mut out);
+    let mut said = Vec::new();
+    while let Some(head) = header(&out).unwrap() {
+        let frame = out.split_to(head.len);
+        let text = body(&frame).strip_suffix(b"\0").expect("a Query");
+        said.push(String::from_utf8(text.to_vec()).expect("a text"));
+    }
+    said
+}
+
+#[test]
+fn what_was_set_and_saved_is_said_again_elsewhere() {
+    let (mut session, mut replica, mut primary) = (eager(), server(), server());
+    run(&mut session, &mut replica, "SET a.b = 1", ["SET", "I"]);
+    let begin = "BEGIN ISOLATION LEVEL READ UNCOMMITTED, READ ONLY, NOT DEFERRABLE";
+    run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+    assert!(session.roams_on_replica());
+    for (sql, tag) in [
+        ("SELECT 1", "SELECT 1"),
+        ("SAVEPOINT x -- here", "SAVEPOINT"),
+        ("SET c.d = 2", "SET"),
+        ("ROLLBACK TO x", "ROLLBACK"),
+        ("SET LOCAL work_mem = 3", "SET"),
+    ] {
+        run(&mut session, &mut replica, sql, [tag, "T"]);
+    }
+    session.leave_replica(&mut replica);
+    assert_eq!(replica.settings.names().collect::<Vec<_>>(), ["a.b"]);
+    let said = opening(&mut session, &mut primary);
+    assert_eq!(
+        said,
+        [
+            "SET a.b = 1\n;",
+            "BEGIN ISOLATION LEVEL read uncommitted READ ONLY NOT DEFERRABLE;\n\
+             SAVEPOINT x\n;SET c.d = 2\n;ROLLBACK TO x\n;SET LOCAL work_mem = 3\n;",
+        ]
+    );
+    assert!(!session.roams());
+    // ROLLBACK undoes what the transaction has set, on the server as in the session.
+    let answers = [done("SET"), ready("I"), done("BEGIN"), ready("T")];
+    assert_eq!(heard(&mut session, &mut primary, &answers), "");
+    let rollback = frame(b'Q', b"ROLLBACK\0");
+    told(&mut session, &mut primary, &rollback);
+    heard(&mut session, &mut primary, &[done("ROLLBACK"), ready("I")]);
+    for settings in [session.settings(), &primary.settings] {
+        assert_eq!(settings.names().collect::<Vec<_>>(), ["a.b"]);
+    }
+}
+
+#[test]
+fn a_transaction_stays_where_it_reads() {
+    let (stays, moves) = (Verdict::Stays, Verdict::Moves);
+    for (begin, sql, expected) in [
+        ("BEGIN", "SELECT a FROM t", stays),
+        ("BEGIN", "COMMIT AND CHAIN", stays),
+        ("BEGIN", "SET LOCAL statement_timeout = 1", stays),
+        ("BEGIN", "DEALLOCATE p", stays),
+        ("BEGIN", "UPDATE t SET a = 1", moves),
+        ("BEGIN", "SELECT 1; SAVEPOINT a", moves),
+        ("BEGIN", "SHOW work_mem", moves),
+        ("BEGIN READ ONLY", "SHOW work_mem", stays),
+        ("BEGIN READ ONLY", "SHOW tidegate.token", moves),
+        ("BEGIN READ ONLY", "SET tidegate.max_lag = '1s'", moves),
+        ("BEGIN READ ONLY", "SET transaction_read_only = off", moves),
+        ("BEGIN READ ONLY", "PREPARE p AS SELECT 1", moves),
+        (
+            "BEGIN READ ONLY",
+            "SELECT set_config('a.b', 'c', true)",
+            moves,
+        ),
+        ("BEGIN READ ONLY", "DECLARE c CURSOR FOR SELECT 1", stays),
+        (
+            "BEGIN READ ONLY",
+            "DECLARE c CURSOR FOR SELECT nextval('s')",
+            moves,
+        ),
+        ("BEGIN", "DECLARE c CURSOR FOR SELECT 1", moves),
+        ("BEGIN", "BEGIN", stays),
+        ("BEGIN", "BEGIN ISOLATION LEVEL SERIALIZABLE", moves),
+        (
+            "BEGIN",
+            "SELECT current_setting('Transaction_Read_Only')",
+            moves,
+        ),
+        ("BEGIN READ ONLY", "SHOW transaction_read_only", stays),
+    ] {
+        let (mut session, mut replica) = (eager(), server());
+        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        assert_eq!(verdict(&mut session, sql), expected, "{begin}; {sql}");
+    }
+}
+
+#[test]
+fn what_a_transaction_holds_ties_it() {
+    let begun = |begin: &str, then: &str| {
+        let (mut session, mut replica) = (eager(), server());
+        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        run(&mut session, &mut replica, then, ["SELECT 1", "T"]);
+        (session, replica)
+    };
+    let snapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let (mut session, mut replica) = begun(snapshot, "SELECT a FROM t");
+    assert_eq!(verdict(&mut session, "LOCK t"), Verdict::Refused);
+    assert_eq!(verdict(&mut session, "SELECT b FROM t"), Verdict::Stays);
+    run(
+        &mut session,
+        &mut replica,
+        "ROLLBACK AND CHAIN",
+        ["ROLLBACK", "T"],
+    );
+    assert_eq!(verdict(&mut session, "LOCK t"), Verdict::Moves, "a new one");
+    let (mut session, _) = begun("BEGIN READ ONLY", "DECLARE c CURSOR FOR SELECT 1");
+    assert_eq!(verdict(&mut session, "LOCK t"), Verdict::Refused);
+    let (mut session, _) = begun("BEGIN READ ONLY", "SELECT a FROM t");
+    assert_eq!(verdict(&mut session, "LOCK t"), Verdict::Moves);
+    // What would have to be said again is bounded.
+    let (mut session, mut replica) = begun("BEGIN", "SELECT a FROM t");
+    let long = format!("SET LOCAL a.b = '{}'", "x".repeat(9000));
+    assert_eq!(verdict(&mut session, &long), Verdict::Stays);
+    run(&mut session, &mut replica, &long, ["SET", "T"]);
+    assert_eq!(verdict(&mut session, &long), Verdict::Moves);
+    assert_eq!(verdict(&mut session, "SELECT a FROM t"), Verdict::Stays);
+}
+
+#[test]
+fn only_what_can_be_undone_on_a_standby_begins_there() {
+    let opens = |begin: &str, reads| {
+        let mut session = eager();
+        let (batch, _) = planned(&mut session, begin);
+        session.opens_elsewhere(&batch, reads)
+    };
+    for (begin, usually, eagerly) in [
+        ("BEGIN", false, true),
+        ("BEGIN READ WRITE", false, false),
+        ("BEGIN READ ONLY", true, true),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", false, false),
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ", false, false),
+        (
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            true,
+            true,
+        ),
+        ("BEGIN READ ONLY; SELECT 1", false, false),
+        ("SELECT 1", false, false),
+    ] {
+        assert_eq!(opens(begin, TransactionReads::Primary), usually, "{begin}");
+        assert_eq!(opens(begin, EAGER), eagerly, "{begin}");
+    }
+    // A pipeline goes where all of it may.
+    let step = |sql: &str| [parse("", sql), bind(""), execute()].concat();
+    for (texts, expected) in [
+        (&["BEGIN", "SELECT 1", "COMMIT"][..], true),
+        (&["BEGIN", "SELECT 1", "INSERT INTO t VALUES (1)"], false),
+        (&["SELECT 1", "BEGIN"], false),
+        (&["BEGIN", "COMMIT", "BEGIN"], false),
+    ] {
+        let mut session = eager();
+        let steps: Vec<Vec<u8>> = texts.iter().map(|sql| step(sql)).collect();
+        let client = [&steps.concat()[..], SYNC].concat();
+        let mut batch = Batch::new();
+        let planned = session.plan(&client, &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        assert_eq!(
+            session.opens_elsewhere(&batch, EAGER),
+            expected,
+            "{texts:?}"
+        );
+    }
+    // What transactions are by default is not known of every server.
+    let mut unknown = session();
+    let (batch, _) = planned(&mut unknown, "BEGIN READ ONLY");
+    assert!(!unknown.opens_elsewhere(&batch, EAGER));
+    // Nor does one begin elsewhere while something ties its session to the primary.
+    let mut pinned = eager();
+    pinned.pins.touched(Pin::Listen);
+    let (batch, _) = planned(&mut pinned, "BEGIN READ ONLY");
+    assert!(!pinned.opens_elsewhere(&batch, EAGER));
+}
