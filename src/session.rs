@@ -406,8 +406,13 @@ impl Session {
         if let Some(pin) = statement.pin {
             self.pins.touched(pin);
         }
-        if statement.sets_config || statement.verb == Verb::Run {
-            self.configured(tracked.changes.as_deref(), server);
+        match tracked.changes.as_deref() {
+            // What it has set is gone with the transaction, as by SET LOCAL.
+            Some(changes) if changes.only_local => self.localised = true,
+            changes if statement.sets_config || statement.verb == Verb::Run => {
+                self.configured(changes, server);
+            }
+            _ => {}
         }
         if statement.sets_config && statement.verb == Verb::Prepare {
             // What it will set, and when, is told by no text.
@@ -491,7 +496,7 @@ impl Session {
             _ => {}
         }
         if self.roaming.is_some() {
-            self.log(statement.verb, text());
+            self.log(statement, text());
         }
     }
 
@@ -499,7 +504,7 @@ impl Session {
     fn configured(&mut self, changes: Option<&Changes>, server: &ServerState) {
         self.remember_settings(server);
         self.uncertain = true;
-        let Some(Changes { names, unknown }) = changes else {
+        let Some(Changes { names, unknown, .. }) = changes else {
             return;
         };
         self.note_names(names.iter().filter_map(|name| match name {
@@ -732,7 +737,8 @@ fn tracked(
             Verb::Setting | Verb::Deallocate | Verb::Routine | Verb::Ddl(Reach::Itself)
         ),
     };
-    let text = class.statements.iter().any(by_text).then(text);
+    let is_said_again = keeps && class.statements.iter().any(|s| s.sets_config);
+    let text = (is_said_again || class.statements.iter().any(by_text)).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
     let changes = class.statements.iter().any(by_call).then(|| {
         let mut changes = set_config::changes(sql, conforming);

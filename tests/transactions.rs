@@ -332,7 +332,7 @@ fn transactions_read_on_a_replica_until_they_write() {
         "DECLARE c CURSOR FOR SELECT 1",
         "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
         "SET LOCAL transaction_isolation = 'serializable'",
-        "SELECT set_config('work_mem', '1MB', true)",
+        "SELECT set_config('work_mem', '1MB', false)",
         "CREATE TEMPORARY TABLE own (v int) ON COMMIT DROP",
         "SET tidegate.consistency = 'eventual'",
     ] {
@@ -385,6 +385,53 @@ fn transactions_read_on_a_replica_until_they_write() {
     });
     let stated = ["BEGIN ISOLATION LEVEL READ COMMITTED", "here", "COMMIT"];
     assert_eq!(are_on_replica(&run(&client, &stated), &cluster), [true]);
+}
+
+/// As servers of HTTP do that keep tenants apart by row security.
+#[test]
+fn what_is_set_for_a_transaction_stays_with_it() {
+    let cluster = start(1);
+    let gateway = with_routing(&cluster, "");
+    cluster
+        .primary()
+        .sql("app", "CREATE ROLE tenant; GRANT tenant TO app; GRANT SELECT ON here, t TO tenant; \
+            CREATE VIEW who AS SELECT current_user::text AS role, current_setting('app.tenant', true) AS tenant; \
+            GRANT SELECT ON who TO app, tenant")
+        .expect("a role");
+    cluster.wait_caught_up().expect("caught up");
+    let client = settled(&gateway, &cluster, "");
+    let primary = cluster.primary().port();
+    let who = || client.rows("SELECT role, tenant FROM who").swap_remove(0);
+    for texts in [
+        [
+            "SELECT set_config('role', 'tenant', true), set_config('app.tenant', 'it''s', true)",
+            "",
+        ],
+        [
+            "SET LOCAL ROLE tenant",
+            "SELECT set_config('app.tenant', $1, true)",
+        ],
+    ] {
+        client.rows("BEGIN READ ONLY");
+        client.rows(texts[0]);
+        if !texts[1].is_empty() {
+            assert_eq!(client.prepared_with(texts[1], &[&"it's"]), "it's");
+        }
+        assert!(here(&client) != primary);
+        assert_eq!(who(), ["tenant", "it's"]);
+        client.rows("SELECT pg_advisory_xact_lock(1)");
+        assert_eq!(here(&client), primary);
+        assert_eq!(who(), ["tenant", "it's"]);
+        client.rows("COMMIT");
+        assert_eq!(who(), ["app", ""]);
+        wait_for("reads on a replica", || here(&client) != primary);
+    }
+    // What is not for the transaction alone is the primary's.
+    client.rows("BEGIN READ ONLY");
+    client.rows("SELECT set_config('app.tenant', 'kept', false)");
+    assert_eq!(here(&client), primary);
+    client.rows("COMMIT");
+    assert_eq!(who(), ["app", "kept"]);
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl Effects {
             let [Some(_), Some(name), body] = fact else {
                 continue;
             };
-            let Changes { names, unknown } = match body {
+            let Changes { names, unknown, .. } = match body {
                 Some(body) => set_config::changes_of_body(body),
                 None => Changes::default(),
             };

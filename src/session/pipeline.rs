@@ -359,14 +359,24 @@ impl Session {
         }
         let conforming = self.has_conforming_strings();
         let keeps = self.keeps_words(batch);
+        // Its words alone do not say what it sets.
+        let sets_locally = |(class, sql): (&Class, &[u8])| {
+            let sets = keeps && class.statements.iter().any(|s| s.sets_config);
+            sets.then(|| self.spelled(sql, values))
+        };
+        let spelled = of.text().and_then(sets_locally);
+        if spelled.as_ref().is_some_and(Option::is_none) {
+            batch.leaves_replica();
+        }
+        let spelled = spelled.flatten();
         let effects = match &of {
             Of::Named(prepared) => {
-                let text = || Text::Named(prepared.clone());
+                let text = || spelled.unwrap_or_else(|| Text::Named(prepared.clone()));
                 let (class, sql) = (&prepared.class, &prepared.sql);
                 tracked(class, sql, text, keeps, conforming, values)
             }
             Of::Unnamed(unnamed) => {
-                let text = || Text::Unnamed(unnamed.clone());
+                let text = || spelled.unwrap_or_else(|| Text::Unnamed(unnamed.clone()));
                 tracked(
                     &unnamed.class,
                     &unnamed.sql,

@@ -401,7 +401,7 @@ pub fn literal(text: &str) -> String {
 
 /// Likewise, in whatever encoding the text is. (In some a backslash is the second byte of a
 /// character; a client that uses one of them and sets such a value gets an error, not a leak.)
-fn add_literal(sql: &mut Vec<u8>, text: &[u8]) {
+pub(super) fn add_literal(sql: &mut Vec<u8>, text: &[u8]) {
     let escapes = text.contains(&b'\\');
     sql.extend_from_slice(if escapes { b"E'" } else { b"'" });
     for &byte in text {

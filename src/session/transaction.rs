@@ -11,12 +11,13 @@ use bytes::BytesMut;
 use super::Session;
 use super::batch::{Batch, End, Step};
 use super::own::{self, Complaint};
-use super::server::{Expect, ServerState};
+use super::server::{Expect, ServerState, Text};
+use super::settings::add_literal;
 use crate::config::TransactionReads;
 use crate::sql::command::{self, Setting};
-use crate::sql::{Class, Isolation, Modes, Need, Verb};
+use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, set_config};
 use crate::wire::encode;
-use crate::wire::message::Status;
+use crate::wire::message::{self, Status};
 
 /// The most that is repeated to open a transaction elsewhere, in bytes. One that would need more leaves
 /// its replica before.
@@ -390,11 +391,11 @@ impl Session {
     }
 
     /// What has succeeded in a transaction on a replica, and has to be said again to open it elsewhere.
-    pub(super) fn log(&mut self, verb: Verb, words: Option<&[u8]>) {
+    pub(super) fn log(&mut self, statement: &Statement, words: Option<&[u8]>) {
         let Some(roaming) = &mut self.roaming else {
             return;
         };
-        match verb {
+        match statement.verb {
             Verb::SetTransaction(modes) => {
                 roaming.modes = roaming.modes.changed_by(modes);
                 roaming.read_only |= modes.read_only == Some(true);
@@ -404,7 +405,7 @@ impl Session {
                 roaming.words.clear();
                 (roaming.has_read, roaming.is_tied) = (false, false);
             }
-            verb if is_logged(verb) => match words {
+            verb if is_logged(verb) || statement.sets_config => match words {
                 Some(words) => {
                     roaming.words.extend_from_slice(words);
                     // A line of its own: the statement may end in a comment.
@@ -428,7 +429,15 @@ impl Session {
             return Within::Leaves;
         };
         match statement.verb {
-            _ if statement.pin.is_some() || statement.sets_config => Within::Leaves,
+            _ if statement.pin.is_some() => Within::Leaves,
+            _ if statement.sets_config => {
+                match set_config::locals(sql, self.has_conforming_strings()) {
+                    Some(_) if !own::is_mentioned(sql) && !own::mentions(sql, b"transaction") => {
+                        Within::Stays
+                    }
+                    _ => Within::Leaves,
+                }
+            }
             Verb::Commit
             | Verb::Rollback
             | Verb::Savepoint
@@ -468,6 +477,17 @@ impl Session {
         let roaming = self.roaming.as_ref();
         roaming.is_some_and(|roaming| !roaming.read_only)
             && own::mentions(sql, b"transaction_read_only")
+    }
+
+    /// What is to be said again of a text that sets something for its transaction by `set_config`, bound to
+    /// `values`.
+    pub(super) fn spelled(&self, sql: &[u8], values: &[u8]) -> Option<Text> {
+        let calls = set_config::locals(sql, self.has_conforming_strings())?;
+        let value = |number| message::bound_value(values, number);
+        let words = set_config::spelled(&calls, value, add_literal)?;
+        // A value may be a name that matters.
+        let is_plain = !own::is_mentioned(&words) && !own::mentions(&words, b"transaction");
+        is_plain.then(|| Text::Query(words.into()))
     }
 
     /// Whether texts have to be kept that are said again to open the transaction elsewhere.

@@ -11,6 +11,19 @@ pub struct Changes {
     pub names: Vec<Name>,
     /// Some call's name can't be told from the text.
     pub unknown: bool,
+    /// The text is nothing but calls that end with their transaction, by [`locals`].
+    pub only_local: bool,
+}
+
+/// A call that ends with its transaction, in a text that is nothing else: the name and the value.
+pub type Local<'a> = [Argument<'a>; 2];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument<'a> {
+    /// A string constant, as it is written.
+    Constant(&'a [u8]),
+    /// The statement's parameter of this number, from 1.
+    Parameter(u16),
 }
 
 /// The setting that a call names.
@@ -37,7 +50,87 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let nesting = if runs_text { NESTING_MAX } else { 0 };
     let mut left = READ_BYTES_MAX;
     read(sql, conforming, nesting, &mut left, &mut changes);
+    changes.only_local = locals(sql, conforming).is_some();
     changes
+}
+
+/// The calls of `SELECT set_config(name, value, true), …`; `None` if the text is anything else or more.
+pub fn locals(sql: &[u8], conforming: bool) -> Option<Vec<Local<'_>>> {
+    let mut cursor = Cursor::new(sql, conforming);
+    let mut locals = Vec::new();
+    if !cursor.eat("select") {
+        return None;
+    }
+    loop {
+        if cursor.eat("pg_catalog") && !cursor.eat_kind(Kind::Dot) {
+            return None;
+        }
+        let opens = cursor.eat("set_config") && cursor.eat_kind(Kind::Open);
+        let arguments = [(); 2].map(|()| {
+            let argument = argument(&mut cursor, sql);
+            argument.filter(|_| cursor.eat_kind(Kind::Comma))
+        });
+        let is_local = cursor.eat("true") && cursor.eat_kind(Kind::Close);
+        let [Some(name), Some(value)] = arguments else {
+            return None;
+        };
+        if !opens || !is_local {
+            return None;
+        }
+        locals.push([name, value]);
+        if cursor.eat("as") {
+            cursor.eat_name()?;
+        }
+        if !cursor.eat_kind(Kind::Comma) {
+            break;
+        }
+    }
+    cursor.eat_kind(Kind::Semicolon);
+    cursor.peek().is_none().then_some(locals)
+}
+
+/// A constant or a parameter, with or without a cast to a plain type.
+fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8]) -> Option<Argument<'a>> {
+    let token = cursor.next()?;
+    let text = token.text(sql);
+    let argument = match token.kind {
+        Kind::String => Argument::Constant(text),
+        Kind::Parameter => {
+            let digits = str::from_utf8(text.get(1..)?).ok()?;
+            Argument::Parameter(digits.parse().ok()?)
+        }
+        _ => return None,
+    };
+    if cursor.peek().is_some_and(|next| next.text(sql) == b"::") {
+        cursor.next();
+        (cursor.eat("text") || cursor.eat("varchar")).then_some(())?;
+    }
+    Some(argument)
+}
+
+/// The same calls with the values of their parameters in place of these; `None` if one has none. A
+/// `value` is the bytes of a text, which are the same in either format.
+pub fn spelled<'a>(
+    locals: &[Local<'_>],
+    mut value: impl FnMut(u16) -> Option<&'a [u8]>,
+    literal: impl Fn(&mut Vec<u8>, &[u8]),
+) -> Option<Vec<u8>> {
+    let mut sql = b"SELECT ".to_vec();
+    for (index, [name, setting]) in locals.iter().enumerate() {
+        sql.extend_from_slice(match index {
+            0 => b"pg_catalog.set_config(".as_slice(),
+            _ => b", pg_catalog.set_config(",
+        });
+        for argument in [name, setting] {
+            match argument {
+                Argument::Constant(text) => sql.extend_from_slice(text),
+                Argument::Parameter(number) => literal(&mut sql, value(*number)?),
+            }
+            sql.extend_from_slice(b", ");
+        }
+        sql.extend_from_slice(b"true)");
+    }
+    Some(sql)
 }
 
 /// What a function with this body changes.
@@ -168,7 +261,7 @@ mod tests {
     use super::*;
 
     fn found(sql: &str) -> (Vec<String>, bool) {
-        let Changes { names, unknown } = changes(sql.as_bytes(), true);
+        let Changes { names, unknown, .. } = changes(sql.as_bytes(), true);
         let text = |name| match name {
             Name::Literal(name) => String::from(name),
             Name::Parameter(number) => format!("${number}"),
@@ -203,6 +296,48 @@ mod tests {
         ] {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(found(sql), (names, unknown), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_only_sets_for_the_transaction_can_be_said_again() {
+        let again = |sql: &str| {
+            let calls = locals(sql.as_bytes(), true)?;
+            let quoted = |out: &mut Vec<u8>, text: &[u8]| {
+                out.extend_from_slice(&[b"'", text, b"'"].concat());
+            };
+            let values = [&b"one"[..], b"two"];
+            let value = |number: u16| values.get(usize::from(number) - 1).copied();
+            let said = spelled(&calls, value, quoted)?;
+            assert!(changes(sql.as_bytes(), true).only_local);
+            String::from_utf8(said).ok()
+        };
+        for (sql, expected) in [
+            (
+                "select set_config('a.b', 'c', true)",
+                Some("SELECT pg_catalog.set_config('a.b', 'c', true)"),
+            ),
+            (
+                "SELECT pg_catalog.set_config($2, E'\\x', TRUE) AS x, set_config('role'::text, $1::text, true);",
+                Some(
+                    "SELECT pg_catalog.set_config('two', E'\\x', true), \
+                     pg_catalog.set_config('role', 'one', true)",
+                ),
+            ),
+            ("select set_config('a', $3, true)", None),
+            ("select set_config('a', 'b', false)", None),
+            ("select set_config('a', 'b', not true)", None),
+            ("select set_config('a', 'b' 'c', true)", None),
+            ("select set_config('a', f(), true)", None),
+            ("select x.set_config('a', 'b', true)", None),
+            ("select set_config('a', 'b', true) from t", None),
+            ("select set_config('a', 'b', true), f()", None),
+            ("select set_config('a', 'b', true) where f()", None),
+            ("select set_config('a', 'b', true); select 1", None),
+            ("select distinct set_config('a', 'b', true)", None),
+            ("select", None),
+        ] {
+            assert_eq!(again(sql).as_deref(), expected, "{sql}");
         }
     }
 

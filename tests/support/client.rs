@@ -2,6 +2,7 @@
 
 use tokio::runtime::Runtime;
 use tokio_postgres::error::DbError;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, NoTls, SimpleQueryMessage};
 
 use super::Gateway;
@@ -54,7 +55,12 @@ impl Client {
 
     /// The same by the extended protocol, of a text or a number.
     pub fn prepared(&self, sql: &str) -> String {
-        let row = self.runtime.block_on(self.client.query_one(sql, &[]));
+        self.prepared_with(sql, &[])
+    }
+
+    /// The same with parameters.
+    pub fn prepared_with(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> String {
+        let row = self.runtime.block_on(self.client.query_one(sql, values));
         let row = row.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         let text: Result<String, _> = row.try_get(0);
         text.unwrap_or_else(|_| row.get::<_, i32>(0).to_string())

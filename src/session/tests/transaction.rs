@@ -112,7 +112,7 @@ fn a_transaction_stays_where_it_reads() {
         ("BEGIN READ ONLY", "PREPARE p AS SELECT 1", moves),
         (
             "BEGIN READ ONLY",
-            "SELECT set_config('a.b', 'c', true)",
+            "SELECT set_config('a.b', 'c', false)",
             moves,
         ),
         ("BEGIN READ ONLY", "DECLARE c CURSOR FOR SELECT 1", stays),
