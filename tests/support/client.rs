@@ -1,5 +1,6 @@
 //! Owns: a client that asks and waits for the answer. Never: knows what the answer should be.
 
+use tidegate::demo::LocalNode;
 use tokio::runtime::Runtime;
 use tokio_postgres::error::DbError;
 use tokio_postgres::types::ToSql;
@@ -17,25 +18,31 @@ type Row = Vec<String>;
 impl Client {
     /// Logs in as `user`, with more parameters than that in a connection string.
     pub fn open(gateway: &Gateway, user: &str, more: &str) -> Client {
-        Client::connect(gateway, user, more).expect("logged in")
+        Client::connect(&with(gateway, user, more)).expect("logged in")
+    }
+
+    /// The superuser on the node itself, past every proxy.
+    pub fn direct(node: &LocalNode) -> Client {
+        let port = node.port();
+        let url = format!("host=127.0.0.1 port={port} user=postgres password=postgres dbname=app");
+        Client::connect(&url).expect("logged in")
     }
 
     /// The error that a login ends with.
     pub fn refused(gateway: &Gateway, user: &str, more: &str) -> DbError {
-        match Client::connect(gateway, user, more) {
+        match Client::connect(&with(gateway, user, more)) {
             Ok(_) => panic!("{more} is taken"),
             Err(error) => db_error(&error),
         }
     }
 
-    fn connect(gateway: &Gateway, user: &str, more: &str) -> Result<Client, Error> {
+    fn connect(url: &str) -> Result<Client, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
-        let url = format!("{} {more}", gateway.url(user));
         let client = runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
             tokio::spawn(connection);
             Ok(client)
         })?;
@@ -95,6 +102,10 @@ impl Client {
         };
         Ok(messages.into_iter().filter_map(row).collect())
     }
+}
+
+fn with(gateway: &Gateway, user: &str, more: &str) -> String {
+    format!("{} {more}", gateway.url(user))
 }
 
 fn db_error(error: &Error) -> DbError {
