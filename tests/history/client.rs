@@ -12,7 +12,8 @@ use rand::{RngExt, SeedableRng};
 use tokio_postgres::Error;
 
 use super::database::{Connection, Protocol, Shown, Span, read_text, set_text};
-use super::model::{Kept, Kind, Ledger, Node, Row, Session, Version, Violation};
+use super::model::{Kept, Kind, Ledger, Node, Owed, Row, Session, Version, Violation};
+use super::shared::Shared;
 
 /// What clients do.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,8 @@ pub struct Mix {
     pub writes: u32,
     /// Of a hundred, so many are transactions, beside those that reads and writes come to.
     pub transactions: u32,
+    /// Clients of other proxies than the first do no more than read, one read at a time.
+    pub readers: bool,
     /// Between one operation and the next.
     pub think: Duration,
     /// Clients at the same time; each has a row of its own.
@@ -46,13 +49,17 @@ pub enum Promise {
     Everything,
     /// All that anybody had been told of so long before, and nothing of its session's.
     Within(Duration),
+    /// What its session has written and read, and what proxies share of its causal key.
+    Shared,
 }
 
 /// What the clients of a run have in common.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Progress {
     /// What they have been told.
     pub ledger: Ledger,
+    /// The same, as their proxies know it of each other.
+    pub shared: Option<Shared>,
     /// The port by which the primary's answers are known.
     pub primary: u16,
     /// Operations done, of all clients.
@@ -74,6 +81,8 @@ pub struct Tally {
     /// Rows that the primary has shown as they were before a write that a replica has shown, and
     /// nobody had been told of.
     pub early: usize,
+    /// Rows that replicas have shown as they had to only since another proxy had told of them.
+    pub handed_over: usize,
     pub violations: usize,
     /// The first of them.
     pub findings: Vec<Finding>,
@@ -114,12 +123,14 @@ pub struct TestClient {
     number: i32,
     mix: Mix,
     connection: Connection,
+    /// The number of the proxy that it is connected to.
+    proxy: usize,
     promise: Promise,
     model: Session,
     /// What anybody had been told when the last statement was said.
     told: HashMap<Row, Version>,
     /// What of that its reads must show, whatever the session itself has done.
-    owed: HashMap<Row, Version>,
+    owed: Owed,
     rng: StdRng,
     /// The version that its own row gets next.
     next: Version,
@@ -139,6 +150,7 @@ impl TestClient {
     pub fn new(
         number: i32,
         connection: Connection,
+        proxy: usize,
         mix: Mix,
         promise: Promise,
         progress: Arc<Progress>,
@@ -147,10 +159,11 @@ impl TestClient {
             number,
             mix,
             connection,
+            proxy,
             promise,
             model: Session::default(),
             told: HashMap::new(),
-            owed: HashMap::new(),
+            owed: Owed::default(),
             rng: StdRng::seed_from_u64(number as u64),
             next: 1,
             last_port: None,
@@ -166,8 +179,12 @@ impl TestClient {
             if self.progress.stop.load(Ordering::Relaxed) {
                 break;
             }
-            self.look_around();
-            if self.mix.transactions > 0 && self.rng.random_ratio(self.mix.transactions, 100) {
+            self.look_around().await;
+            if self.mix.readers && self.proxy > 0 {
+                let protocol = self.protocol();
+                self.read(protocol).await?;
+            } else if self.mix.transactions > 0 && self.rng.random_ratio(self.mix.transactions, 100)
+            {
                 self.transact_somehow().await?;
             } else if self.rng.random_ratio(self.mix.writes, 100) {
                 self.write_somehow().await?;
@@ -217,7 +234,7 @@ impl TestClient {
 
     async fn read(&mut self, protocol: Protocol) -> Result<(), Error> {
         let span = self.span();
-        self.look_around();
+        self.look_around().await;
         let shown = self.connection.read(span, protocol).await?;
         self.note_read(How::Alone(protocol), span, &shown);
         Ok(())
@@ -226,15 +243,13 @@ impl TestClient {
     async fn set_own(&mut self, protocol: Protocol) -> Result<(), Error> {
         let (row, version) = self.next_own();
         self.connection.set(row, version, protocol).await?;
-        self.note_write(How::Alone(protocol), row, version);
-        Ok(())
+        self.note_write(How::Alone(protocol), row, version).await
     }
 
     async fn bump_shared(&mut self, protocol: Protocol) -> Result<(), Error> {
         let row = self.shared_row();
         let version = self.connection.bump(row, protocol).await?;
-        self.note_write(How::Alone(protocol), row, version);
-        Ok(())
+        self.note_write(How::Alone(protocol), row, version).await
     }
 
     /// A write and a read are sent together; the read runs after the write all the same.
@@ -243,7 +258,7 @@ impl TestClient {
         let set = self.connection.set(row, version, Protocol::Prepared);
         let read = self.connection.read(span, Protocol::Prepared);
         let ((), shown) = tokio::try_join!(set, read)?;
-        self.note_write(How::Pipelined, row, version);
+        self.note_write(How::Pipelined, row, version).await?;
         self.note_read(How::Pipelined, span, &shown);
         Ok(())
     }
@@ -252,7 +267,7 @@ impl TestClient {
         let ((row, version), span) = (self.next_own(), self.span());
         let script = format!("{}; {}", set_text(row, version), read_text(span));
         let shown = self.connection.script(&script).await?;
-        self.note_write(How::Script, row, version);
+        self.note_write(How::Script, row, version).await?;
         self.note_read(How::Script, span, &shown);
         Ok(())
     }
@@ -306,9 +321,8 @@ impl TestClient {
         let protocol = self.protocol();
         if commits {
             self.connection.commit(protocol).await?;
-            for (row, version) in self.model.commit() {
-                self.progress.ledger.note(row, version);
-            }
+            let written: Vec<_> = self.model.commit().into_iter().collect();
+            self.note_told(&written).await?;
             self.record(Event::Committed);
         } else {
             self.connection.roll_back(protocol).await?;
@@ -319,22 +333,35 @@ impl TestClient {
     }
 
     /// Whatever is said next is said after what others know now.
-    fn look_around(&mut self) {
-        let ledger = &self.progress.ledger;
-        self.told = ledger.as_of(Duration::ZERO);
-        self.owed = match self.promise {
-            Promise::Session => HashMap::new(),
-            Promise::Everything => self.told.clone(),
-            Promise::Within(lag) => ledger.as_of(lag),
+    async fn look_around(&mut self) {
+        let Progress { ledger, shared, .. } = &*self.progress;
+        self.owed = match (self.promise, shared) {
+            (Promise::Everything, _) => Owed::of(ledger.as_of(Duration::ZERO), Kind::Missed),
+            (Promise::Within(lag), _) => Owed::of(ledger.as_of(lag), Kind::Missed),
+            (Promise::Shared, Some(shared)) => shared.owed(self.proxy).await,
+            (Promise::Session | Promise::Shared, _) => Owed::default(),
         };
+        self.told = ledger.as_of(Duration::ZERO);
     }
 
-    fn note_write(&mut self, how: How, row: Row, version: Version) {
+    async fn note_write(&mut self, how: How, row: Row, version: Version) -> Result<(), Error> {
         self.model.wrote(row, version);
-        if !self.model.is_in_transaction() {
+        self.record(Event::Wrote(how, row, version));
+        if self.model.is_in_transaction() {
+            return Ok(());
+        }
+        self.note_told(&[(row, version)]).await
+    }
+
+    /// The client has been told that this is written.
+    async fn note_told(&self, written: &[(Row, Version)]) -> Result<(), Error> {
+        for &(row, version) in written {
             self.progress.ledger.note(row, version);
         }
-        self.record(Event::Wrote(how, row, version));
+        match &self.progress.shared {
+            Some(shared) => shared.note(self.proxy, written).await,
+            None => Ok(()),
+        }
     }
 
     fn note_read(&mut self, how: How, span: Span, shown: &[Shown]) {
@@ -370,15 +397,18 @@ impl TestClient {
                 Ok(Kept::ButEarly) if is_session_promised => self.tally.early += 1,
                 _ => {}
             }
-            if let Some(&owed) = self.owed.get(&row)
-                && version < Some(owed)
-            {
+            let Some((owed, kind)) = self.owed.get(row) else {
+                continue;
+            };
+            if version < Some(owed) {
                 self.report(Violation {
-                    kind: Kind::Missed,
+                    kind,
                     row,
                     shown: version,
                     owed,
                 });
+            } else if kind == Kind::NotShared && node == Node::Replica {
+                self.tally.handed_over += 1;
             }
         }
     }

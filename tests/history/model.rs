@@ -73,6 +73,14 @@ pub enum Kind {
     WentBack,
     /// It did not read what had been acknowledged to somebody.
     Missed,
+    /// It did not read what another proxy had told its own of.
+    NotShared,
+}
+
+/// What a read must show whatever its session has done: of each row a version, and by which promise.
+#[derive(Debug, Default)]
+pub struct Owed {
+    rows: HashMap<Row, (Version, Kind)>,
 }
 
 /// What has been acknowledged to anybody: of each row the newest version, and since when it is.
@@ -102,6 +110,27 @@ impl Ledger {
             Some((row, version))
         };
         rows.iter().filter_map(owed).collect()
+    }
+}
+
+impl Owed {
+    pub fn of(rows: HashMap<Row, Version>, kind: Kind) -> Owed {
+        let mut owed = Owed::default();
+        owed.add(rows, kind);
+        owed
+    }
+
+    pub fn add(&mut self, rows: HashMap<Row, Version>, kind: Kind) {
+        for (row, version) in rows {
+            let known = self.rows.entry(row).or_insert((version, kind));
+            if known.0 < version {
+                *known = (version, kind);
+            }
+        }
+    }
+
+    pub fn get(&self, row: Row) -> Option<(Version, Kind)> {
+        self.rows.get(&row).copied()
     }
 }
 
@@ -194,6 +223,7 @@ impl fmt::Display for Violation {
             Kind::OwnWrite => write!(f, " after the session itself had written {owed}"),
             Kind::WentBack => write!(f, " after the session had read it at {owed}"),
             Kind::Missed => write!(f, " after somebody was told of {owed}"),
+            Kind::NotShared => write!(f, " after another proxy had told of {owed}"),
         }
     }
 }

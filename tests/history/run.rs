@@ -1,4 +1,4 @@
-//! Owns: one run: its clients, what happens to replay meanwhile, and the figures that come of it.
+//! Owns: one run: its clients, what happens to the standbys meanwhile, and the figures that come of it.
 //! Never: says which figures are good ones.
 
 use std::fmt;
@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tidegate::demo::{DemoError, LocalCluster, LocalNode};
+use tidegate::demo::{DemoError, LocalCluster, LocalNode, StopMode};
 use tokio::task::JoinSet;
 use tokio_postgres::Error;
 
 use super::client::{Finding, Mix, Progress, Promise, Tally, TestClient};
 use super::database::{self, Connection};
+use super::shared::{Place, Shared};
 use crate::support::Gateway;
 
 /// What is run.
@@ -29,6 +30,8 @@ pub struct Run {
     pub late: &'static [Duration],
     /// On how many standbys replay is paused and resumed.
     pub paused: usize,
+    /// How many standbys are restarted, one after the other.
+    pub restarted: usize,
     /// Ends as soon as a violation is found.
     pub stop_at_violation: bool,
 }
@@ -41,15 +44,19 @@ pub struct Outcome {
     pub reads: usize,
     /// Reads that replicas have answered, by the proxy's count.
     pub on_replicas: usize,
-    /// Transactions may be on replicas: not all that those do is to read.
-    pub has_transactions_there: bool,
+    /// Replicas may have been asked for more than the reads that they have answered: for what else is
+    /// in a transaction, or for what they were stopped at.
+    pub may_be_asked_more: bool,
     /// The same for each of them, by what the answers say of themselves.
     pub shown_by: Vec<usize>,
     /// Reads that another node has answered than the session's read before.
     pub moves: usize,
     pub pauses: usize,
+    pub restarts: usize,
     /// Rows that the primary did not show yet as a replica had, before anybody was told.
     pub early: usize,
+    /// Rows that replicas have shown as they had to only since another proxy had told of them.
+    pub handed_over: usize,
     pub violations: usize,
     pub findings: Vec<Finding>,
     pub took: Duration,
@@ -58,44 +65,70 @@ pub struct Outcome {
 /// Longer than any run should take.
 const RUN_MAX: Duration = Duration::from_secs(120);
 
-/// Replay is paused or resumed each time the clients have done about so many operations more.
+/// Replay is paused or resumed, or a standby restarted, each time the clients have done about so many
+/// operations more.
 const TIDE_OPERATIONS: std::ops::Range<usize> = 20..250;
 
 impl Run {
-    pub fn go(&self, cluster: &LocalCluster, gateway: &Gateway) -> Result<Outcome, DemoError> {
+    /// Of clients that connect to the proxies in turn. Where those share a causal key, `places` are
+    /// theirs.
+    pub fn go(
+        &self,
+        cluster: &LocalCluster,
+        gateways: &[&Gateway],
+        places: &[Place],
+    ) -> Result<Outcome, DemoError> {
         database::reset(cluster, self.mix.rows())?;
         let replicas = cluster.replicas();
         for (replica, &delay) in replicas.iter().zip(self.late) {
             replica.set_apply_delay(delay)?;
         }
-        let progress = Arc::new(Progress {
-            primary: cluster.primary().port(),
-            stop_at_violation: self.stop_at_violation,
-            ..Progress::default()
-        });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
+        let primary = cluster.primary();
+        let shared = match places {
+            [] => None,
+            places => Some(runtime.block_on(Shared::open(&primary, places))),
+        };
+        let progress = Arc::new(Progress {
+            shared,
+            primary: primary.port(),
+            stop_at_violation: self.stop_at_violation,
+            ..Progress::default()
+        });
 
         let clients = runtime
-            .block_on(self.connect(gateway, &progress))
+            .block_on(self.connect(gateways, &progress))
             .expect("clients connect");
-        let on_replicas = || gateway.metric("tidegate_queries_total", "route=\"replica\"") as usize;
+        let on_replicas = || {
+            let of = |gateway: &&Gateway| {
+                gateway.metric("tidegate_queries_total", "route=\"replica\"") as usize
+            };
+            gateways.iter().map(of).sum::<usize>()
+        };
         let before = on_replicas();
         let begin = Instant::now();
-        let (tallies, pauses) = thread::scope(|scope| {
+        let (tallies, pauses, restarts) = thread::scope(|scope| {
             let tide = scope.spawn(|| move_tide(&replicas[..self.paused], &progress));
+            let restarts = scope.spawn(|| restart(&replicas[..self.restarted], &progress));
             let tallies = runtime.block_on(live(clients));
             progress.stop.store(true, Ordering::Relaxed);
-            (tallies, tide.join().expect("no panic"))
+            let [pauses, restarts] = [tide, restarts].map(|happened| happened.join());
+            (
+                tallies,
+                pauses.expect("no panic"),
+                restarts.expect("no panic"),
+            )
         });
         let took = begin.elapsed();
-        let pauses = pauses?;
+        let (pauses, restarts) = (pauses?, restarts?);
         let mut outcome = Outcome {
             on_replicas: on_replicas() - before,
-            has_transactions_there: self.mix.transactions > 0,
+            may_be_asked_more: self.mix.transactions > 0 || restarts > 0,
             pauses,
+            restarts,
             took,
             ..Outcome::of(
                 self.name,
@@ -112,17 +145,19 @@ impl Run {
 
     async fn connect(
         &self,
-        gateway: &Gateway,
+        gateways: &[&Gateway],
         progress: &Arc<Progress>,
     ) -> Result<Vec<TestClient>, Error> {
         let mut clients = Vec::new();
         for number in 0..self.mix.clients {
             let options = self.options.replace('%', &number.to_string());
-            let url = format!("{} {options}", gateway.url("app"));
+            let proxy = number as usize % gateways.len();
+            let url = format!("{} {options}", gateways[proxy].url("app"));
             let connection = Connection::open(&url).await?;
             clients.push(TestClient::new(
                 number,
                 connection,
+                proxy,
                 self.mix,
                 self.promise,
                 progress.clone(),
@@ -170,6 +205,31 @@ fn move_tide(replicas: &[Arc<LocalNode>], progress: &Progress) -> Result<usize, 
     Ok(pauses)
 }
 
+/// Restarts the replicas as the clients go on, in good order or as after a crash. Returns how often; all
+/// of them run in the end.
+fn restart(replicas: &[Arc<LocalNode>], progress: &Progress) -> Result<usize, DemoError> {
+    let mut rng = StdRng::seed_from_u64(replicas.len() as u64);
+    let (mut restarts, mut next) = (0, 0);
+    for replica in replicas.iter().cycle() {
+        while progress.done.load(Ordering::Relaxed) < next && !progress.stop.load(Ordering::Relaxed)
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if progress.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let mode = match rng.random_ratio(1, 2) {
+            true => StopMode::Fast,
+            false => StopMode::Immediate,
+        };
+        replica.stop(mode)?;
+        replica.start()?;
+        restarts += 1;
+        next = progress.done.load(Ordering::Relaxed) + rng.random_range(TIDE_OPERATIONS);
+    }
+    Ok(restarts)
+}
+
 impl Outcome {
     fn of(name: &'static str, tallies: Vec<Tally>, cluster: &LocalCluster) -> Outcome {
         let sum = |of: fn(&Tally) -> usize| tallies.iter().map(of).sum();
@@ -184,11 +244,13 @@ impl Outcome {
             operations: sum(|tally| tally.operations),
             reads: sum(|tally| tally.reads),
             on_replicas: 0,
-            has_transactions_there: false,
+            may_be_asked_more: false,
             shown_by: cluster.replicas().iter().map(shown_by).collect(),
             moves: sum(|tally| tally.moves),
             pauses: 0,
+            restarts: 0,
             early: sum(|tally| tally.early),
+            handed_over: sum(|tally| tally.handed_over),
             violations: sum(|tally| tally.violations),
             findings: tallies
                 .into_iter()
@@ -204,7 +266,7 @@ impl Outcome {
 
     pub fn heading() -> String {
         format!(
-            "{:<40}{:>11}{:>8}{:>13}{:>16}{:>7}{:>8}{:>9}{:>7}{:>12}",
+            "{:<40}{:>11}{:>8}{:>13}{:>16}{:>7}{:>8}{:>10}{:>9}{:>7}{:>13}{:>12}",
             "run",
             "operations",
             "reads",
@@ -212,8 +274,10 @@ impl Outcome {
             "on each",
             "moves",
             "pauses",
+            "restarts",
             "seconds",
             "early",
+            "handed over",
             "violations"
         )
     }
@@ -223,7 +287,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<40}{:>11}{:>8}{:>12.1}%{:>16}{:>7}{:>8}{:>9.1}{:>7}{:>12}",
+            "{:<40}{:>11}{:>8}{:>12.1}%{:>16}{:>7}{:>8}{:>10}{:>9.1}{:>7}{:>13}{:>12}",
             self.name,
             self.operations,
             self.reads,
@@ -231,8 +295,10 @@ impl fmt::Display for Outcome {
             format!("{:?}", self.shown_by),
             self.moves,
             self.pauses,
+            self.restarts,
             self.took.as_secs_f64(),
             self.early,
+            self.handed_over,
             self.violations,
         )
     }

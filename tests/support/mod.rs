@@ -4,6 +4,7 @@
 pub mod client;
 pub mod forms;
 pub mod raw;
+pub mod redis;
 
 use std::collections::BTreeSet;
 use std::fs;
