@@ -62,7 +62,6 @@ use crate::session::batch::{Batch, End};
 use crate::session::consistency::{NodeId, Replica};
 use crate::session::repair::{Misplaced, Repairable};
 use crate::session::route::Reason;
-use crate::session::transaction::Within;
 use crate::session::{Did, Session, Shared};
 use crate::telemetry::{self, LocalCounter, LocalHistogram};
 use crate::wire::encode::{self, Severity};
@@ -453,14 +452,14 @@ impl Client {
         let server = &mut placed.server;
         self.registered.handle.works_with(&server.listed);
         let retriable = self.may_run_again(replica);
-        let roams = self.session.roams();
+        let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
         let mut relay = Relay::new(client_side!(self), server);
         if replica {
             // What was fresh enough for one part of a pipeline need not be for the next.
-            relay.belongs_elsewhere = match self.reads_plainly {
-                _ if roams => |batch| batch.within() == Within::Leaves,
-                true => Batch::must_leave_replica,
-                false => |_| true,
+            relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
+                (Some(leaves), _) => leaves,
+                (None, true) => Batch::must_leave_replica,
+                (None, false) => |_| true,
             };
             relay.transactions = Some(self.base.transaction_reads());
         } else {
@@ -543,7 +542,10 @@ impl Client {
         drop(server);
         self.answer.clear();
         match goes_on {
-            true => self.session.lose_replica(),
+            true => {
+                telemetry::metrics().transaction_moves.increment(1);
+                self.session.lose_replica();
+            }
             false => self.session.lost_server(),
         }
         if wrote || did.read && !may_retry {
@@ -585,10 +587,12 @@ impl Client {
         }
     }
 
-    /// No server was found for the batch. A transaction that is open can't go on without one.
+    /// No server was found for the batch. A transaction that is open can't go on without one, nor a session
+    /// whose server is gone with what it held.
     fn not_found(&self, refusal: Refusal) -> Failed {
+        let lost_state = matches!(refusal, Refusal::PrimaryChanged { .. });
         match self.session.status() {
-            Status::Idle => Failed::Refused(refusal),
+            Status::Idle if !lost_state => Failed::Refused(refusal),
             _ => Failed::Ended(Ended::Refused(refusal)),
         }
     }
@@ -759,6 +763,6 @@ mod tests {
         }
         let (task, client) = (awaited(Client::run), size_of::<Client>());
         assert!(task <= 1024, "the task of a client holds {task} bytes");
-        assert!(client <= 1368, "a client is {client} bytes");
+        assert!(client <= 1376, "a client is {client} bytes");
     }
 }

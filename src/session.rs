@@ -737,7 +737,10 @@ fn tracked(
             Verb::Setting | Verb::Deallocate | Verb::Routine | Verb::Ddl(Reach::Itself)
         ),
     };
-    let is_said_again = keeps && class.statements.iter().any(|s| s.sets_config);
+    let matters = |s: &crate::sql::Statement| {
+        s.sets_config || matches!(s.verb, Verb::Commit | Verb::Rollback)
+    };
+    let is_said_again = keeps && class.statements.iter().any(matters);
     let text = (is_said_again || class.statements.iter().any(by_text)).then(text);
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
     let changes = class.statements.iter().any(by_call).then(|| {

@@ -263,7 +263,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// One of the named choices; `later` are those that a later version will know.
+    /// One of the named choices.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
         let text = self.text()?;
         if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {

@@ -370,6 +370,10 @@ impl Client {
                     .saturating_sub(since.elapsed()),
             };
             if left.is_zero() {
+                if self.session.roams() {
+                    // A transaction is never without a place.
+                    return self.on_primary(reason).await;
+                }
                 if let Some(node) = named {
                     return Err(Refusal::NamedNode {
                         node: node.to_owned(),

@@ -289,7 +289,7 @@ impl Client {
         self.drop_batch();
         let UnderWay { placed, started } = under_way;
         let now = self.count(&placed, (started, placed.found(started)));
-        let takes_a_while = !placed.replica && self.session.must_inspect();
+        let takes_a_while = self.session.must_inspect();
         if takes_a_while || !self.registered.handle.leaves_server() {
             return Some(Next::Settle(placed));
         }

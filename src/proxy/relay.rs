@@ -14,10 +14,11 @@ use crate::config::TransactionReads;
 use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
 use crate::session::Session;
-use crate::session::answers::{Answer, Run};
+use crate::session::answers::{Answer, Run, ServerFault};
 use crate::session::batch::{Batch, End};
 use crate::session::pipeline::Planned;
 use crate::session::repair::Repairable;
+use crate::wire::message::Status;
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
 
 /// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
@@ -146,6 +147,9 @@ impl<'a> Relay<'a> {
             // Were it not, what follows would be done outside of a transaction, and for good.
             session.say_opening(state, self.transactions.is_some(), &mut self.to_server);
             self.run().await?;
+            if self.server.state.status == Status::Idle {
+                return Err(Broken::Server(ServerFault::Unexpected('Z')));
+            }
         }
         let (session, state) = (&mut *self.client.session, &mut self.server.state);
         if state.settings.differs_in_identity(session.settings()) {

@@ -19,7 +19,7 @@ impl Client {
     /// there, or goes on with one that is to be opened.
     pub(super) fn may_go_to_replica(&self) -> bool {
         if self.session.roams() {
-            return self.session.verdict(&self.batch) != Verdict::Moves;
+            return self.session.verdict(&self.batch) == Verdict::Stays;
         }
         self.batch.opens().is_some() && {
             let reads = self.base.transaction_reads();
@@ -65,12 +65,15 @@ impl Client {
         if let Some(server) = self.held_replica.take() {
             self.leave_replica(server);
         }
-        telemetry::metrics().transaction_moves.increment(1);
+        if self.batch.shows_own {
+            self.show_own().await?;
+        }
         self.on_primary(Reason::Transaction).await
     }
 
     /// The transaction goes on elsewhere; what it has left on this server is undone.
     pub(super) fn leave_replica(&mut self, mut server: Box<Server>) {
+        telemetry::metrics().transaction_moves.increment(1);
         self.session.leave_replica(&mut server.state);
         self.clean(server, false);
     }
@@ -92,12 +95,12 @@ impl Client {
     }
 
     /// Whether nothing asks for more than the transaction's replica had when it began. One that keeps its
-    /// snapshot shows no more than that anyhow.
+    /// snapshot shows no more than that anyhow, and one that has failed shows nothing.
     fn is_still_fresh(&mut self) -> bool {
         self.session.heed_schema(&self.cluster.clock);
         let asks_more =
             !self.reads_plainly || self.is_special() || self.session.floors.awaits_schema();
-        !asks_more || !self.session.may_move()
+        !asks_more || !self.session.may_move() || self.session.status() == Status::Failed
     }
 
     /// Whether the replica that the transaction is on has what the batch asks for.
@@ -145,8 +148,8 @@ impl Client {
     /// thing.
     pub(super) fn serve_unopened(&mut self) -> bool {
         let reads = self.base.transaction_reads();
-        let begins = self.session.begins_later(&self.batch, reads);
-        if !begins && !self.session.ends_unopened(&self.batch) {
+        let begins = self.session.begins_later(&self.batch, reads, &self.inbox);
+        if !begins && !self.session.ends_unopened(&self.batch, &self.inbox) {
             return false;
         }
         self.make_outbox();
@@ -162,7 +165,9 @@ impl Client {
     /// if a replica has all that it needs.
     pub(super) fn turn_to_replica(&mut self) {
         let reads = self.base.transaction_reads();
-        if !self.session.may_turn(&self.batch, reads) || self.batch.hints.is_some() {
+        let may_turn = self.session.may_turn(&self.batch, reads) && self.batch.hints.is_none();
+        // In session mode what the session has left on its server is its own.
+        if !may_turn || self.keeps_servers {
             return;
         }
         self.session.heed_schema(&self.cluster.clock);

@@ -206,7 +206,7 @@ impl Client {
             Some(_) if self.session.status() != Status::Idle => Complaint {
                 sqlstate: "25001",
                 message: format!("cannot go to node \"{name}\" within a transaction"),
-                advice: "Transactions run on the primary.".to_owned(),
+                advice: "Name it before BEGIN, or outside of a transaction.".to_owned(),
             },
             Some(_) => return,
             None => {

@@ -57,6 +57,8 @@ pub struct Batch {
     /// their end.
     pub(super) within: Within,
     pub(super) portals_left: u16,
+    /// How long the texts are that may have to be said again elsewhere, in bytes.
+    pub(super) words: u32,
     /// What its statements ask for by hints, together; and whether there is one that has none, and so
     /// is as its session wishes.
     pub hints: Option<Box<Hints>>,
@@ -205,6 +207,7 @@ impl Batch {
             rest: Need::Read,
             within: Within::Stays,
             portals_left: 0,
+            words: 0,
             hints: None,
             has_unhinted: false,
             shows_own: false,
@@ -236,6 +239,7 @@ impl Batch {
             rest,
             within,
             portals_left,
+            words,
             hints,
             has_unhinted,
             shows_own,
@@ -252,7 +256,7 @@ impl Batch {
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);
-        (*within, *portals_left) = (Within::Stays, 0);
+        (*within, *portals_left, *words) = (Within::Stays, 0, 0);
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
         unjudged.clear();

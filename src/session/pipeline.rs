@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::Text;
 use super::transaction::{Control, Within};
-use super::{Session, own, tracked};
+use super::{Session, own, tracked, transaction};
 use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Pin, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -455,19 +455,17 @@ impl Session {
             return;
         }
         batch.rest = batch.rest.max(need);
-        // After other statements it may be another transaction than the one that is open now.
-        let may_be_another = |s: &crate::sql::Statement| matches!(s.verb, Verb::Begin(_));
-        let within = match batch.executes && class.statements.iter().any(may_be_another) {
-            true => Within::Leaves,
-            false => self.within(class, need, sql),
-        };
-        batch.within = batch.within.max(within);
+        batch.within = batch.within.max(self.within(class, need, sql));
+        if need > Need::Read {
+            let len = u32::try_from(sql.len()).unwrap_or(u32::MAX);
+            batch.words = batch.words.saturating_add(len);
+        }
         if batch.control.is_none()
             && let [statement] = &*class.statements
         {
             batch.control = match statement.verb {
                 Verb::SetTransaction(modes) => Some(Control::Sets(modes)),
-                Verb::Commit | Verb::Rollback if own::mentions(sql, b"chain") => None,
+                Verb::Commit | Verb::Rollback if transaction::chains(sql) => None,
                 Verb::Commit => Some(Control::Commits),
                 Verb::Rollback => Some(Control::RollsBack),
                 _ => None,

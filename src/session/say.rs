@@ -495,7 +495,7 @@ impl Session {
 }
 
 /// What every server refuses to parse; it may come to be read in the server's log.
-const NO_SQL: &[u8] = b"tidegate has refused what the client said here";
+pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said here";
 
 /// The formats, values and result formats of a Bind that has none.
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";

@@ -225,6 +225,8 @@ pub(super) enum Expect {
     Settings,
     /// The proxy's question about the session.
     Inspection,
+    /// The proxy's own, which fails, as the transaction has that it is said in.
+    Failing,
     FunctionCall,
     Sync,
     /// The client's Parse of a statement that the server has: answered by the proxy in its turn.
@@ -247,6 +249,7 @@ impl Expect {
                 | Expect::FunctionCall
                 | Expect::Settings
                 | Expect::Inspection
+                | Expect::Failing
         )
     }
 }

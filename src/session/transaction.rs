@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use super::Session;
 use super::batch::{Batch, End, Step};
 use super::own::{self, Complaint};
+use super::say::NO_SQL;
 use super::server::{Expect, ServerState, Text};
 use super::settings::add_literal;
 use crate::config::TransactionReads;
@@ -100,6 +101,14 @@ impl Roaming {
         !self.is_tied && (self.by_statement || !self.has_read)
     }
 
+    /// What a batch is to it.
+    fn of(&self, batch: &Batch) -> Within {
+        match batch.within() {
+            Within::StaysReadOnly | Within::Ties if !self.read_only => Within::Leaves,
+            within => within,
+        }
+    }
+
     /// What opens it on a server: the client's own modes, but that no standby can be told to write.
     fn opening(&self, on_replica: bool) -> Vec<u8> {
         let mut sql = b"BEGIN".to_vec();
@@ -124,6 +133,10 @@ impl Roaming {
         }
         sql.extend_from_slice(b";\n");
         sql.extend_from_slice(&self.words);
+        if self.has_read {
+            // Modes can't be set any more.
+            sql.extend_from_slice(b"SELECT;");
+        }
         sql
     }
 }
@@ -198,7 +211,7 @@ impl Session {
 
     /// Whether the batch says no more than that such a transaction begins, so that it need not begin
     /// before it is known what runs in it.
-    pub fn begins_later(&self, batch: &Batch, reads: TransactionReads) -> bool {
+    pub fn begins_later(&self, batch: &Batch, reads: TransactionReads, client: &[u8]) -> bool {
         let Some(modes) = batch.opens() else {
             return false;
         };
@@ -206,6 +219,7 @@ impl Session {
         is_alone
             && self.status == Status::Idle
             && reads == TransactionReads::Replica
+            && batch.query(client).is_some_and(command::is_plain_begin)
             && (self.opening(modes, reads)).is_some_and(|opening| !opening.read_only)
     }
 
@@ -228,22 +242,18 @@ impl Session {
         encode::ready(out, self.status);
     }
 
-    /// Whether the batch ends a transaction of which no server knows. What one has set that was lost with its
-    /// replica is known if none of it was undone by a savepoint.
-    pub fn ends_unopened(&self, batch: &Batch) -> bool {
+    /// Whether the batch ends a transaction of which no server knows.
+    pub fn ends_unopened(&self, batch: &Batch, client: &[u8]) -> bool {
         let ends = matches!(batch.control, Some(Control::Commits | Control::RollsBack));
-        ends && self.is_to_be_opened() && batch.is_one_query() && !self.uncertain
+        ends && self.is_to_be_opened()
+            && batch.is_one_query()
+            && batch.query(client).is_some_and(command::is_plain_end)
     }
 
     /// It is over. Says so to the client.
     pub fn end_unopened(&mut self, batch: &Batch, out: &mut BytesMut) {
         let undoes = batch.control == Some(Control::RollsBack);
-        if let Some((settings, _)) = self.before.take_if(|_| undoes) {
-            self.settings = settings;
-        }
-        self.before = None;
         self.roaming = None;
-        self.localised = false;
         self.statements.drop_unnamed();
         self.status = Status::Idle;
         encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
@@ -296,25 +306,39 @@ impl Session {
         if roaming.place == (Place::Nowhere { primary: true }) {
             return Verdict::Moves;
         }
-        // It is for the server to say that nothing can be done.
+        let within = roaming.of(batch);
         if self.status == Status::Failed {
-            return Verdict::Stays;
+            // It is for the server to say that nothing can be done; but what comes after a ROLLBACK can.
+            return match within {
+                Within::Leaves => Verdict::Moves,
+                _ => Verdict::Stays,
+            };
         }
         let is_open = batch.executes && batch.end() == Some(End::Open);
-        let words = match batch.need {
-            Need::Read => 0,
-            _ => roaming.words.len() + batch.len,
-        };
-        let within = match batch.within() {
-            Within::StaysReadOnly | Within::Ties if !roaming.read_only => Within::Leaves,
-            within => within,
-        };
+        let words = roaming.words.len() + batch.words as usize;
         let stays = within < Within::Leaves && !is_open && words <= WORDS_BYTES_MAX;
         match roaming.is_movable() {
             _ if stays => Verdict::Stays,
             true => Verdict::Moves,
             false if within == Within::Leaves => Verdict::Refused,
             false => Verdict::Stays,
+        }
+    }
+
+    /// Whether a part of a pipeline that began on the transaction's replica can't go on there, which is to be
+    /// asked of each part: of one that may write, and of a read-only one.
+    pub fn leaves_midway(&self) -> fn(&Batch) -> bool {
+        fn leaves(batch: &Batch) -> bool {
+            let is_open = batch.executes && batch.end() == Some(End::Open);
+            batch.within() == Within::Leaves || is_open || batch.hints.is_some()
+        }
+        match self
+            .roaming
+            .as_ref()
+            .is_some_and(|roaming| roaming.read_only)
+        {
+            true => leaves,
+            false => |batch| leaves(batch) || batch.within() > Within::Stays,
         }
     }
 
@@ -363,11 +387,13 @@ impl Session {
         }
         encode::query(out, &roaming.opening(on_replica));
         server.expect_hidden(Expect::Settings);
+        if self.status == Status::Failed {
+            encode::query(out, NO_SQL);
+            server.expect_hidden(Expect::Failing);
+        }
         server.unnamed = None;
         server.settings = self.settings.clone();
-        if let Some((_, on_server)) = &mut self.before {
-            *on_server = before;
-        }
+        self.before = Some((before.clone(), before));
         roaming.place = Place::Replica;
         if !on_replica {
             self.roaming = None;
@@ -376,9 +402,10 @@ impl Session {
 
     /// A batch is being run. `replica` is given on a replica, and says which transactions may begin there.
     pub fn note_place(&mut self, batch: &Batch, replica: Option<TransactionReads>) {
-        self.begun = batch
-            .opens()
-            .filter(|_| replica.is_none() && batch.only_opens());
+        let begins_here = replica.is_none() && batch.only_opens() && batch.hints.is_none();
+        self.begun = batch.opens().filter(|_| begins_here);
+        // Whatever it was not proven to be, a standby has taken no write.
+        self.did.wrote &= replica.is_none();
         if let Some((modes, reads)) = batch.opens().zip(replica) {
             // If it does not come to that, the transaction is over as soon as the server is ready.
             let opening = self.opening(modes, reads);
@@ -400,11 +427,13 @@ impl Session {
                 roaming.modes = roaming.modes.changed_by(modes);
                 roaming.read_only |= modes.read_only == Some(true);
             }
-            Verb::Commit | Verb::Rollback => {
-                // With AND CHAIN another one like it begins.
+            // With AND CHAIN another one like it begins.
+            Verb::Commit | Verb::Rollback if words.is_some_and(chains) => {
                 roaming.words.clear();
                 (roaming.has_read, roaming.is_tied) = (false, false);
             }
+            Verb::Commit | Verb::Rollback => self.roaming = None,
+            _ if !roaming.is_movable() => {}
             verb if is_logged(verb) || statement.sets_config => match words {
                 Some(words) => {
                     roaming.words.extend_from_slice(words);
@@ -432,9 +461,7 @@ impl Session {
             _ if statement.pin.is_some() => Within::Leaves,
             _ if statement.sets_config => {
                 match set_config::locals(sql, self.has_conforming_strings()) {
-                    Some(_) if !own::is_mentioned(sql) && !own::mentions(sql, b"transaction") => {
-                        Within::Stays
-                    }
+                    Some(_) if !matters_elsewhere(sql) => Within::Stays,
                     _ => Within::Leaves,
                 }
             }
@@ -445,19 +472,27 @@ impl Session {
             | Verb::Release
             | Verb::Deallocate
             | Verb::DeallocateAll => Within::Stays,
-            // There is one: it changes nothing, and says so.
-            Verb::Begin(modes) if modes == Modes::default() => Within::Stays,
+            // What a savepoint undoes of it is not undone in the modes.
             Verb::SetTransaction(Modes {
                 isolation: None,
                 read_only: None | Some(true),
                 ..
-            }) => Within::Stays,
+            }) if !self.has_words() => Within::Stays,
             Verb::Setting | Verb::SettingLocal => match command::setting(sql) {
-                _ if own::is_mentioned(sql) || own::mentions(sql, b"transaction") => Within::Leaves,
+                _ if matters_elsewhere(sql) => Within::Leaves,
+                // There is more to it than the session can carry from server to server.
+                Some(Setting::Set { name }) if name == "seed" => Within::Leaves,
+                Some(Setting::Set { name }) if !self.settings.have_room(&name, sql) => {
+                    Within::Leaves
+                }
+                // It goes back to what was given at start-up, and a server to its own default.
+                Some(Setting::Reset { name }) if self.defaults.names().any(|n| *n == *name) => {
+                    Within::Leaves
+                }
                 Some(Setting::Set { .. } | Setting::Reset { .. } | Setting::Local) => Within::Stays,
                 Some(Setting::ResetAll) | None => Within::Leaves,
             },
-            Verb::Show if own::is_mentioned(sql) => Within::Leaves,
+            Verb::Show if shows_node(sql) => Within::Leaves,
             Verb::Show | Verb::Fetch | Verb::Close => Within::StaysReadOnly,
             Verb::Declare => match command::declared(sql) {
                 Some(query) if self.is_read(query) => Within::Ties,
@@ -465,6 +500,11 @@ impl Session {
             },
             _ => Within::Leaves,
         }
+    }
+
+    fn has_words(&self) -> bool {
+        let roaming = self.roaming.as_ref();
+        roaming.is_some_and(|roaming| !roaming.words.is_empty())
     }
 
     fn is_read(&self, sql: &[u8]) -> bool {
@@ -486,14 +526,36 @@ impl Session {
         let value = |number| message::bound_value(values, number);
         let words = set_config::spelled(&calls, value, add_literal)?;
         // A value may be a name that matters.
-        let is_plain = !own::is_mentioned(&words) && !own::mentions(&words, b"transaction");
-        is_plain.then(|| Text::Query(words.into()))
+        (!matters_elsewhere(&words)).then(|| Text::Query(words.into()))
     }
 
     /// Whether texts have to be kept that are said again to open the transaction elsewhere.
     pub(super) fn keeps_words(&self, batch: &Batch) -> bool {
         self.roams() || batch.opens().is_some()
     }
+}
+
+/// Whether a text may be about a setting that matters to the proxy, to the transaction itself, or to how the
+/// words are read that open it elsewhere.
+fn matters_elsewhere(sql: &[u8]) -> bool {
+    const NAMES: [&[u8]; 5] = [
+        b"transaction",
+        b"standard_conforming",
+        b"backslash_quote",
+        b"client_encoding",
+        b"names",
+    ];
+    own::is_mentioned(sql) || NAMES.iter().any(|name| own::mentions(sql, name))
+}
+
+/// Whether a SHOW may show the proxy's own settings, or what differs on a standby.
+fn shows_node(sql: &[u8]) -> bool {
+    own::is_mentioned(sql) || own::mentions(sql, b"all") || own::mentions(sql, b"hot_standby")
+}
+
+/// Whether another transaction begins with the end of one.
+pub(super) fn chains(sql: &[u8]) -> bool {
+    own::mentions(sql, b"chain")
 }
 
 /// Whether a statement of this kind has to be said again.
@@ -537,7 +599,7 @@ impl Batch {
         let runs = |step: &&Step| {
             matches!(
                 step,
-                Step::Query { .. } | Step::Renamed { .. } | Step::Execute { .. }
+                Step::Query { .. } | Step::Renamed { .. } | Step::Bind { .. }
             )
         };
         self.opens().is_some() && self.steps.iter().filter(runs).count() == 1

@@ -127,6 +127,58 @@ pub fn is_start(sql: &[u8]) -> bool {
     Cursor::new(sql, true).at("start")
 }
 
+/// Whether a text is a BEGIN or START TRANSACTION as PostgreSQL has them, to the last word.
+pub fn is_plain_begin(sql: &[u8]) -> bool {
+    let mut cursor = Cursor::new(sql, true);
+    let begins = match cursor.eat("start") {
+        true => cursor.eat("transaction"),
+        false => {
+            cursor.eat("begin") && {
+                let _ = cursor.eat("work") || cursor.eat("transaction");
+                true
+            }
+        }
+    };
+    let mut first = true;
+    while begins && !is_over(&mut cursor) {
+        if !first {
+            cursor.eat_kind(Kind::Comma);
+        }
+        first = false;
+        let is_mode = if cursor.eat("isolation") {
+            cursor.eat("level")
+                && (cursor.eat("serializable")
+                    || cursor.eat("repeatable") && cursor.eat("read")
+                    || cursor.eat("read") && (cursor.eat("committed") || cursor.eat("uncommitted")))
+        } else if cursor.eat("read") {
+            cursor.eat("only") || cursor.eat("write")
+        } else {
+            cursor.eat("not");
+            cursor.eat("deferrable")
+        };
+        if !is_mode {
+            return false;
+        }
+    }
+    begins
+}
+
+/// Whether a text is a COMMIT, END, ROLLBACK or ABORT, to the last word, that nothing begins with.
+pub fn is_plain_end(sql: &[u8]) -> bool {
+    let mut cursor = Cursor::new(sql, true);
+    let words = ["commit", "end", "rollback", "abort"];
+    let ends = words.iter().any(|word| cursor.eat(word));
+    let _ = cursor.eat("work") || cursor.eat("transaction");
+    ends && is_over(&mut cursor)
+}
+
+/// Whether nothing follows but semicolons.
+fn is_over(cursor: &mut Cursor<'_>) -> bool {
+    let mut ahead = cursor.clone();
+    while ahead.eat_kind(Kind::Semicolon) {}
+    ahead.peek().is_none()
+}
+
 /// The name of the table that a statement creates, without its schema.
 pub fn created(statement: &[u8]) -> Option<Cow<'_, [u8]>> {
     let mut cursor = Cursor::new(statement, true);
@@ -415,6 +467,25 @@ mod tests {
         ] {
             let found = created(sql.as_bytes());
             assert_eq!(found.as_deref(), name.map(str::as_bytes), "{sql}");
+        }
+        for (sql, begins, ends) in [
+            ("BEGIN;", true, false),
+            (
+                "begin work isolation level read committed, not deferrable",
+                true,
+                false,
+            ),
+            ("START TRANSACTION READ WRITE DEFERRABLE", true, false),
+            ("start", false, false),
+            ("begin foo", false, false),
+            ("begin, read only", false, false),
+            ("begin read", false, false),
+            ("end transaction ;", false, true),
+            ("commit and no chain", false, false),
+            ("commit foo", false, false),
+        ] {
+            let found = (is_plain_begin(sql.as_bytes()), is_plain_end(sql.as_bytes()));
+            assert_eq!(found, (begins, ends), "{sql}");
         }
         for (sql, query) in [
             ("declare c cursor for select 1", Some("select 1")),
