@@ -18,6 +18,10 @@ pub(super) type Fact = [Option<Box<[u8]>>; 3];
 
 const SETTING: &str = "setting";
 
+/// The settings that the server lists as the session's own.
+const LISTED: &str =
+    "SELECT 'setting', name, setting FROM pg_catalog.pg_settings WHERE source = 'session'";
+
 /// Each pin as the answer names it, and where the server shows what there is.
 const SHOWN: [(Pin, &str, &str); 5] = [
     (
@@ -150,9 +154,7 @@ impl Session {
 fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinSet) -> String {
     let mut rows = Vec::new();
     if settings {
-        rows.push(format!(
-            "SELECT '{SETTING}', name, setting FROM pg_catalog.pg_settings WHERE source = 'session'"
-        ));
+        rows.push(format!("{LISTED} AND name <> 'statement_timeout'"));
         let mut unlisted: Vec<&str> = names.filter(|name| name.contains('.')).collect();
         unlisted.extend(["role", "session_authorization"]);
         unlisted.sort_unstable();
@@ -169,7 +171,12 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
             ));
         }
     }
-    unlimited(&rows.join(" UNION ALL "))
+    let question = unlimited(&rows.join(" UNION ALL "));
+    match settings {
+        // Read before it is changed for the rest: it would be taken for what the session has set.
+        true => format!("{LISTED} AND name = 'statement_timeout'; {question}"),
+        false => question,
+    }
 }
 
 /// The session's own time limits must not keep the proxy from knowing.
@@ -188,7 +195,10 @@ mod tests {
             ["a.b", "work_mem", "a.b"].into_iter(),
             PinSet::VISIBLE,
         );
-        for part in ["'a.b'", "pg_settings", "'role'", "pg_locks", "pg_cursors"] {
+        let timeout = all.find("name = 'statement_timeout'");
+        let set = all.find("SET LOCAL").expect("no limit");
+        assert!(timeout.is_some_and(|read| read < set), "before it is set");
+        for part in ["'a.b'", "name <>", "'role'", "pg_locks", "pg_cursors"] {
             assert_eq!(
                 all.matches(part).count().min(2),
                 if part.starts_with('\'') { 2 } else { 1 },
