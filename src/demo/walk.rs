@@ -186,7 +186,23 @@ impl Walk<'_> {
                 .try_for_each(|replica| replica.wait_for_replay(lsn))
         })
         .await?;
-        Ok(())
+        self.wait_for_catalog(&mut session).await
+    }
+
+    /// Until the proxy knows what the new names mean, reads of them are the primary's; on a slow machine that
+    /// takes a second.
+    async fn wait_for_catalog(&self, session: &mut Session) -> Result<(), WalkError> {
+        let began = Instant::now();
+        loop {
+            let before = self.routes()?;
+            session.read_height(0).await?;
+            let read = self.since(&before, 1).await?;
+            if read[0].reason != "catalog_unknown" {
+                return Ok(());
+            }
+            within_limit(began, "the proxy to know the database's catalog")?;
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     async fn write_and_read(&self, session: &mut Session) -> Result<(), WalkError> {
