@@ -219,9 +219,12 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
 
     let mut wrong = faults(&direct, sections);
     wrong.extend(differences(name, &direct, &proxied));
-    // The same with transactions that begin on replicas.
+    // The same with transactions that begin on replicas. What one connection of a driver's pool has written,
+    // the next one reads: they are sessions of their own.
     let eager = Gateway::start_with(&cluster, |config| {
-        format!("{config}\n[routing]\ntransaction_reads = \"replica\"\n")
+        format!(
+            "{config}\n[routing]\ntransaction_reads = \"replica\"\n[consistency]\nlevel = \"global\"\n"
+        )
     });
     wrong.extend(differences(name, &direct, &run(eager.port)));
     let transactions = eager.metric("tidegate_queries_total", "reason=\"transaction_read\"");
