@@ -11,9 +11,6 @@ pub mod demo;
 // The process: accepting, signals, reload, shutdown.
 pub mod listener;
 
-// Why a statement goes where it goes, for the command line.
-pub mod explain;
-
 // Metrics and health over HTTP.
 pub mod http;
 

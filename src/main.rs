@@ -12,8 +12,9 @@ use tidegate::config::{Config, LogFormat};
 use tidegate::demo::walk;
 use tidegate::net::tls::Material;
 use tidegate::sql::catalog::Catalog;
+use tidegate::sql::explain;
 use tidegate::sql::functions::Rules;
-use tidegate::{explain, listener, telemetry};
+use tidegate::{listener, telemetry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod catalog;
 pub mod classify;
 pub mod command;
+pub mod explain;
 pub mod fingerprint;
 pub mod functions;
 pub mod hint;

@@ -285,7 +285,8 @@ impl Client {
             let mut moved = std::pin::pin!(cluster.moved.notified());
             let topology = cluster.topology();
             self.session.heed_schema(&cluster.clock);
-            let random = self.next_random();
+            // The number that was drawn when the read came: it decides as it did then.
+            let random = self.random;
             let route = match special {
                 None => {
                     let policy = Policy {
@@ -358,12 +359,13 @@ impl Client {
                 }
             };
             self.pin_by(reason);
-            if may_use_primary(&config, reason, special) {
+            let otherwise = otherwise(&config, reason, special);
+            if otherwise == Otherwise::Primary {
                 return self.on_primary(reason).await;
             }
             let since = *waited.get_or_insert_with(Instant::now);
-            let left = match config.consistency.on_no_replica {
-                OnNoReplica::Error if named.is_none() => Duration::ZERO,
+            let left = match otherwise {
+                Otherwise::Fail => Duration::ZERO,
                 _ => config
                     .consistency
                     .wait_timeout
@@ -380,9 +382,7 @@ impl Client {
                         reason: reason.name(),
                     });
                 }
-                if config.consistency.on_no_replica == OnNoReplica::Wait
-                    && config.routing.read_primary != ReadPrimary::Never
-                {
+                if otherwise == (Otherwise::Wait { then_primary: true }) {
                     return self.on_primary(reason).await;
                 }
                 let cluster = cluster.name.clone();
@@ -555,15 +555,37 @@ fn is_in_life(server: &Server, node: &Node) -> bool {
     life.0 == 0 || server.incarnation == life
 }
 
-fn may_use_primary(config: &Config, reason: Reason, special: Option<&Special>) -> bool {
+/// What a read does that no replica will do for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    Primary,
+    /// Waits for a replica; and goes to the primary if there is none in time, or fails.
+    Wait {
+        then_primary: bool,
+    },
+    Fail,
+}
+
+/// What a read does that no replica will do for, for this reason.
+pub(super) fn otherwise(config: &Config, reason: Reason, special: Option<&Special>) -> Otherwise {
     let is_chosen = matches!(
         reason,
         Reason::Level | Reason::Shared | Reason::NamedPrimary
     );
-    is_chosen
-        || special.is_none_or(|special| special.node.is_none())
-            && config.routing.read_primary != ReadPrimary::Never
-            && config.consistency.on_no_replica == OnNoReplica::Primary
+    let is_named = special.is_some_and(|special| special.node.is_some());
+    let may_primary = !is_named && config.routing.read_primary != ReadPrimary::Never;
+    match config.consistency.on_no_replica {
+        _ if is_chosen => Otherwise::Primary,
+        OnNoReplica::Primary if may_primary => Otherwise::Primary,
+        OnNoReplica::Error if !is_named => Otherwise::Fail,
+        on_no_replica => Otherwise::Wait {
+            then_primary: may_primary && on_no_replica == OnNoReplica::Wait,
+        },
+    }
+}
+
+fn may_use_primary(config: &Config, reason: Reason, special: Option<&Special>) -> bool {
+    otherwise(config, reason, special) == Otherwise::Primary
 }
 
 /// A free server of a node that the session has used before.

@@ -51,15 +51,13 @@ impl Client {
     /// A server for the next batch of a transaction that is on a replica: the one it is on, or one of the
     /// primary if it has to move there.
     pub(super) async fn acquire_within(&mut self) -> Result<Placed, Refusal> {
-        let stays = match self.session.verdict(&self.batch) {
-            Verdict::Refused => {
-                self.batch.refuse(transaction::refusal());
-                true
-            }
-            Verdict::Stays => self.is_still_fresh() || self.is_fresh_enough().await,
-            Verdict::Moves => false,
-        };
-        if stays && let Some(placed) = self.stay() {
+        let verdict = self.verdict().await;
+        if verdict == Verdict::Refused {
+            self.batch.refuse(transaction::refusal());
+        }
+        if verdict != Verdict::Moves
+            && let Some(placed) = self.stay()
+        {
             return Ok(placed);
         }
         if let Some(server) = self.held_replica.take() {
@@ -69,6 +67,16 @@ impl Client {
             self.show_own().await?;
         }
         self.on_primary(Reason::Transaction).await
+    }
+
+    /// Where the next batch of a transaction runs that is on a replica, by what the replica has as well.
+    async fn verdict(&mut self) -> Verdict {
+        match self.session.verdict(&self.batch) {
+            Verdict::Stays if !self.is_still_fresh() && !self.is_fresh_enough().await => {
+                Verdict::Moves
+            }
+            verdict => verdict,
+        }
     }
 
     /// The transaction goes on elsewhere; what it has left on this server is undone.

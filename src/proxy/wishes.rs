@@ -253,27 +253,30 @@ impl Client {
         Ok(())
     }
 
+    /// What the session has written and seen, if the sample that covers it is there.
+    fn token_now(&self) -> Option<Token> {
+        let cluster = &self.cluster;
+        let timeline = cluster.clock.timeline();
+        let position = {
+            let nodes = &cluster.topology().nodes;
+            self.session.floors.position(&cluster.clock, nodes)
+        };
+        let is_of_it = timeline != 0 && timeline == cluster.clock.timeline();
+        position.filter(|_| is_of_it).map(|lsn| Token {
+            system: self.session.system(),
+            timeline,
+            lsn,
+        })
+    }
+
     /// What the session has written and seen. Waits for the sample that covers it.
     async fn token(&self) -> Result<Token, Refusal> {
         let cluster = &self.cluster;
         let began = Instant::now();
         loop {
             let moved = cluster.moved.notified();
-            let timeline = cluster.clock.timeline();
-            let position = {
-                let nodes = &cluster.topology().nodes;
-                self.session.floors.position(&cluster.clock, nodes)
-            };
-            if let Some(lsn) = position
-                && timeline != 0
-                && timeline == cluster.clock.timeline()
-            {
-                let system = self.session.system();
-                return Ok(Token {
-                    system,
-                    timeline,
-                    lsn,
-                });
+            if let Some(token) = self.token_now() {
+                return Ok(token);
             }
             cluster.want_sample(cluster.clock.now());
             let left = TOKEN_WAIT.saturating_sub(began.elapsed());

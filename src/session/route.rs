@@ -297,39 +297,14 @@ pub fn bounded_route<N: Candidate>(
         if policy.tried.has(node.id()) || bounds.node.is_some_and(|named| named != index) {
             continue;
         }
-        match node.serving() {
-            Serving::No => continue,
-            Serving::Lagging if bounds.node.is_none() => {
-                missed = worse(missed, Reason::Lagging);
-                continue;
-            }
-            Serving::Lagging | Serving::Yes => {}
-        }
-        let Some((life, replayed)) = node.position() else {
-            continue;
-        };
-        let freshness = match policy.level {
-            Level::Eventual | Level::Bounded => match floors.misses_schema(primary, replayed) {
-                true => Freshness::MissesSchema,
-                false => Freshness::Fresh,
-            },
-            _ => floors.judge(primary, nodes, &**node),
-        };
-        let lacks = match freshness {
-            Freshness::Fresh => None,
-            Freshness::Unknown => continue,
-            Freshness::MissesReads => Some(Reason::SeenNewer),
-            Freshness::MissesToken => Some(Reason::Token),
-            Freshness::MissesWrite => Some(Reason::OwnWrite),
-            Freshness::MissesSchema => Some(Reason::NewerSchema),
-        };
-        match lacks.or_else(|| bounds.lacks(primary, &**node, replayed)) {
-            None => fresh.push((index, life)),
-            Some(reason) => {
+        match judge(floors, policy.level, bounds, primary, nodes, &**node) {
+            Ok(life) => fresh.push((index, life)),
+            Err(reason) => {
                 missed = worse(missed, reason);
                 // Until its own write is there the session goes to the primary at once: it may take
                 // long, and what the primary shows is waited for afterwards.
-                nearly |= !matches!(reason, Reason::OwnWrite | Reason::KeyUnknown)
+                nearly |= reason.is_behind()
+                    && reason != Reason::OwnWrite
                     && node.lag().is_some_and(|lag| lag < policy.gate_wait);
             }
         }
@@ -345,6 +320,41 @@ pub fn bounded_route<N: Candidate>(
         return ReadRoute::Primary(Reason::Shared);
     }
     ReadRoute::Replica { index, life }
+}
+
+/// Whether `node` may serve a read of this level: in which life, or why not.
+#[inline]
+pub fn judge<N: Candidate>(
+    floors: &Floors,
+    level: Level,
+    bounds: &Bounds,
+    primary: &Clock,
+    nodes: &[impl Deref<Target = N>],
+    node: &N,
+) -> Result<Incarnation, Reason> {
+    match node.serving() {
+        Serving::No => return Err(Reason::NoReplica),
+        Serving::Lagging if bounds.node.is_none() => return Err(Reason::Lagging),
+        Serving::Lagging | Serving::Yes => {}
+    }
+    let (life, replayed) = node.position().ok_or(Reason::NoReplica)?;
+    let freshness = match level {
+        Level::Primary => return Err(Reason::Level),
+        Level::Eventual | Level::Bounded => match floors.misses_schema(primary, replayed) {
+            true => Freshness::MissesSchema,
+            false => Freshness::Fresh,
+        },
+        Level::Session | Level::Global => floors.judge(primary, nodes, node),
+    };
+    let lacks = match freshness {
+        Freshness::Fresh => bounds.lacks(primary, node, replayed),
+        Freshness::Unknown => Some(Reason::NoReplica),
+        Freshness::MissesReads => Some(Reason::SeenNewer),
+        Freshness::MissesToken => Some(Reason::Token),
+        Freshness::MissesWrite => Some(Reason::OwnWrite),
+        Freshness::MissesSchema => Some(Reason::NewerSchema),
+    };
+    lacks.map_or(Ok(life), Err)
 }
 
 /// What the sessions of a causal key must see.

@@ -1,53 +1,100 @@
-//! What `tidegate explain` says of a statement.
+//! Why a statement goes where it goes, in words.
 //!
 //! Owns: the words for what decides where a statement goes. Never: decides it.
 
 use std::fmt::Write;
 
-use crate::sql::cache::Classifier;
-use crate::sql::catalog::{Catalog, Verdict};
-use crate::sql::functions::Rules;
-use crate::sql::{Class, Need, Why};
+use super::cache::Classifier;
+use super::catalog::{Catalog, Verdict};
+use super::functions::Rules;
+use super::{Class, Need, Why};
 
-/// Why `sql` goes where it goes, in lines of a name and a text. `catalog` is that of its database, if
-/// it was asked.
+/// The name of something that decides, and what it is.
+pub type Line = (String, String);
+
+/// What `tidegate explain` says of a text. `catalog` is that of its database, if it was asked.
 pub fn explain(sql: &str, rules: Rules, catalog: Option<&Catalog>) -> String {
     let classifier = Classifier::new(rules, 0);
     let class = classifier.classify(sql.as_bytes(), true);
     let rules = classifier.rules();
-    let (verdict, decisive) = match catalog.filter(|_| class.asks_catalog) {
-        Some(catalog) => {
-            let (verdict, decisive) = catalog.explain(&class, sql.as_bytes(), rules);
-            (Some(verdict), decisive)
-        }
-        None => (None, None),
+    let verdict = catalog
+        .filter(|_| class.asks_catalog)
+        .map(|catalog| catalog.judge(&class, sql.as_bytes(), rules));
+    let judged = Judged {
+        sql: sql.as_bytes(),
+        class: &class,
+        needs: verdict.map_or((class.need, class.why), Verdict::needs),
+        rules,
+        catalog,
     };
-    let (need, why) = verdict.map_or((class.need, class.why), Verdict::needs);
     let mut text = String::new();
-    let mut line = |name: &str, value: &str| {
+    for (name, value) in judged.lines(NOT_ASKED) {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{name:<11}{value}");
-    };
-    line("goes to", goes_to(need));
-    line("class", name_of(need));
-    line("why", why.name());
-    line("that is", rule(why));
-    if let Some(decisive) = &decisive {
-        line("because of", decisive);
     }
-    if !class.functions.is_empty() {
-        let known: Vec<String> = class
-            .functions
-            .iter()
-            .map(|name| format!("{name} ({})", of_function(name, rules, catalog)))
-            .collect();
-        line("functions", &known.join(", "));
-    }
-    if !class.relations.is_empty() {
-        line("relations", &class.relations.join(", "));
-    }
-    line("catalog", of_catalog(&class, catalog));
     text
+}
+
+const NOT_ASKED: &str = "has not been asked, and may decide otherwise: --database NAME asks it";
+
+/// A text, and what is known of it.
+pub struct Judged<'a> {
+    pub sql: &'a [u8],
+    pub class: &'a Class,
+    /// By all that is known.
+    pub needs: (Need, Why),
+    pub rules: &'a Rules,
+    pub catalog: Option<&'a Catalog>,
+}
+
+impl Judged<'_> {
+    /// What decides where it goes. `no_catalog` is what there is to say of a catalog that would have a
+    /// say, where there is none.
+    pub fn lines(&self, no_catalog: &'static str) -> Vec<Line> {
+        let Judged {
+            class,
+            needs: (need, why),
+            rules,
+            catalog,
+            ..
+        } = *self;
+        let mut lines = Vec::new();
+        let mut line = |name: &str, value: &str| lines.push((name.to_owned(), value.to_owned()));
+        line("goes to", goes_to(need));
+        line("class", name_of(need));
+        line("why", why.name());
+        line("that is", rule(why));
+        if let Some(decisive) = self.decisive() {
+            line("because of", &decisive);
+        }
+        if !class.functions.is_empty() {
+            let known: Vec<String> = class
+                .functions
+                .iter()
+                .map(|name| format!("{name} ({})", Catalog::describe(catalog, name, rules)))
+                .collect();
+            line("functions", &known.join(", "));
+        }
+        if !class.relations.is_empty() {
+            line("relations", &class.relations.join(", "));
+        }
+        line(
+            "catalog",
+            match (class.asks_catalog, catalog) {
+                (false, _) => "has no say in it",
+                (true, Some(_)) => "has been asked",
+                (true, None) => no_catalog,
+            },
+        );
+        lines
+    }
+
+    /// The name by which the catalog has decided.
+    fn decisive(&self) -> Option<String> {
+        let has_a_say = self.class.asks_catalog && self.needs.1 != Why::Refused;
+        let catalog = self.catalog.filter(|_| has_a_say)?;
+        catalog.explain(self.class, self.sql, self.rules).1
+    }
 }
 
 fn goes_to(need: Need) -> &'static str {
@@ -103,18 +150,6 @@ fn rule(why: Why) -> &'static str {
         Why::NonConformingStrings => {
             "standard_conforming_strings is off, so where its strings end is not known"
         }
-    }
-}
-
-fn of_function(written: &str, rules: &Rules, catalog: Option<&Catalog>) -> &'static str {
-    Catalog::describe(catalog, written, rules)
-}
-
-fn of_catalog(class: &Class, catalog: Option<&Catalog>) -> &'static str {
-    match (class.asks_catalog, catalog) {
-        (false, _) => "has no say in it",
-        (true, Some(_)) => "has been asked",
-        (true, None) => "has not been asked, and may decide otherwise: --database NAME asks it",
     }
 }
 
