@@ -20,6 +20,7 @@ macro_rules! client_side {
 pub mod acquire;
 mod again;
 pub mod cancel;
+mod explain;
 pub mod handshake;
 mod ordinary;
 pub mod refusal;
@@ -453,6 +454,8 @@ impl Client {
         self.registered.handle.works_with(&server.listed);
         let retriable = self.may_run_again(replica);
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
+        // What only asks is not counted among what it asks about.
+        let counts = !self.batch.only_explains();
         let mut relay = Relay::new(client_side!(self), server);
         if replica {
             // What was fresh enough for one part of a pipeline need not be for the next.
@@ -464,6 +467,7 @@ impl Client {
             relay.transactions = Some(self.base.transaction_reads());
         } else {
             relay.ledger = Some(Ledger(&self.cluster));
+            relay.belongs_elsewhere = |batch| batch.explains;
         }
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
         relay.server.state.repairable = match retriable && whole {
@@ -483,7 +487,7 @@ impl Client {
         }
         match went {
             Ok(()) if leave => {
-                match self.session.roams() {
+                match self.session.roams() || !placed.server.state.is_idle() {
                     true => self.hold(placed.server, replica),
                     false => self.put_back(placed.server, replica, Instant::now()),
                 }
@@ -501,7 +505,9 @@ impl Client {
                 if !consumed {
                     self.drop_batch();
                 }
-                self.count(&placed, since);
+                if counts {
+                    self.count(&placed, since);
+                }
                 let settled = self.settle(placed.server, replica).await;
                 settled.map_err(Failed::Ended)?;
                 Ok(ControlFlow::Break(()))
@@ -673,11 +679,17 @@ impl Client {
     }
 
     fn next_random(&mut self) -> u64 {
-        // xorshift64: good enough to spread load, and free.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
+        self.random = self.coming_random();
         self.random
+    }
+
+    /// The number that is drawn next.
+    fn coming_random(&self) -> u64 {
+        // xorshift64: good enough to spread load, and free.
+        let mut random = self.random;
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^ random << 17
     }
 }
 

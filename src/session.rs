@@ -8,6 +8,7 @@ pub mod batch;
 pub mod catalog;
 pub mod consistency;
 pub mod effects;
+pub mod explain;
 mod inspection;
 pub mod intern;
 mod ordinary;

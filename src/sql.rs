@@ -56,6 +56,8 @@ pub struct Class {
     /// Whether what the text needs is for the database's catalog to say, and what catalogs have said.
     pub asks_catalog: bool,
     pub memo: catalog::Memo,
+    /// Whether it is, or has in it, an EXPLAIN ROUTE.
+    pub explains: bool,
 }
 
 /// Whether a text is known to be no read after all. It is kept with the class, for as long as that
@@ -188,6 +190,9 @@ pub enum Verb {
     Database,
     /// DO and CALL: what they leave in the session can't be told from their words.
     Run,
+    /// EXPLAIN ROUTE, which PostgreSQL does not have: what it is about is
+    /// [`command::explained`].
+    ExplainRoute,
 }
 
 /// What a definition may change of what its database's [catalog](catalog) says.
@@ -273,6 +278,32 @@ pub enum Pin {
     Sequence,
 }
 
+impl Pin {
+    pub const ALL: [Pin; 8] = [
+        Pin::TemporaryTable,
+        Pin::AdvisoryLock,
+        Pin::HeldCursor,
+        Pin::Listen,
+        Pin::PreparedStatement,
+        Pin::Load,
+        Pin::Settings,
+        Pin::Sequence,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Pin::TemporaryTable => "temporary_table",
+            Pin::AdvisoryLock => "advisory_lock",
+            Pin::HeldCursor => "held_cursor",
+            Pin::Listen => "listen",
+            Pin::PreparedStatement => "prepared_statement",
+            Pin::Load => "load",
+            Pin::Settings => "settings",
+            Pin::Sequence => "sequence",
+        }
+    }
+}
+
 /// Why a text has the class it has. The names are those of logs, metrics and docs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -282,6 +313,8 @@ pub enum Why {
     Empty,
     TransactionControl,
     SessionState,
+    /// It asks where a statement goes, which the proxy answers.
+    ExplainRoute,
     /// INSERT, UPDATE, DELETE, MERGE, COPY FROM, TRUNCATE, at any depth.
     DataChange,
     Ddl,
@@ -321,6 +354,7 @@ impl Why {
             Why::Empty => "empty",
             Why::TransactionControl => "transaction_control",
             Why::SessionState => "session_state",
+            Why::ExplainRoute => "explain_route",
             Why::DataChange => "data_change",
             Why::Ddl => "ddl",
             Why::LockingClause => "locking_clause",

@@ -1,9 +1,11 @@
-//! SET, RESET and DEALLOCATE: what they are about, and that they can be replayed.
+//! SET, RESET, DEALLOCATE and EXPLAIN ROUTE: what they are about, and that they can be replayed.
 
 use tidegate::session::settings::Settings;
 use tidegate::sql::Verb;
 use tidegate::sql::cache::Classifier;
-use tidegate::sql::command::{Setting, TRANSACTION_CHARACTERISTICS, deallocate, setting};
+use tidegate::sql::command::{
+    Setting, TRANSACTION_CHARACTERISTICS, deallocate, explained, setting,
+};
 use tidegate::sql::functions::Rules;
 use tidegate::sql::lexer::statements;
 
@@ -22,9 +24,10 @@ pub fn check(sql: &[u8]) {
         let text = &sql[range];
         settings(text, statement.verb);
         deallocated(text, statement.verb);
+        asked(text, statement.verb);
     }
     // It is given whole statements, but must not rely on that.
-    let _ = (setting(sql), deallocate(sql));
+    let _ = (setting(sql), deallocate(sql), explained(sql));
 }
 
 fn settings(text: &[u8], verb: Verb) {
@@ -101,4 +104,18 @@ fn deallocated(text: &[u8], verb: Verb) {
     let renamed = [&text[..at.start], b"\"_tidegate_1f\"", &text[at.end..]].concat();
     let (new, place) = deallocate(&renamed).expect("another name");
     assert_eq!((&*new, place.start), (&b"_tidegate_1f"[..], at.start));
+}
+
+/// What is explained is what stands behind the two words.
+fn asked(text: &[u8], verb: Verb) {
+    if verb != Verb::ExplainRoute {
+        return;
+    }
+    let words = |text: &[u8]| -> Vec<Vec<u8>> {
+        let tokens = solid(text, true).into_iter();
+        tokens.map(|token| token.text(text).to_vec()).collect()
+    };
+    let explained = explained(text).expect("what it is about");
+    assert_eq!(words(&explained), words(text)[2..]);
+    assert!(!words(&explained).is_empty());
 }

@@ -56,6 +56,12 @@ impl Client {
         if self.batch.hints.is_some() {
             self.check_named_node();
         }
+        if self.batch.explains {
+            Box::pin(self.explain()).await;
+        }
+        if self.batch.only_explains() {
+            return Box::pin(self.acquire_to_explain()).await;
+        }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
         if self.session.roams_on_replica() {
@@ -206,7 +212,7 @@ impl Client {
     }
 
     /// A free server of this replica in this life.
-    fn lend_replica(
+    pub(super) fn lend_replica(
         &mut self,
         node: NodeId,
         life: Incarnation,
@@ -397,7 +403,7 @@ impl Client {
     }
 
     /// A server of the replica in this life, or `None` when it can't be had for the node's sake.
-    async fn on_replica(
+    pub(super) async fn on_replica(
         &mut self,
         node: &Arc<Node>,
         life: Incarnation,

@@ -82,7 +82,8 @@ pub struct Relay<'a> {
     flushed: bool,
     /// The next part of the pipeline belongs elsewhere: leave the server.
     pub leave: bool,
-    /// Decides that for a part that has been planned.
+    /// Decides that for a part that has been planned. On a primary that is an explanation, which has to
+    /// be asked for first.
     pub belongs_elsewhere: fn(&Batch) -> bool,
     /// On a primary: where it is noted what is acknowledged, before the client is told. Whoever hears
     /// of it from the client, and reads, must find it.
@@ -556,6 +557,10 @@ impl<'a> Relay<'a> {
         let client = &mut self.client;
         client.session.note(client.batch);
         client.session.note_place(client.batch, self.transactions);
+        if self.ledger.is_some() && client.batch.executes && !client.batch.only_explains() {
+            // What has run on the primary is not to be committed before the pipeline ends.
+            self.belongs_elsewhere = |_| false;
+        }
         let state = &mut self.server.state;
         let waiting = !self.to_server.is_empty();
         let direct = client

@@ -95,7 +95,10 @@ impl Client {
                 let (node, life) = (&**server.node(), server.incarnation);
                 self.session.floors.read_replica(clock, node, life);
             }
-            return self.unpin(true);
+            if did.read {
+                self.unpin(true);
+            }
+            return;
         }
         // Who reads on the primary only, or whatever there is, needs no sample.
         let samples = matches!(self.level(), Level::Session | Level::Global);

@@ -70,7 +70,7 @@ impl Client {
     }
 
     /// Where the next batch of a transaction runs that is on a replica, by what the replica has as well.
-    async fn verdict(&mut self) -> Verdict {
+    pub(super) async fn verdict(&mut self) -> Verdict {
         match self.session.verdict(&self.batch) {
             Verdict::Stays if !self.is_still_fresh() && !self.is_fresh_enough().await => {
                 Verdict::Moves
@@ -86,7 +86,7 @@ impl Client {
         self.clean(server, false);
     }
 
-    fn stay(&mut self) -> Option<Placed> {
+    pub(super) fn stay(&mut self) -> Option<Placed> {
         let server = self.held_replica.take()?;
         // Where there is no primary there is nowhere else to run it.
         let repairable = match self.topology.load().primary {
@@ -150,6 +150,15 @@ impl Client {
         let reads = self.base.transaction_reads();
         self.session.is_to_be_opened()
             || reads == TransactionReads::Replica && self.batch.opens().is_some()
+    }
+
+    /// Whether the batch, said as `client`, begins or ends a transaction that no server has to know of.
+    pub(super) fn is_of_no_server(&self, client: &[u8]) -> bool {
+        let (session, reads) = (&self.session, self.base.transaction_reads());
+        let is_kept = self.held.is_some() || session.roams_on_replica();
+        !is_kept
+            && (session.begins_later(&self.batch, reads, client)
+                || session.ends_unopened(&self.batch, client))
     }
 
     /// Answers what begins or ends a transaction that no server has to know of. `false` if it is no such

@@ -254,7 +254,7 @@ impl Client {
     }
 
     /// What the session has written and seen, if the sample that covers it is there.
-    fn token_now(&self) -> Option<Token> {
+    pub(super) fn token_now(&self) -> Option<Token> {
         let cluster = &self.cluster;
         let timeline = cluster.clock.timeline();
         let position = {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::effects::Suspicion;
+use super::explain::Question;
 use super::own::Complaint;
 use super::server::{Forgotten, Tracked};
 use super::statements::{Prepared, Unnamed};
@@ -66,6 +67,8 @@ pub struct Batch {
     /// It may show settings of the proxy's own, the token among them.
     pub shows_own: bool,
     pub shows_token: bool,
+    /// It asks for explanations, which have to be given before it is said.
+    pub explains: bool,
     /// It must not be done, and why.
     pub(super) refused: Option<Arc<Complaint>>,
     /// It creates, alters or drops a database: every name that its text has.
@@ -97,6 +100,10 @@ pub(super) enum Step {
         names: Renames,
         tracked: Option<Tracked>,
     },
+    /// A Query that asks for an explanation.
+    Explain {
+        question: Box<Question>,
+    },
     Parse {
         name: Box<[u8]>,
         prepared: Arc<Prepared>,
@@ -120,6 +127,13 @@ pub(super) enum Step {
         names: usize,
         beyond: usize,
         of: Of,
+    },
+    /// Of a statement that asks for an explanation.
+    BindExplained {
+        at: Range<usize>,
+        names: usize,
+        beyond: usize,
+        question: Box<Question>,
     },
     Describe {
         at: Range<usize>,
@@ -187,6 +201,21 @@ impl Of {
             Of::Unknown => None,
         }
     }
+
+    /// What it asks to be explained, if it does.
+    #[cold]
+    pub fn question(&self) -> Option<Box<Question>> {
+        let question = |sql, types| Some(Box::new(Question::new(sql, types)));
+        match self {
+            Of::Named(prepared) if prepared.class.explains => {
+                question(&prepared.sql, &prepared.types)
+            }
+            Of::Unnamed(unnamed) if unnamed.class.explains => {
+                question(&unnamed.sql, &unnamed.types)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Batch {
@@ -212,6 +241,7 @@ impl Batch {
             has_unhinted: false,
             shows_own: false,
             shows_token: false,
+            explains: false,
             refused: None,
             databases: Vec::new(),
             end: None,
@@ -244,6 +274,7 @@ impl Batch {
             has_unhinted,
             shows_own,
             shows_token,
+            explains,
             refused,
             databases,
             end,
@@ -259,6 +290,7 @@ impl Batch {
         (*within, *portals_left, *words) = (Within::Stays, 0, 0);
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
+        *explains = false;
         unjudged.clear();
         databases.clear();
         steps.clear();
@@ -320,7 +352,10 @@ impl Batch {
 
     /// Whether it is one Query, in whatever words it is told to a server.
     pub(super) fn is_simple(&self) -> bool {
-        matches!(self.steps[..], [Step::Query { .. } | Step::Renamed { .. }])
+        matches!(
+            self.steps[..],
+            [Step::Query { .. } | Step::Renamed { .. } | Step::Explain { .. }]
+        )
     }
 
     /// Whether it is a Query, and nothing else, that a server is told as it is.
@@ -348,8 +383,38 @@ impl Batch {
         (self.rest, self.within) = (Need::Write, Within::Leaves);
     }
 
+    /// Whether it asks for explanations and nothing else.
+    pub fn only_explains(&self) -> bool {
+        self.why == Why::ExplainRoute && !self.shows_data
+    }
+
+    /// It is a Query that asks for an explanation.
+    #[cold]
+    pub(super) fn explain(&mut self, sql: &[u8]) {
+        const NO_TYPES: &[u8] = b"\0\0";
+        let question = Box::new(Question::new(sql, NO_TYPES));
+        self.explains = true;
+        self.steps.push(Step::Explain { question });
+    }
+
+    /// What it asks to be explained.
+    pub fn questions(&mut self) -> impl Iterator<Item = &mut Question> {
+        self.steps.iter_mut().filter_map(|step| match step {
+            Step::Explain { question } | Step::BindExplained { question, .. } => {
+                Some(&mut **question)
+            }
+            _ => None,
+        })
+    }
+
+    /// Why it must not be done.
+    pub fn refused(&self) -> Option<&Complaint> {
+        self.refused.as_deref()
+    }
+
     pub(super) fn needs(&mut self, need: Need, why: Why) {
-        if need > self.need || self.why == Why::Empty {
+        let says_more = matches!(self.why, Why::Empty | Why::ExplainRoute) && need == self.need;
+        if need > self.need || says_more {
             (self.need, self.why) = (self.need.max(need), why);
         }
     }

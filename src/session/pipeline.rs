@@ -233,22 +233,21 @@ impl Session {
 
     fn plan_query(&mut self, sql: &[u8], at: Range<usize>, batch: &mut Batch) {
         let class = self.classify(sql);
-        let needs = self.needs(&class, sql);
-        batch.needs_class(&class, needs);
-        batch.heed(sql);
-        self.consider(&class, needs.0, sql, batch);
+        let need = self.take_in(&class, sql, batch);
         batch.executes = true;
         self.statements.drop_unnamed();
-        batch.needs_server |= self.concerns_server(needs.0, sql);
         if class.touches_databases() {
             batch.databases = names(sql, self.has_conforming_strings());
         }
-        self.judge(&class, needs.0, sql, batch);
+        self.judge(&class, need, sql, batch);
         let text = || Text::Query(sql.into());
         let keeps = self.keeps_words(batch);
         let tracked = tracked(&class, sql, text, keeps, self.has_conforming_strings(), b"");
         if tracked.is_some() {
             self.look_for_own(&class, sql, batch);
+            if class.explains {
+                return batch.explain(sql);
+            }
         }
         let names = self.renames(&class, sql);
         let step = if names.is_empty() {
@@ -269,7 +268,8 @@ impl Session {
     fn renames(&self, class: &Class, sql: &[u8]) -> Renames {
         let may_name =
             |s: &crate::sql::Statement| s.verb != Verb::Plain || class.why == Why::Utility;
-        if !self.statements.has_named() || !class.statements.iter().any(may_name) {
+        if !self.statements.has_named() || class.explains || !class.statements.iter().any(may_name)
+        {
             return Renames::new();
         }
         command::prepared_names(sql, self.has_conforming_strings())
@@ -293,12 +293,8 @@ impl Session {
         batch: &mut Batch,
     ) -> Result<(), ClientFault> {
         let class = self.classify(parse.sql);
-        let needs = self.needs(&class, parse.sql);
-        batch.needs_class(&class, needs);
-        batch.heed(parse.sql);
-        self.consider(&class, needs.0, parse.sql, batch);
+        self.take_in(&class, parse.sql, batch);
         self.look_for_own(&class, parse.sql, batch);
-        batch.needs_server |= self.concerns_server(needs.0, parse.sql);
         if class.touches_databases() {
             batch.databases = names(parse.sql, self.has_conforming_strings());
         }
@@ -388,19 +384,31 @@ impl Session {
             }
             Of::Unknown => None,
         };
+        let mut question = None;
         if effects.is_some()
             && let Some((class, sql)) = of.text()
         {
             self.look_for_own(class, sql, batch);
+            question = of.question();
         }
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),
             None if self.portals.is_empty() => {}
             None => drop(self.portals.remove(bind.portal)),
         }
+        let names = bind.head_len();
+        if let Some(question) = question {
+            batch.explains = true;
+            return batch.steps.push(Step::BindExplained {
+                at,
+                names,
+                beyond,
+                question,
+            });
+        }
         batch.steps.push(Step::Bind {
             at,
-            names: bind.head_len(),
+            names,
             beyond,
             of,
         });
@@ -428,12 +436,24 @@ impl Session {
                 return (of, Need::Write);
             }
         };
+        let need = self.take_in(class, sql, batch);
+        (of, need)
+    }
+
+    /// Notes what a text asks of the batch, and gives what it needs. Inlined, as every message that has
+    /// or names a text comes here.
+    #[inline(always)]
+    pub(super) fn take_in(&self, class: &Class, sql: &[u8], batch: &mut Batch) -> Need {
         let needs = self.needs(class, sql);
         batch.needs_class(class, needs);
-        batch.heed(sql);
         self.consider(class, needs.0, sql, batch);
         batch.needs_server |= self.concerns_server(needs.0, sql);
-        (of, needs.0)
+        match class.explains {
+            false => batch.heed(sql),
+            // Its hints are those of what it is about.
+            true => self.check_explained(class, sql, batch),
+        }
+        needs.0
     }
 
     /// Notes what a text is to a transaction: one that it begins, or one that is on a replica.
@@ -475,7 +495,7 @@ impl Session {
 
     /// Looks whether a text shows settings of the proxy's own, or gives them values that they can't
     /// have.
-    fn look_for_own(&self, class: &Class, sql: &[u8], batch: &mut Batch) {
+    pub(super) fn look_for_own(&self, class: &Class, sql: &[u8], batch: &mut Batch) {
         let is_about_settings = |s: &crate::sql::Statement| {
             matches!(s.verb, Verb::Setting | Verb::SettingLocal | Verb::Show)
         };

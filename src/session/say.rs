@@ -1,5 +1,5 @@
 //! Owns: how a planned batch is said to a given server: under its names, after what it lacks. Never:
-//! changes what the client said beyond a statement's name.
+//! changes what the client said beyond a statement's name, but for EXPLAIN ROUTE, which no server knows.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::batch::{Batch, Of, Rename, Renames, Step};
 use super::effects::{Effects, Suspicion};
 use super::own::{Complaint, Own};
 use super::pipeline::{ClientFault, UNJUDGED_MAX};
-use super::server::{CopyIn, Expect, ServerState};
+use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header, run};
@@ -233,7 +233,7 @@ impl Session {
                     }
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();
-                    encode::parse(own, &prepared.server_name, &prepared.sql, &prepared.types);
+                    encode::parse(own, &prepared.server_name, prepared.said(), &prepared.types);
                     server.expect(Expect::Parse {
                         prepared: prepared.clone(),
                         name: name.clone(),
@@ -246,7 +246,7 @@ impl Session {
             Step::ParseAgain { name, existing } => {
                 ensure(server, existing, speech.own());
                 let own = speech.own();
-                encode::parse(own, &existing.server_name, &existing.sql, &existing.types);
+                encode::parse(own, &existing.server_name, existing.said(), &existing.types);
                 let (existing, name) = (existing.clone(), name.clone());
                 server.expect(Expect::ParseAgain { existing, name });
             }
@@ -255,13 +255,13 @@ impl Session {
                 unnamed,
                 rewritten,
             } => {
-                if rewritten.is_empty() {
+                if rewritten.is_empty() && !unnamed.class.explains {
                     speech.forward(at);
                 } else {
                     for rename in rewritten {
                         ensure(server, &rename.prepared, speech.own());
                     }
-                    let sql = renamed(&unnamed.sql, rewritten);
+                    let sql = renamed(unnamed.said(), rewritten);
                     encode::parse(speech.own(), b"", &sql, &unnamed.types);
                 }
                 server.unnamed = Some((self.id, unnamed.serial));
@@ -274,6 +274,9 @@ impl Session {
                 of,
             } => {
                 self.say_bind(at, *names, *beyond, of, server, speech);
+            }
+            Step::Explain { .. } | Step::BindExplained { .. } => {
+                self.swallows |= !say_answer(step, server, speech);
             }
             Step::Describe { at, of } => {
                 match of {
@@ -354,13 +357,7 @@ impl Session {
             }
             Of::Named(prepared) => {
                 ensure(server, prepared, speech.own());
-                let values = at.start + HEADER + names..at.end;
-                let client = speech.client;
-                let head = client.get(at.start + HEADER..).unwrap_or(&[]);
-                let portal = message::Bind::read(head).map_or(&b""[..], |bind| bind.portal);
-                let rest = values.len() + beyond;
-                encode::bind_head(speech.own(), portal, &prepared.server_name, rest);
-                speech.forward(&values);
+                speech.forward_bind(at, names, beyond, &prepared.server_name);
             }
             Of::Unnamed(unnamed) => {
                 self.ensure_unnamed(server, unnamed, speech);
@@ -381,7 +378,7 @@ impl Session {
 
     fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {
         if server.unnamed != Some((self.id, unnamed.serial)) {
-            encode::parse(speech.own(), b"", &unnamed.sql, &unnamed.types);
+            encode::parse(speech.own(), b"", unnamed.said(), &unnamed.types);
             server.unnamed = Some((self.id, unnamed.serial));
             server.expect_hidden(Expect::ParseUnnamed);
         }
@@ -505,6 +502,49 @@ fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut Bytes
     server.expect_hidden(Expect::Shape(prepared.clone()));
 }
 
+/// Says what shows the answer to a question: a Query, or, prepared as the unnamed statement, what a Bind
+/// is to be of. `false` if there is no answer, and what fails was said instead.
+#[cold]
+fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) -> bool {
+    let unanswered = || Arc::new(Complaint::unanswered());
+    match step {
+        Step::Explain { question } => {
+            server.unnamed = None;
+            let answer = question.answer.as_deref();
+            encode::query(speech.own(), answer.unwrap_or(NO_SQL));
+            server.expect(match answer {
+                None => Expect::RefusedQuery(unanswered()),
+                Some(_) => Expect::Query {
+                    tracked: None,
+                    statement: 0,
+                    renamed: Renames::new(),
+                    end: 0,
+                },
+            });
+        }
+        Step::BindExplained {
+            at,
+            names,
+            beyond,
+            question,
+        } => {
+            server.unnamed = Some(NOT_KNOWN);
+            let Some(answer) = &question.answer else {
+                encode::parse(speech.own(), b"", NO_SQL, b"\0\0");
+                server.expect(Expect::Refused(unanswered()));
+                return false;
+            };
+            // Of now, whenever the question was prepared.
+            encode::parse(speech.own(), b"", answer, &question.types);
+            server.expect_hidden(Expect::ParseUnnamed);
+            speech.forward_bind(at, *names, *beyond, b"");
+            server.expect(Expect::Bind(None));
+        }
+        _ => {}
+    }
+    true
+}
+
 /// Makes room for a statement and notes that the server has it.
 fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
     if let Some((evicted, ())) = server.statements.push(id, ())
@@ -521,7 +561,7 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
         return false;
     }
     admit(server, prepared.id, out);
-    encode::parse(out, &prepared.server_name, &prepared.sql, &prepared.types);
+    encode::parse(out, &prepared.server_name, prepared.said(), &prepared.types);
     server.expect_hidden(Expect::Prepare { id: prepared.id });
     true
 }
@@ -570,6 +610,16 @@ impl Speech<'_> {
             self.flush();
             self.run = at.clone();
         }
+    }
+
+    /// Forwards a Bind as one of this `statement`.
+    #[inline]
+    fn forward_bind(&mut self, at: &Range<usize>, names: usize, beyond: usize, statement: &[u8]) {
+        let values = at.start + HEADER + names..at.end;
+        let head = self.client.get(at.start + HEADER..).unwrap_or(&[]);
+        let portal = message::Bind::read(head).map_or(&b""[..], |bind| bind.portal);
+        encode::bind_head(self.own(), portal, statement, values.len() + beyond);
+        self.forward(&values);
     }
 
     /// Forwards a message whose statement, named at offset `name`, the session does not know. A

@@ -298,6 +298,7 @@ mod tests {
             refused: Default::default(),
             asks_catalog: false,
             memo: Default::default(),
+            explains: false,
         })
     }
 

@@ -10,6 +10,7 @@ use crate::sql::functions::Rules;
 use crate::sql::{Isolation, Need, Why};
 use crate::wire::frame::{body, header};
 
+mod explain;
 mod repair;
 mod schema;
 mod transaction;
@@ -66,11 +67,22 @@ const SYNC: &[u8] = encode::SYNC;
 
 /// What the session tells the server when the client says this: message types and bodies.
 fn told(session: &mut Session, server: &mut ServerState, client: &[u8]) -> Vec<String> {
+    told_after(session, server, client, |_| ())
+}
+
+/// The same, after something has been done with what was planned.
+fn told_after(
+    session: &mut Session,
+    server: &mut ServerState,
+    client: &[u8],
+    done: impl FnOnce(&mut Batch),
+) -> Vec<String> {
     let mut batch = Batch::new();
     assert!(matches!(
         session.plan(client, &mut batch),
         Ok(Planned::Batch(_))
     ));
+    done(&mut batch);
     let mut out = BytesMut::new();
     session.say_settings(server, &mut out);
     session.say_sequences(&batch, server, &mut out);

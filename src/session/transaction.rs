@@ -330,7 +330,7 @@ impl Session {
     pub fn leaves_midway(&self) -> fn(&Batch) -> bool {
         fn leaves(batch: &Batch) -> bool {
             let is_open = batch.executes && batch.end() == Some(End::Open);
-            batch.within() == Within::Leaves || is_open || batch.hints.is_some()
+            batch.within() == Within::Leaves || is_open || batch.hints.is_some() || batch.explains
         }
         match self
             .roaming
@@ -471,7 +471,8 @@ impl Session {
             | Verb::RollbackTo
             | Verb::Release
             | Verb::Deallocate
-            | Verb::DeallocateAll => Within::Stays,
+            | Verb::DeallocateAll
+            | Verb::ExplainRoute => Within::Stays,
             // What a savepoint undoes of it is not undone in the modes.
             Verb::SetTransaction(Modes {
                 isolation: None,

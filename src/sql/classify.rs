@@ -83,6 +83,7 @@ pub fn classify(text: &[u8], reading: Reading, rules: &Rules) -> Class {
     let (functions, relations) = reader.walk.names();
     Class {
         asks_catalog: catalog::has_a_say(need, why, &statements),
+        explains: statements.iter().any(|s| s.verb == Verb::ExplainRoute),
         need,
         why,
         statements: statements.into(),

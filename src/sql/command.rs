@@ -1,7 +1,7 @@
 //! The details of session commands.
 //!
-//! Owns: which setting a SET or RESET is about, and which statement a DEALLOCATE. Never: keeps a
-//! value; a command is replayed as it was written.
+//! Owns: which setting a SET or RESET is about, and which statement a DEALLOCATE or an EXPLAIN ROUTE.
+//! Never: keeps a value; a command is replayed as it was written.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -289,6 +289,22 @@ pub fn deallocate(statement: &[u8]) -> Option<(Cow<'_, [u8]>, Range<usize>)> {
         .peek()
         .is_none()
         .then_some((name, token.start..token.end))
+}
+
+/// What an EXPLAIN ROUTE is about: the same text without these two words, so that the comments before
+/// them count as well. `None` if it is none.
+pub fn explained(sql: &[u8]) -> Option<Vec<u8>> {
+    let mut cursor = Cursor::new(sql, true);
+    let (explain, route) = (cursor.next()?, cursor.next()?);
+    if !explain.is(sql, "explain") || !route.is(sql, "route") {
+        return None;
+    }
+    let parts = [
+        sql.get(..explain.start)?,
+        sql.get(explain.end..route.start)?,
+        sql.get(route.end..)?,
+    ];
+    Some(parts.concat())
 }
 
 /// The prepared statements that a text names, as the server reads the names, and where they stand: in
@@ -634,6 +650,25 @@ mod tests {
         assert_eq!(tricky.and_then(|a| a.value), None, "it goes on");
         let call = br"SELECT pg_catalog.set_config('a.b', E'x\\y''', false)";
         assert_eq!(value_of_set_config(call).as_deref(), Some(r"x\y'"));
+    }
+
+    #[test]
+    fn what_is_explained_keeps_the_comments_before_it() {
+        let found =
+            |sql: &str| explained(sql.as_bytes()).map(|text| String::from_utf8(text).unwrap());
+        for (sql, expected) in [
+            ("EXPLAIN ROUTE SELECT 1;", Some("  SELECT 1;")),
+            (
+                "/* tidegate: global */ explain/* a */Route(select 'explain route')",
+                Some("/* tidegate: global */ /* a */(select 'explain route')"),
+            ),
+            ("explain route -- so\nbegin", Some("  -- so\nbegin")),
+            ("explain \"route\" select 1", None),
+            ("explain select route", None),
+            ("explain", None),
+        ] {
+            assert_eq!(found(sql).as_deref(), expected, "{sql}");
+        }
     }
 
     #[test]

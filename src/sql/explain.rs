@@ -1,4 +1,4 @@
-//! Why a statement goes where it goes, in words.
+//! Why a statement goes where it goes, in words: for the command line, and for EXPLAIN ROUTE.
 //!
 //! Owns: the words for what decides where a statement goes. Never: decides it.
 
@@ -60,7 +60,7 @@ impl Judged<'_> {
         } = *self;
         let mut lines = Vec::new();
         let mut line = |name: &str, value: &str| lines.push((name.to_owned(), value.to_owned()));
-        line("goes to", goes_to(need));
+        line("goes to", goes_to(need, why));
         line("class", name_of(need));
         line("why", why.name());
         line("that is", rule(why));
@@ -97,9 +97,10 @@ impl Judged<'_> {
     }
 }
 
-fn goes_to(need: Need) -> &'static str {
+fn goes_to(need: Need, why: Why) -> &'static str {
     match need {
         Need::Read => "a replica that is fresh enough, else the primary",
+        _ if why == Why::ExplainRoute => "no node; the proxy answers it",
         _ => "the primary",
     }
 }
@@ -122,6 +123,7 @@ fn rule(why: Why) -> &'static str {
         Why::SessionState => {
             "it reads or changes the session's state, which follows it from server to server"
         }
+        Why::ExplainRoute => "it asks where a statement goes, and does not run it",
         Why::DataChange => "it changes data, at whatever depth",
         Why::Ddl => "it defines, alters or drops something",
         Why::LockingClause => "it locks rows, at whatever depth",
@@ -187,6 +189,10 @@ mod tests {
             ),
             ("select other(1)", &["unknown_function", "other (unknown)"]),
             ("delete from t", &["data_change", "has no say"]),
+            (
+                "explain route delete from t",
+                &["the proxy answers it", "session", "explain_route"],
+            ),
         ] {
             let said = explain(sql, rules.clone(), Some(&catalog));
             for part in parts {

@@ -73,6 +73,14 @@ impl Client {
         text.unwrap_or_else(|_| row.get::<_, i32>(0).to_string())
     }
 
+    /// The rows by the extended protocol, of texts.
+    pub fn prepared_rows(&self, sql: &str) -> Vec<Row> {
+        let rows = self.runtime.block_on(self.client.query(sql, &[]));
+        let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let row = |row: &tokio_postgres::Row| (0..row.len()).map(|at| row.get(at)).collect();
+        rows.iter().map(row).collect()
+    }
+
     /// The error that a simple query ends with.
     pub fn error(&self, sql: &str) -> DbError {
         let answer = self.ask(sql);

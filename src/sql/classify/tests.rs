@@ -56,6 +56,12 @@ fn several_statements_take_the_strictest_class() {
         ("select f(); select 1", Need::Write, Why::UnknownFunction, 2),
         ("show a; select 1", Need::Session, Why::SessionState, 2),
         (
+            "explain route select nextval('s')",
+            Need::Session,
+            Why::ExplainRoute,
+            1,
+        ),
+        (
             "begin; set a = 1; select 1; commit",
             Need::Transaction,
             Why::TransactionControl,

@@ -339,6 +339,19 @@ fn whole_table<'a>(cursor: &mut Cursor<'a>) -> Option<Command<'a>> {
 }
 
 fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
+    let mut ahead = cursor.clone();
+    // None of PostgreSQL's statements begins so. With nothing behind it, PostgreSQL says what is wrong.
+    if ahead.eat("route") && ahead.peek().is_some() {
+        return Command::Settled {
+            need: Need::Session,
+            why: Why::ExplainRoute,
+            effects: Effects {
+                verb: Verb::ExplainRoute,
+                pin: None,
+            },
+            only_names: true,
+        };
+    }
     let mut analyze = false;
     let mut options = cursor.clone();
     match options.parenthesis() {
@@ -526,6 +539,13 @@ mod tests {
             ("grant select on t to app", Verb::Ddl(Reach::Nothing)),
             ("comment on table t is 'x'", Verb::Ddl(Reach::Nothing)),
             ("reassign owned by a to b", anything),
+            ("explain route delete from t", Verb::ExplainRoute),
+            ("explain /* so */ ROUTE(select 1)", Verb::ExplainRoute),
+            ("explain route", Verb::Plain),
+            ("explain \"route\" select 1", Verb::Plain),
+            ("explain analyze route select 1", Verb::Plain),
+            ("explain table route", Verb::Plain),
+            ("explain (verbose) select route from t", Verb::Plain),
             ("select 1", Verb::Plain),
         ] {
             assert_eq!(effects(sql), (verb, None), "{sql}");
@@ -571,6 +591,7 @@ mod tests {
             "declare c cursor without hold for select 1",
             "declare c cursor for select 1 as with, hold",
             "explain create temp table t as select 1",
+            "explain route create temp table t (a int)",
         ] {
             assert_eq!(effects(sql).1, None, "{sql}");
         }
