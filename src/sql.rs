@@ -195,7 +195,7 @@ pub enum Verb {
     ExplainRoute,
 }
 
-/// What a definition may change of what its database's [catalog](catalog) says.
+/// What a definition may change of what its database's [catalog] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// Nothing that matters: it takes something away, or is about rights, indexes or comments.
