@@ -371,11 +371,14 @@ impl Batch {
         }
     }
 
+    /// Whether it executes something, and more of its pipeline is to come that is not known.
+    pub(super) fn executes_midway(&self) -> bool {
+        self.executes && self.end == Some(End::Open)
+    }
+
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
-        self.need > Need::Read
-            || self.hints.is_some()
-            || self.end == Some(End::Open) && self.executes
+        self.need > Need::Read || self.hints.is_some() || self.executes_midway()
     }
 
     /// Something of it is for the primary, whatever else is.

@@ -26,6 +26,10 @@ fn params(pairs: &[(&str, &str)]) -> Params {
 }
 
 fn session() -> Session {
+    session_with(params(&[]))
+}
+
+fn session_with(params: Params) -> Session {
     let shared = Shared {
         classifier: Classifier::new(Rules::default(), 100),
         registry: Registry::new(),
@@ -36,7 +40,7 @@ fn session() -> Session {
         Arc::new(shared),
         "main/app/app",
         Settings::default(),
-        params(&[]),
+        params,
     )
 }
 

@@ -314,9 +314,9 @@ impl Session {
                 _ => Verdict::Stays,
             };
         }
-        let is_open = batch.executes && batch.end() == Some(End::Open);
         let words = roaming.words.len() + batch.words as usize;
-        let stays = within < Within::Leaves && !is_open && words <= WORDS_BYTES_MAX;
+        let fits = !batch.executes_midway() && words <= WORDS_BYTES_MAX;
+        let stays = within < Within::Leaves && fits;
         match roaming.is_movable() {
             _ if stays => Verdict::Stays,
             true => Verdict::Moves,
@@ -329,8 +329,10 @@ impl Session {
     /// asked of each part: of one that may write, and of a read-only one.
     pub fn leaves_midway(&self) -> fn(&Batch) -> bool {
         fn leaves(batch: &Batch) -> bool {
-            let is_open = batch.executes && batch.end() == Some(End::Open);
-            batch.within() == Within::Leaves || is_open || batch.hints.is_some() || batch.explains
+            batch.within() == Within::Leaves
+                || batch.executes_midway()
+                || batch.hints.is_some()
+                || batch.explains
         }
         match self
             .roaming

@@ -9,14 +9,7 @@ const EAGER: TransactionReads = TransactionReads::Replica;
 fn eager() -> Session {
     let mut params = params(&[]);
     params.set_isolation(Some(Isolation::ReadCommitted));
-    let shared = Shared {
-        classifier: Classifier::new(Rules::default(), 100),
-        registry: Registry::new(),
-        effects: Default::default(),
-        sequence_readers: Default::default(),
-    };
-    let (shared, settings) = (Arc::new(shared), Settings::default());
-    Session::new(shared, "main/app/app", settings, params)
+    session_with(params)
 }
 
 fn planned(session: &mut Session, sql: &str) -> (Batch, Vec<u8>) {
