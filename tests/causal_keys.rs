@@ -101,10 +101,15 @@ fn keys_are_shared_among_proxies() {
         return;
     };
     let cluster = start();
-    // So that replicas that stand still take reads for as long as a slow machine may need.
+    // Limits so wide that replicas that stand still take reads, and the store's answers are waited
+    // for, for as long as a slow machine may need.
     let config = |config: String| {
         let url = redis.url();
-        format!("{config}\n[lag]\nmax = \"10m\"\n[consistency.redis]\nurl = \"{url}\"\n")
+        let (lag, store) = (
+            "[lag]\nmax = \"10m\"",
+            "[consistency.redis]\ntimeout = \"10s\"",
+        );
+        format!("{config}\n{lag}\n{store}\nurl = \"{url}\"\n")
     };
     let (here, there) = (
         Gateway::start_with(&cluster, config),
