@@ -42,6 +42,7 @@ fn stay(replicas: usize, further: Vec<(String, String)>) -> Result<(), DemoError
         replicas,
         // Two proxies keep pools on it at the same time.
         max_connections: 1000,
+        bindir: None,
         settings,
     })?;
     let ports: Vec<_> = cluster

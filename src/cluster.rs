@@ -268,6 +268,13 @@ impl Cluster {
         Lsn(self.goal.load(SeqCst))
     }
 
+    /// The next of the primary's positions beyond `replayed`, if somebody waits for one there.
+    fn next_goal(&self, replayed: Lsn) -> Option<Lsn> {
+        let goal = self.goal();
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        (replayed < goal).then(|| history.next(replayed).map_or(goal, |next| next.min(goal)))
+    }
+
     fn is_primary(&self, node: &Node) -> bool {
         self.topology()
             .primary

@@ -80,6 +80,7 @@ fn servers_stop_freeze_crash_and_join() -> Result<(), DemoError> {
     let cluster = LocalCluster::start(Options {
         replicas: 0,
         max_connections: 20,
+        bindir: None,
         settings: vec![("work_mem".to_owned(), "1MB".to_owned())],
     })?;
     let primary = cluster.primary();

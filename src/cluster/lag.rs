@@ -48,17 +48,21 @@ impl History {
 
     /// How long ago the primary passed `replayed`; zero when it has not been seen beyond it.
     pub fn lag(&self, now: Instant, replayed: Lsn) -> Duration {
+        let at = self.beyond(replayed).map(|(at, _)| at);
+        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// The first position beyond `replayed` where the primary was seen.
+    pub fn next(&self, replayed: Lsn) -> Option<Lsn> {
+        self.beyond(replayed).map(|(_, lsn)| lsn)
+    }
+
+    fn beyond(&self, replayed: Lsn) -> Option<(Instant, Lsn)> {
         let beyond = |history: &VecDeque<(Instant, Lsn)>| {
             let index = history.partition_point(|&(_, lsn)| lsn <= replayed);
-            history.get(index).copied().map(|(at, _)| (index, at))
+            history.get(index).copied()
         };
-        let at = match (beyond(&self.old), beyond(&self.recent)) {
-            // What was passed between the last old one and the first recent one.
-            (None, Some((_, at))) => Some(at),
-            (Some((_, at)), _) => Some(at),
-            (None, None) => None,
-        };
-        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+        beyond(&self.old).or_else(|| beyond(&self.recent))
     }
 
     /// When the primary was last known to be no further than `replayed`: whoever has replayed that has

@@ -37,9 +37,13 @@ const UNFLUSHED_MAX: u32 = 10;
 const TIMELINE: &str = "SELECT pg_catalog.substr(\
     pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)";
 
-const SIZES: &str = "SELECT pg_catalog.current_setting('wal_block_size'), \
+const FACTS: &str = "SELECT pg_catalog.current_setting('wal_block_size'), \
     (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size'), \
-    (SELECT system_identifier FROM pg_catalog.pg_control_system())";
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+    pg_catalog.current_setting('server_version_num')::int >= 190000";
+
+/// The longest pause between two questions to a replica that stands still, in polls.
+const STALLED_MAX: u32 = 16;
 
 /// Watches `node` until it leaves the cluster.
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
@@ -88,6 +92,8 @@ struct Probe {
     connection: Connection,
     block: u64,
     segment: u64,
+    /// It has WAIT FOR LSN (PostgreSQL 19).
+    can_wait: bool,
     last_start: Instant,
     /// Polls since the position last changed, while somebody waits for it.
     stalled: u32,
@@ -121,12 +127,13 @@ impl Probe {
             connection,
             block: 0,
             segment: 0,
+            can_wait: false,
             last_start: Instant::now(),
             stalled: 0,
             unflushed: None,
         };
-        let rows = probe.ask(SIZES, limit).await?;
-        let [[Some(block), Some(segment), Some(system)]] =
+        let rows = probe.ask(FACTS, limit).await?;
+        let [[Some(block), Some(segment), Some(system), Some(can_wait)]] =
             rows.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
         else {
             return Err(ProbeError::Answer(rows));
@@ -135,6 +142,7 @@ impl Probe {
             return Err(ProbeError::Answer(rows));
         };
         (probe.block, probe.segment) = (block, segment);
+        probe.can_wait = can_wait == "t";
         if let Err(expected) = cluster.admit(system) {
             return Err(ProbeError::OtherSystem {
                 found: system.clone(),
@@ -162,33 +170,45 @@ impl Probe {
         while !node.is_leaving() {
             let config = cluster.topology().config.clone();
             let poll = config.consistency.poll_interval;
-            let pause = match self.needed(cluster, node) {
-                // The longer nothing moves, the rarer it is asked: replay may be paused for hours.
-                true => poll * self.stalled.clamp(1, 16),
-                // Whoever is promoted should be noticed soon.
-                false if cluster.topology().primary.is_none() => SEARCH.min(config.health.interval),
-                false => config.health.interval,
-            };
-            let rest = pause.saturating_sub(self.last_start.elapsed());
-            if pause > poll {
+            if self.needed(cluster, node) {
+                let pause = match self.can_wait && !cluster.is_primary(node) {
+                    // It answers when there is something to say.
+                    true => poll,
+                    // The longer nothing moves, the rarer it is asked: replay may be paused for hours.
+                    false => poll * self.stalled.clamp(1, STALLED_MAX),
+                };
+                let rest = pause.saturating_sub(self.last_start.elapsed());
+                match pause > poll {
+                    true => self.sleep_until_woken(node, rest, poll).await,
+                    false => sleep(in_step(rest, poll)).await,
+                }
+            } else {
                 cluster.set_resting(node, true);
                 // Asked for between the look and the flag: seen here.
-                if pause >= SEARCH && self.needed(cluster, node) {
+                if self.needed(cluster, node) {
                     continue;
                 }
-                tokio::select! {
-                    () = sleep(rest) => {}
-                    () = node.wake.notified() => {}
-                }
+                let pause = match cluster.topology().primary {
+                    Some(_) => config.health.interval,
+                    // Whoever is promoted should be noticed soon.
+                    None => SEARCH.min(config.health.interval),
+                };
+                let rest = pause.saturating_sub(self.last_start.elapsed());
+                self.sleep_until_woken(node, rest, poll).await;
                 cluster.set_resting(node, false);
-                // However often it is woken, never more often than this.
-                sleep(poll.saturating_sub(self.last_start.elapsed())).await;
-            } else {
-                sleep(in_step(rest, poll)).await;
             }
             self.sample(cluster, node, config.health.timeout).await?;
         }
         Ok(())
+    }
+
+    async fn sleep_until_woken(&self, node: &Node, rest: Duration, poll: Duration) {
+        tokio::select! {
+            () = sleep(rest) => {}
+            () = node.wake.notified() => {}
+        }
+        // However often it is woken, never more often than this.
+        sleep(poll.saturating_sub(self.last_start.elapsed())).await;
     }
 
     fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
@@ -212,7 +232,14 @@ impl Probe {
             node.clock()
         };
         let tick = clock.begin();
-        let rows = self.ask(POSITION, limit).await?;
+        let rows = match self.awaited(cluster, node) {
+            Some(lsn) => {
+                let patience = cluster.topology().config.consistency.poll_interval * STALLED_MAX;
+                self.ask(&position_from(lsn, patience), limit + patience)
+                    .await?
+            }
+            None => self.ask(POSITION, limit).await?,
+        };
         node.metrics.samples.increment(1);
         let (in_recovery, lsn, flushed) =
             position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
@@ -239,6 +266,15 @@ impl Probe {
             }
         }
         Ok(())
+    }
+
+    /// The next position that somebody waits for this replica to reach, if it can wait for it.
+    fn awaited(&self, cluster: &Cluster, node: &Node) -> Option<Lsn> {
+        if !self.can_wait || node.role() != Role::Replica || cluster.is_primary(node) {
+            return None;
+        }
+        let (_, at) = node.position()?;
+        cluster.next_goal(at)
     }
 
     /// Has the primary flush what somebody waits for, if it does not do so by itself.
@@ -303,10 +339,21 @@ fn in_step(rest: Duration, step: Duration) -> Duration {
     Duration::from_nanos(u64::try_from(at.saturating_sub(now)).unwrap_or(0))
 }
 
+/// The question for [`POSITION`], to be answered when a standby has replayed to `lsn`, and after `patience` in
+/// any case, or when it is promoted. Whether it has got there is told by its position alone: that is of its
+/// timeline.
+fn position_from(lsn: Lsn, patience: Duration) -> String {
+    let ms = patience.as_millis().max(1);
+    format!(
+        "WAIT FOR LSN '{lsn}' WITH (MODE 'standby_replay', TIMEOUT '{ms}ms', NO_THROW); {POSITION}"
+    )
+}
+
 /// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby
 /// that has replayed nothing yet reports NULL: it is at the beginning.
 fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn, Lsn)> {
-    let [row] = rows else { return None };
+    // Behind the row that says how a wait has ended.
+    let row = rows.last()?;
     let [Some(in_recovery), lsn, flushed] = &row[..] else {
         return None;
     };

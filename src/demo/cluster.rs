@@ -38,6 +38,8 @@ pub struct Options {
     pub replicas: usize,
     /// `max_connections` of every node.
     pub max_connections: u32,
+    /// The directory of the server's programs; without it they are looked for.
+    pub bindir: Option<PathBuf>,
     /// Further settings for the `postgresql.conf` of every node; they override ours.
     pub settings: Vec<(String, String)>,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
         Options {
             replicas: 2,
             max_connections: 300,
+            bindir: None,
             settings: Vec::new(),
         }
     }
@@ -56,7 +59,10 @@ impl LocalCluster {
     /// Makes a primary with the database `app` and the roles `postgres`, `app` and `tidegate`
     /// (whose passwords are their names), and its standbys, which have caught up on return.
     pub fn start(options: Options) -> Result<LocalCluster, DemoError> {
-        let postgres = Postgres::find()?;
+        let postgres = match &options.bindir {
+            Some(bindir) => Postgres::of(bindir)?,
+            None => Postgres::find()?,
+        };
         let directory = temporary_directory()?;
         postgres.give(directory.path())?;
         let cluster = LocalCluster {

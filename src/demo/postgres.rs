@@ -68,6 +68,15 @@ impl Postgres {
         Err(DemoError::NotFound { looked })
     }
 
+    /// The installation with its programs in this directory.
+    pub fn of(bindir: &Path) -> Result<Postgres, DemoError> {
+        // Absolute, because the programs do not run in this process's directory.
+        let bindir = path::absolute(bindir).unwrap_or(bindir.into());
+        Postgres::at(&bindir, Account::for_servers()).map_err(|why| DemoError::NotFound {
+            looked: vec![format!("{}: {why}", bindir.display())],
+        })
+    }
+
     /// The directory of the programs.
     pub fn bindir(&self) -> &Path {
         &self.bindir
