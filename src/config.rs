@@ -349,6 +349,8 @@ pub struct Log {
     pub format: LogFormat,
     /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
+    /// Queries that take as long get a line; none do without it.
+    pub slow_query: Option<Duration>,
 }
 
 impl Default for Log {
@@ -356,6 +358,7 @@ impl Default for Log {
         Log {
             format: LogFormat::Text,
             level: "info".to_owned(),
+            slow_query: None,
         }
     }
 }
@@ -482,6 +485,7 @@ mod tests {
             sample.routing.zone = None;
             sample.listen.tls = None;
             sample.listen.unix_socket_dir = None;
+            sample.log.slow_query = None;
             sample.routing.safe_functions.clear();
             sample.routing.unsafe_functions.clear();
             assert_eq!(sample, Config::default());

@@ -27,6 +27,7 @@ pub mod refusal;
 pub mod relay;
 mod release;
 pub mod replication;
+mod slow;
 mod transaction;
 mod wishes;
 
@@ -502,11 +503,11 @@ impl Client {
                     }
                     return Err(Failed::Misplaced(misplaced, node));
                 }
+                if counts {
+                    self.count(&placed, since, !consumed);
+                }
                 if !consumed {
                     self.drop_batch();
-                }
-                if counts {
-                    self.count(&placed, since);
                 }
                 let settled = self.settle(placed.server, replica).await;
                 settled.map_err(Failed::Ended)?;
@@ -643,9 +644,14 @@ impl Client {
         sent.map_err(|_| Ended::Gone)
     }
 
-    /// `started` is when the batch was planned, `lent` when its server was found. Returns the present
-    /// time.
-    fn count(&mut self, placed: &Placed, (started, lent): (Instant, Instant)) -> Instant {
+    /// `started` is when the batch was planned, `lent` when its server was found; `is_at_hand` if the
+    /// client's buffer still has what it said. Returns the present time.
+    fn count(
+        &mut self,
+        placed: &Placed,
+        (started, lent): (Instant, Instant),
+        is_at_hand: bool,
+    ) -> Instant {
         let counters = Counters::shared();
         let now = Instant::now();
         let took = now - started;
@@ -656,6 +662,10 @@ impl Client {
             placed.server.node().note_latency(served);
         } else {
             counters.primary_seconds.record(took);
+        }
+        let limit = self.topology.load().config.log.slow_query;
+        if limit.is_some_and(|limit| took >= limit) {
+            self.log_slow(placed, took, lent - started, is_at_hand);
         }
         now
     }

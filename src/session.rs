@@ -348,7 +348,7 @@ impl Session {
     }
 
     /// Whether a backslash in a text means itself.
-    fn has_conforming_strings(&self) -> bool {
+    pub fn has_conforming_strings(&self) -> bool {
         self.shown.has_conforming_strings()
     }
 

@@ -8,6 +8,7 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::client::Client;
 use support::{Gateway, free_port, wait_for};
 use tidegate::demo::{LocalCluster, Options, StopMode};
 
@@ -565,5 +566,85 @@ fn wal_that_nobody_flushes_keeps_no_session_from_the_replicas() {
         };
         let read = tokio::time::timeout(limit, read).await;
         read.expect("the session's reads move to the replica");
+    });
+}
+
+#[test]
+fn slow_queries_are_logged_with_their_reason() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[log]\nslow_query = \"0\"\n")
+    });
+    let client = Client::open(&gateway, "app", "");
+    let lines = |with: &[&str]| {
+        let log = gateway.log();
+        let is_one =
+            |line: &&str| line.contains("slow query") && with.iter().all(|w| line.contains(w));
+        log.lines().filter(is_one).count()
+    };
+    client.rows("SELECT count(*) AS first FROM pgbench_branches WHERE 'secret' <> ''");
+    client.prepared_with("SELECT $1::text AS second", &[&"secret"]);
+    client.rows("UPDATE pgbench_branches SET bid = bid WHERE bid = 4711");
+    client.rows("BEGIN; SELECT 4711 AS third; COMMIT");
+    for with in [
+        &[
+            "sql=\"select count(*) as first from pgbench_branches where '' <> ''\"",
+            "user=app",
+        ][..],
+        &["sql=\"select $1 :: text as second\"", "took_ms="],
+        &[
+            "route=\"primary\"",
+            "reason=\"write\"",
+            "update pgbench_branches set bid = bid where bid = 0",
+        ],
+        &[
+            "reason=\"transaction\"",
+            "begin; select 0 as third; commit",
+            "node=",
+        ],
+    ] {
+        wait_for("a line", || lines(with) > 0);
+    }
+    let log = gateway.log();
+    assert!(!log.contains("secret") && !log.contains("4711"), "{log}");
+
+    // A limit that nothing reaches, without a restart.
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let longer = config.replace("slow_query = \"0\"", "slow_query = \"1h\"");
+    std::fs::write(&gateway.config_path, longer).expect("config");
+    gateway.signal("HUP");
+    wait_for("the new configuration", || {
+        gateway.log().contains("changed: log.slow_query")
+    });
+    let before = lines(&[]);
+    client.rows("SELECT count(*) FROM pgbench_branches");
+    assert_eq!(lines(&[]), before);
+}
+
+#[test]
+fn a_replica_that_stands_still_is_asked_on_however_seldom() {
+    let cluster = with_items(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let waits = "on_no_replica = \"wait\"\nwait_timeout = \"2m\"\npoll_interval = \"100ms\"";
+        format!("{config}\n[consistency]\n{waits}\n[lag]\nmax = \"10m\"\n")
+    });
+    let (primary, replica) = (cluster.primary(), cluster.node(1));
+    let client = Client::open(&gateway, "app", "");
+    replica.pause_replay().expect("paused");
+    client.rows("DELETE FROM pgbench_branches");
+    thread::scope(|scope| {
+        let shown = scope.spawn(|| client.one("SELECT count(*) FROM pgbench_branches"));
+        for node in [&replica, &primary] {
+            let mut asked = std::collections::BTreeSet::new();
+            wait_for("a node to be asked again and again", || {
+                const WHEN: &str = "SELECT query_start FROM pg_stat_activity \
+                    WHERE application_name = 'tidegate monitor'";
+                asked.insert(node.sql("app", WHEN).expect("activity"));
+                asked.len() > 10
+            });
+        }
+        assert!(!shown.is_finished());
+        replica.resume_replay().expect("resumed");
+        assert_eq!(shown.join().expect("read"), "0");
     });
 }

@@ -53,6 +53,7 @@ pub struct Tunables {
     pub lag: bool,
     pub health: bool,
     pub failover: bool,
+    pub slow_query: bool,
 }
 
 pub fn diff(old: &Config, new: &Config) -> Diff {
@@ -68,7 +69,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ),
         ("listen.workers", old.listen.workers != new.listen.workers),
         ("http.address", old.http.address != new.http.address),
-        ("log", old.log != new.log),
+        ("log.format", old.log.format != new.log.format),
+        ("log.level", old.log.level != new.log.level),
     ];
     Diff {
         clusters_added: clusters.added.into_iter().map(name).collect(),
@@ -157,6 +159,7 @@ impl Tunables {
             ("lag", self.lag),
             ("health", self.health),
             ("failover", self.failover),
+            ("log.slow_query", self.slow_query),
         ];
         sections
             .into_iter()
@@ -214,6 +217,7 @@ fn tunables(old: &Config, new: &Config) -> Tunables {
         lag: old.lag != new.lag,
         health: old.health != new.health,
         failover: old.failover != new.failover,
+        slow_query: old.log.slow_query != new.log.slow_query,
     }
 }
 
@@ -432,10 +436,10 @@ mod tests {
         check(
             &[(
                 "127.0.0.1:1\"",
-                "127.0.0.1:2\"\nworkers = 3\n[http]\naddress = ''\n[log]\nformat = 'json'",
+                "127.0.0.1:2\"\nworkers = 3\n[http]\naddress = ''\n[log]\nformat = 'json'\nslow_query = '1s'",
             )],
-            "needs a restart: listen.address, needs a restart: listen.workers, \
-             needs a restart: http.address, needs a restart: log",
+            "changed: log.slow_query, needs a restart: listen.address, needs a restart: listen.workers, \
+             needs a restart: http.address, needs a restart: log.format",
         );
     }
 }

@@ -134,7 +134,7 @@ const FAILOVER: Keys = Keys {
     later: &[],
 };
 const LOG: Keys = Keys {
-    known: &["format", "level"],
+    known: &["format", "level", "slow_query"],
     later: &[],
 };
 const CLUSTER: Keys = Keys {
@@ -551,6 +551,7 @@ fn log(section: &Section<'_>) -> Result<Log> {
         level: section.get("level", default.level, |value| {
             value.choice(LEVELS).map(str::to_owned)
         })?,
+        slow_query: section.optional("slow_query", Value::duration_or_zero)?,
     })
 }
 

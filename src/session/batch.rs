@@ -371,6 +371,25 @@ impl Batch {
         }
     }
 
+    /// The texts of what it prepares and runs, in order, as far as they are known: what `client` has said, or
+    /// has prepared before.
+    pub fn texts<'a>(&'a self, client: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.steps.iter().filter_map(move |step| match step {
+            Step::Query { at, .. } => message::query(body(client.get(at.clone())?)).ok(),
+            Step::Renamed { text, .. } => client.get(text.clone()),
+            Step::Explain { question } | Step::BindExplained { question, .. } => {
+                Some(&*question.sql)
+            }
+            Step::Parse { prepared, .. }
+            | Step::ParseAgain {
+                existing: prepared, ..
+            } => Some(&*prepared.sql),
+            Step::ParseUnnamed { unnamed, .. } => Some(&*unnamed.sql),
+            Step::Bind { of, .. } => of.text().map(|(_, sql)| sql),
+            _ => None,
+        })
+    }
+
     /// Whether it executes something, and more of its pipeline is to come that is not known.
     pub(super) fn executes_midway(&self) -> bool {
         self.executes && self.end == Some(End::Open)

@@ -118,6 +118,7 @@ fn every_key_is_read() {
         [log]
         format = "json"
         level = "debug"
+        slow_query = "0"
         [[cluster]]
         name = "one"
         databases = ["x", "y"]
@@ -242,6 +243,7 @@ fn every_key_is_read() {
         log: Log {
             format: LogFormat::Json,
             level: owned("debug"),
+            slow_query: Some(Duration::ZERO),
         },
         clusters: vec![
             Cluster {

@@ -1,0 +1,111 @@
+//! Owns: what the log tells of a query that took long: where it ran, why there, and its text in normal form.
+//! Never: shows a value that a client has given; literals and parameters are left out.
+
+use std::time::Duration;
+
+use super::Client;
+use super::acquire::Placed;
+use crate::sql::fingerprint;
+use crate::sql::lexer::{Kind, Lexer};
+
+/// The longest text that a line shows, in bytes.
+const TEXT_MAX: usize = 2_000;
+
+impl Client {
+    /// Logs a batch that has been answered. `waited` is the part of `took` before it had a server;
+    /// `is_at_hand` if the client's buffer still has what it said.
+    #[cold]
+    pub(super) fn log_slow(
+        &self,
+        placed: &Placed,
+        took: Duration,
+        waited: Duration,
+        is_at_hand: bool,
+    ) {
+        let ms = |time: Duration| time.as_micros() as f64 / 1_000.0;
+        let said = if is_at_hand { &self.inbox[..] } else { &[] };
+        let sql = normal_form(
+            self.batch.texts(said),
+            self.session.has_conforming_strings(),
+        );
+        tracing::info!(
+            took_ms = ms(took),
+            waited_ms = ms(waited),
+            route = if placed.replica { "replica" } else { "primary" },
+            reason = placed.reason.name(),
+            node = %placed.server.node().name,
+            cluster = %self.cluster.name,
+            database = %self.key.database,
+            user = %self.key.user,
+            pid = self.registered.handle.pid,
+            sql,
+            "slow query"
+        );
+    }
+}
+
+/// What texts have in common with all that differ from them in values only; "; " between them, and one for
+/// many that are alike.
+fn normal_form<'a>(texts: impl Iterator<Item = &'a [u8]>, conforming: bool) -> String {
+    let (mut all, mut form, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    for text in texts {
+        if is_broken(text, conforming) {
+            form = b"(cannot be read)".to_vec();
+        } else {
+            // Of one that is too long this is the beginning.
+            let _ = fingerprint::normalise(text, conforming, &mut form);
+        }
+        if form == last {
+            continue;
+        }
+        if !all.is_empty() {
+            all.extend_from_slice(b"; ");
+        }
+        all.extend_from_slice(&form);
+        std::mem::swap(&mut form, &mut last);
+        if all.len() > TEXT_MAX {
+            all.truncate(TEXT_MAX);
+            let text = String::from_utf8_lossy(&all);
+            return format!("{} …", text.trim_end_matches(char::REPLACEMENT_CHARACTER));
+        }
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Whether something in it does not end, so that it is not known what is a value.
+fn is_broken(text: &[u8], conforming: bool) -> bool {
+    let mut lexer = Lexer::new(text, conforming);
+    std::iter::from_fn(|| lexer.solid()).any(|token| token.kind == Kind::Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(texts: &[&str]) -> String {
+        normal_form(texts.iter().map(|text| text.as_bytes()), true)
+    }
+
+    #[test]
+    fn no_value_is_shown() {
+        assert_eq!(
+            form(&["SELECT  'a', $tag$b$tag$, 7 FROM T /* c */ WHERE x = $3"]),
+            "select '' from t where x = $1"
+        );
+        assert_eq!(form(&["BEGIN", "SELECT 1"]), "begin; select 0");
+        assert_eq!(form(&["SELECT 1", "select 2", "END"]), "select 0; end");
+        assert_eq!(
+            form(&["SELECT 1", "SELECT 'secret"]),
+            "select 0; (cannot be read)"
+        );
+        assert_eq!(form(&[]), "");
+    }
+
+    #[test]
+    fn what_is_long_is_cut() {
+        let text = format!("SELECT \"{}\"", "ä".repeat(20_000));
+        let form = form(&[&text, "SELECT 1"]);
+        assert!(form.ends_with("ää …"), "{}", &form[form.len() - 20..]);
+        assert!(form.len() <= TEXT_MAX + " …".len());
+    }
+}
