@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use self::catalog::Catalogs;
@@ -45,6 +46,8 @@ pub struct Cluster {
     /// The primary's positions.
     pub clock: Clock,
     topology: Arc<ArcSwap<Topology>>,
+    /// Where its nodes are probed: among clients, as these are told what probes find and tell them what to find.
+    probes: Handle,
     /// Held while the topology is replaced.
     update: Mutex<()>,
     history: Mutex<History>,
@@ -91,7 +94,12 @@ pub struct Topology {
 pub type WatchedTopology = arc_swap::Cache<Arc<ArcSwap<Topology>>, Arc<Topology>>;
 
 impl Cluster {
-    fn new(config: &Arc<Config>, tls: &Material, cluster: &config::Cluster) -> Arc<Cluster> {
+    fn new(
+        config: &Arc<Config>,
+        tls: &Material,
+        cluster: &config::Cluster,
+        probes: &Handle,
+    ) -> Arc<Cluster> {
         let tls = tls.for_cluster(&cluster.name);
         let new = |node| Node::new(&cluster.name, node, &config.routing, tls.clone());
         let nodes = cluster.nodes.iter().map(|node| Arc::new(new(node)));
@@ -107,6 +115,7 @@ impl Cluster {
             name: cluster.name.clone(),
             clock: Clock::new(),
             topology: Arc::new(ArcSwap::from_pointee(topology)),
+            probes: probes.clone(),
             update: Mutex::new(()),
             history: Mutex::default(),
             last_write: AtomicU64::new(0),
@@ -127,7 +136,7 @@ impl Cluster {
         });
         cluster.share_keys(config);
         for node in &cluster.topology().nodes {
-            tokio::spawn(probe::watch(cluster.clone(), node.clone()));
+            probes.spawn(probe::watch(cluster.clone(), node.clone()));
         }
         cluster
     }
@@ -483,7 +492,7 @@ impl Cluster {
         self.topology.store(Arc::new(topology));
         drop(update);
         for node in nodes.iter().filter(|node| !is_in(node, &old.nodes)) {
-            tokio::spawn(probe::watch(self.clone(), node.clone()));
+            self.probes.spawn(probe::watch(self.clone(), node.clone()));
         }
         for node in old.nodes.iter().filter(|node| !is_in(node, &nodes)) {
             tracing::info!(cluster = %self.name, node = %node.name, "node removed");
@@ -652,17 +661,20 @@ pub fn pool(
 /// All clusters of the configuration.
 pub struct Clusters {
     list: ArcSwap<Vec<Arc<Cluster>>>,
+    probes: Handle,
 }
 
 impl Clusters {
-    /// Starts watching every node. To be called within the runtime that is to do so.
-    pub fn start(config: &Arc<Config>, tls: &Material) -> Clusters {
+    /// Starts watching every node, on the runtime `probes`. To be called within the runtime that is to ask
+    /// for catalogs and roles, which may take it a while.
+    pub fn start(config: &Arc<Config>, tls: &Material, probes: &Handle) -> Clusters {
         let list = config
             .clusters
             .iter()
-            .map(|cluster| Cluster::new(config, tls, cluster))
+            .map(|cluster| Cluster::new(config, tls, cluster, probes))
             .collect();
         Clusters {
+            probes: probes.clone(),
             list: ArcSwap::from_pointee(list),
         }
     }
@@ -704,7 +716,7 @@ impl Clusters {
                     known.apply(config, &tls.for_cluster(&wanted.name), wanted);
                     list.push(known.clone());
                 }
-                None => list.push(Cluster::new(config, tls, wanted)),
+                None => list.push(Cluster::new(config, tls, wanted, &self.probes)),
             }
         }
         let gone = old

@@ -83,7 +83,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         let proxy = Arc::new(Proxy {
             shared: ArcSwap::from_pointee(shared(&config)),
             users: ArcSwap::from_pointee(users),
-            clusters: Clusters::start(&config, &tls),
+            clusters: Clusters::start(&config, &tls, workers.first()),
             tls: ArcSwap::from_pointee(tls),
             sessions: Sessions::default(),
             welcomes: handshake::Welcomes::default(),

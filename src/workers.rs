@@ -66,6 +66,11 @@ impl Workers {
         }))
     }
 
+    /// The runtime of the worker that always has work.
+    pub fn first(&self) -> &Handle {
+        &self.all[0].runtime
+    }
+
     /// Takes a place for a client on the worker that has the most time.
     pub fn seat(self: &Arc<Self>) -> Seat {
         let active = self.active.load(Relaxed).clamp(1, self.all.len());
@@ -142,17 +147,14 @@ struct Spent {
 
 impl Spent {
     /// The share of its time that it has spent. Time in which it had something to do and no processor
-    /// does not count: another thread would wait for one too. Unless that is nearly all of its
-    /// time, as where threads are throttled.
+    /// does not count: another thread would wait for one too, and take it from the servers and clients
+    /// that everybody waits for.
     fn share_since(&self, before: &Spent, elapsed: Duration) -> f64 {
-        const NO_TIME_LEFT: f64 = 0.8;
-        let elapsed = elapsed.as_secs_f64().max(0.001);
-        let share = |now: Duration, before| now.saturating_sub(before).as_secs_f64() / elapsed;
-        let busy = share(self.busy, before.busy);
-        match self.processor.zip(before.processor) {
-            Some((now, before)) if busy < NO_TIME_LEFT => share(now, before),
-            _ => busy,
-        }
+        let (now, before) = match self.processor.zip(before.processor) {
+            Some(processor) => processor,
+            None => (self.busy, before.busy),
+        };
+        now.saturating_sub(before).as_secs_f64() / elapsed.as_secs_f64().max(0.001)
     }
 }
 
@@ -264,8 +266,9 @@ enum Step {
 impl Balance {
     /// A worker that is busier than this has too little time: who comes has to wait.
     const SHORT: f64 = 0.65;
-    /// So busy the rest would be, at most, with one worker less.
-    const AMPLE: f64 = 0.35;
+    /// So busy the rest would be, at most, with one worker less. It is less than the sum of what all of them
+    /// are now: the same work takes fewer of them less time.
+    const AMPLE: f64 = 0.55;
     /// Looks in a row until a worker is put to work: a burst is over by then.
     const SHORT_LOOKS: u32 = 2;
     /// Looks in a row until one is spared.
@@ -342,7 +345,7 @@ mod tests {
         let mut balance = Balance::default();
         assert_eq!(steps(&mut balance, &[0.2, 0.1], 2, 49), []);
         assert_eq!(steps(&mut balance, &[0.2, 0.1], 2, 1), [Step::Deactivate]);
-        assert_eq!(steps(&mut balance, &[0.3, 0.2], 2, 200), []);
+        assert_eq!(steps(&mut balance, &[0.3, 0.3], 2, 200), []);
         assert_eq!(steps(&mut balance, &[0.0, 0.0], 1, 200), [], "one is left");
     }
 
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn time_without_a_processor_does_not_count_unless_there_is_no_other() {
+    fn time_without_a_processor_does_not_count() {
         let spent = |busy, processor: Option<u64>| Spent {
             busy: Duration::from_millis(busy),
             processor: processor.map(Duration::from_millis),
@@ -365,7 +368,7 @@ mod tests {
             (share * 100.0).round() as u32
         };
         assert_eq!(percent(spent(170, Some(40)), spent(100, Some(10))), 30);
-        assert_eq!(percent(spent(200, Some(40)), spent(100, Some(10))), 100);
+        assert_eq!(percent(spent(200, Some(40)), spent(100, Some(10))), 30);
         assert_eq!(percent(spent(180, None), spent(100, None)), 80);
     }
 
