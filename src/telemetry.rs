@@ -67,10 +67,10 @@ pub struct Metrics {
     pub client_bytes_received: LocalCounter,
     pub client_bytes_sent: LocalCounter,
     pub pinned_sessions: Gauge,
-    pub pin_seconds: Histogram,
+    pub pin_seconds: LocalHistogram,
     pub gate_passed: Counter,
     pub gate_missed: Counter,
-    pub gate_wait_seconds: Histogram,
+    pub gate_wait_seconds: LocalHistogram,
     pub repairs_remembered: Counter,
     pub transaction_moves: Counter,
     pub held: Gauge,
@@ -112,10 +112,18 @@ impl Metrics {
             client_bytes_received: bytes("received"),
             client_bytes_sent: bytes("sent"),
             pinned_sessions: gauge!("tidegate_pinned_sessions"),
-            pin_seconds: histogram!("tidegate_pin_seconds"),
+            pin_seconds: LocalHistogram::new(
+                "tidegate_pin_seconds",
+                "How long sessions' reads stayed on the primary.",
+                None,
+            ),
             gate_passed: gate("passed"),
             gate_missed: gate("missed"),
-            gate_wait_seconds: histogram!("tidegate_gate_wait_seconds"),
+            gate_wait_seconds: LocalHistogram::new(
+                "tidegate_gate_wait_seconds",
+                "How long reads waited for a replica that was nearly there.",
+                None,
+            ),
             repairs_remembered: counter!("tidegate_repairs_remembered_total"),
             transaction_moves: counter!("tidegate_transaction_moves_total"),
             held: gauge!("tidegate_held"),
@@ -147,7 +155,7 @@ pub fn queries(route: &'static str, reason: &'static str) -> LocalCounter {
 /// How long queries by `route` take, from the client's message to the last byte of the answer.
 pub fn query_seconds(route: &'static str) -> LocalHistogram {
     let help = "From a client's message to the last byte of its answer.";
-    LocalHistogram::new("tidegate_query_seconds", help, ("route", route))
+    LocalHistogram::new("tidegate_query_seconds", help, Some(("route", route)))
 }
 
 /// Counts an error that a client was sent. By class, the first two characters of the SQLSTATE:
@@ -370,19 +378,9 @@ fn describe() {
         "tidegate_pinned_sessions",
         "Sessions whose reads stay on the primary until a replica has caught up."
     );
-    histo!(
-        "tidegate_pin_seconds",
-        Unit::Seconds,
-        "How long sessions' reads stayed on the primary."
-    );
     counter!(
         "tidegate_gate_waits_total",
         "Reads that waited for a replica that was nearly there."
-    );
-    histo!(
-        "tidegate_gate_wait_seconds",
-        Unit::Seconds,
-        "How long such reads waited."
     );
     counter!(
         "tidegate_retries_total",

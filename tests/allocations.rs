@@ -242,7 +242,7 @@ impl InProcess {
         telemetry::install_recorder().expect("recorder");
         let config = Config::load(&path).expect("config");
         let control = thread::spawn(move || {
-            // Probes, and whatever else is not done for a query.
+            // Whatever is not done for a query, but for probes: these are on the worker.
             counting::exempt_this_thread();
             listener::run(config, &path)
         });

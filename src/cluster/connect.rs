@@ -14,7 +14,7 @@ use crate::net::tls::NodeSide;
 use crate::net::tls::certificate::Certificate;
 use crate::session::server::Params;
 use crate::wire::frame::{Header, body, header};
-use crate::wire::message::{self, error_field};
+use crate::wire::message::{self, Row, error_field};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode, startup};
 
 /// Whom to connect to, and as whom.
@@ -39,6 +39,8 @@ pub struct Connection {
     pub pid: i32,
     pub secret: Vec<u8>,
     buf: BytesMut,
+    /// Room for the next question.
+    out: BytesMut,
 }
 
 /// Why there is no connection, or no answer.
@@ -250,6 +252,7 @@ async fn log_in_over(
         pid: key.0,
         secret: key.1,
         buf,
+        out: BytesMut::new(),
     })
 }
 
@@ -272,31 +275,44 @@ impl Connection {
     /// # Errors
     /// As [`query`](Self::query), and when there is more.
     pub async fn query_up_to(&mut self, sql: &str, bytes_max: usize) -> Result<Rows, ConnectError> {
-        let mut out = BytesMut::new();
-        encode::query(&mut out, sql.as_bytes());
-        self.stream.write_all(&out).await?;
-        let mut rows = Vec::new();
-        let mut bytes = 0;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
+        let asked = self.query_with(sql, |row| {
+            bytes += row.iter().flatten().map(|value| value.len()).sum::<usize>();
+            if bytes > bytes_max {
+                return Err(ConnectError::TooMuch(bytes_max));
+            }
+            rows.push(row.into_iter().map(text).collect());
+            Ok(())
+        });
+        asked.await?;
+        Ok(rows)
+    }
+
+    /// The same, with each row handed over as it comes: what asks often can do so without taking memory.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and those of `each`.
+    pub async fn query_with(
+        &mut self,
+        sql: &str,
+        mut each: impl FnMut(Row<'_>) -> Result<(), ConnectError>,
+    ) -> Result<(), ConnectError> {
+        self.out.clear();
+        encode::query(&mut self.out, sql.as_bytes());
+        self.stream.write_all(&self.out).await?;
         let mut error = None;
         loop {
             let frame = next(&mut self.stream, &mut self.buf).await?;
             let body = body(&frame);
             match frame[0] {
-                b'D' => {
-                    bytes += body.len();
-                    if bytes > bytes_max {
-                        return Err(ConnectError::TooMuch(bytes_max));
-                    }
-                    let text =
-                        |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
-                    rows.push(message::data_row(body)?.into_iter().map(text).collect());
-                }
+                b'D' => each(message::data_row(body)?)?,
                 b'S' => {
                     let (name, value) = message::parameter_status(body)?;
                     self.params.set(name, value);
                 }
                 b'E' => error = Some(ConnectError::Refused(body.to_vec())),
-                b'Z' => return error.map_or(Ok(rows), Err),
+                b'Z' => return error.map_or(Ok(()), Err),
                 b'T' | b'C' | b'N' | b'A' | b'I' => {}
                 tag => return Err(ConnectError::Unexpected(tag.into())),
             }

@@ -8,12 +8,23 @@ use crate::session::consistency::Lsn;
 
 /// Positions of the primary and when they were first seen: every one of late, and one in a while of
 /// long ago.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct History {
     recent: VecDeque<(Instant, Lsn)>,
     old: VecDeque<(Instant, Lsn)>,
     /// The last of all, however long the primary has been there.
     last: Option<(Instant, Lsn)>,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History {
+            // All that there will be: who asks often takes no memory.
+            recent: VecDeque::with_capacity(Self::RECENT_MAX + 1),
+            old: VecDeque::with_capacity(Self::OLD_MAX + 1),
+            last: None,
+        }
+    }
 }
 
 impl History {

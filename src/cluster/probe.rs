@@ -81,6 +81,8 @@ enum ProbeError {
     Connect(#[from] ConnectError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    #[error("its answer to where it is cannot be understood")]
+    Position,
     #[error("answer {0:?} to a probe is not understood")]
     Answer(Vec<Vec<Option<String>>>),
     #[error("it belongs to another cluster: its system identifier is {found}, not {expected}")]
@@ -232,17 +234,15 @@ impl Probe {
             node.clock()
         };
         let tick = clock.begin();
-        let rows = match self.awaited(cluster, node) {
+        let (in_recovery, lsn, flushed) = match self.awaited(cluster, node) {
             Some(lsn) => {
                 let patience = cluster.topology().config.consistency.poll_interval * STALLED_MAX;
-                self.ask(&position_from(lsn, patience), limit + patience)
+                self.ask_position(&position_from(lsn, patience), limit + patience)
                     .await?
             }
-            None => self.ask(POSITION, limit).await?,
+            None => self.ask_position(POSITION, limit).await?,
         };
         node.metrics.samples.increment(1);
-        let (in_recovery, lsn, flushed) =
-            position(&rows).ok_or_else(|| ProbeError::Answer(rows.clone()))?;
         if in_recovery {
             node.set_role(Role::Replica);
             self.note_replica(cluster, node, tick, lsn);
@@ -316,6 +316,25 @@ impl Probe {
         }
     }
 
+    /// Asks for what [`POSITION`] gives, in the last row: as often as somebody needs it, so without taking
+    /// memory.
+    async fn ask_position(
+        &mut self,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<(bool, Lsn, Lsn), ProbeError> {
+        let mut found = None;
+        let asked = self.connection.query_with(sql, |row| {
+            found = position(&row);
+            Ok(())
+        });
+        match timeout(limit, asked).await {
+            Ok(asked) => asked?,
+            Err(_) => return Err(ProbeError::Timeout(limit)),
+        }
+        found.ok_or(ProbeError::Position)
+    }
+
     async fn ask(
         &mut self,
         sql: &str,
@@ -351,12 +370,13 @@ fn position_from(lsn: Lsn, patience: Duration) -> String {
 
 /// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby
 /// that has replayed nothing yet reports NULL: it is at the beginning.
-fn position(rows: &[Vec<Option<String>>]) -> Option<(bool, Lsn, Lsn)> {
-    // Behind the row that says how a wait has ended.
-    let row = rows.last()?;
-    let [Some(in_recovery), lsn, flushed] = &row[..] else {
+fn position(row: &[Option<&[u8]>]) -> Option<(bool, Lsn, Lsn)> {
+    let [Some(in_recovery), lsn, flushed] = *row else {
         return None;
     };
-    let parse = |lsn: &Option<String>| lsn.as_deref().map_or(Some(Lsn(1)), Lsn::parse);
-    Some((in_recovery == "t", parse(lsn)?, parse(flushed)?))
+    let parse = |lsn: Option<&[u8]>| match lsn {
+        Some(text) => Lsn::parse(str::from_utf8(text).ok()?),
+        None => Some(Lsn(1)),
+    };
+    Some((in_recovery == b"t", parse(lsn)?, parse(flushed)?))
 }

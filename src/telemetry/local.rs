@@ -55,7 +55,7 @@ static HISTOGRAMS: Mutex<Vec<Shown>> = Mutex::new(Vec::new());
 struct Shown {
     name: &'static str,
     help: &'static str,
-    label: (&'static str, &'static str),
+    label: Option<(&'static str, &'static str)>,
 }
 
 fn register() -> &'static Copies {
@@ -104,7 +104,7 @@ impl LocalHistogram {
     pub fn new(
         name: &'static str,
         help: &'static str,
-        label: (&'static str, &'static str),
+        label: Option<(&'static str, &'static str)>,
     ) -> LocalHistogram {
         let mut histograms = lock(&HISTOGRAMS);
         histograms.push(Shown { name, help, label });
@@ -158,7 +158,11 @@ pub fn render(out: &mut String) {
             let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} histogram\n");
             named = name;
         }
-        let (key, value) = label;
+        let label = label.map(|(key, value)| format!("{key}=\"{value}\""));
+        let (before, alone) = match &label {
+            Some(label) => (format!("{label},"), format!("{{{label}}}")),
+            None => Default::default(),
+        };
         let mut count = 0;
         for bucket in 0..=SECONDS.len() {
             let of =
@@ -170,17 +174,14 @@ pub fn render(out: &mut String) {
             } else {
                 "+Inf".to_owned()
             };
-            let _ = writeln!(
-                out,
-                "{name}_bucket{{{key}=\"{value}\",le=\"{le}\"}} {count}"
-            );
+            let _ = writeln!(out, "{name}_bucket{{{before}le=\"{le}\"}} {count}");
         }
         let ns = all
             .iter()
             .map(|copies| copies.histograms[place].sum_ns.load(Relaxed));
         let sum = ns.fold(0, u64::wrapping_add) as f64 / 1e9;
-        let _ = writeln!(out, "{name}_sum{{{key}=\"{value}\"}} {sum}");
-        let _ = writeln!(out, "{name}_count{{{key}=\"{value}\"}} {count}");
+        let _ = writeln!(out, "{name}_sum{alone} {sum}");
+        let _ = writeln!(out, "{name}_count{alone} {count}");
     }
 }
 
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn what_every_thread_counts_is_shown_as_one() {
         let counter = LocalCounter::new(Counter::noop());
-        let label = ("of", "test");
+        let label = Some(("of", "test"));
         let histogram = LocalHistogram::new("durations_seconds", "How long.", label);
         let count = move || {
             counter.increment(2);

@@ -1,6 +1,8 @@
 //! Owns: borrowed views of message bodies. Never: copies a body, or reads more of it than a proxy
 //! needs.
 
+use smallvec::SmallVec;
+
 use super::WireError;
 use super::cursor::Cursor;
 use super::startup::CANCEL_KEY_BYTES;
@@ -200,11 +202,14 @@ pub fn row_shape(body: &[u8]) -> Result<u64, WireError> {
     Ok(digest.finish())
 }
 
-/// The values of a DataRow, `None` for NULL.
-pub fn data_row(body: &[u8]) -> Result<Vec<Option<&[u8]>>, WireError> {
+/// The values of a DataRow, `None` for NULL; few of them take no memory of their own.
+pub type Row<'a> = SmallVec<[Option<&'a [u8]>; 4]>;
+
+/// Reads a DataRow.
+pub fn data_row(body: &[u8]) -> Result<Row<'_>, WireError> {
     let mut fields = Cursor::new(body);
     let count = usize::try_from(fields.i16()?).map_err(|_| WireError::Value)?;
-    let mut values = Vec::with_capacity(count);
+    let mut values = Row::with_capacity(count);
     for _ in 0..count {
         values.push(match fields.i32()? {
             -1 => None,
