@@ -432,15 +432,15 @@ fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
         writeln!(stdin, "BEGIN;\nUPDATE pgbench_branches SET bbalance = 5;").unwrap();
         stdin.flush().unwrap();
         wait_for("the transaction", || {
-            let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+            let open = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE state = 'idle in transaction' AND query LIKE 'UPDATE%'";
             cluster.primary().sql("postgres", open).unwrap().trim() == "1"
         });
         gateway.signal("TERM");
         wait_for("the drain", || gateway.log().contains("shutting down"));
-        assert!(
-            std::net::TcpStream::connect(("127.0.0.1", gateway.port)).is_err(),
-            "no new clients"
-        );
+        wait_for("no new clients to be let in", || {
+            std::net::TcpStream::connect(("127.0.0.1", gateway.port)).is_err()
+        });
         if twice {
             gateway.signal("TERM");
             assert_eq!(gateway.wait(), Some(0));
