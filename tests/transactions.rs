@@ -443,6 +443,10 @@ fn a_transaction_that_has_failed_stays_so() {
             "LATIN1",
         ),
     ] {
+        // PostgreSQL 19 knows no other strings.
+        if shown == "standard_conforming_strings" && cluster.postgres().major_version() >= 19 {
+            continue;
+        }
         settle();
         client.rows("BEGIN");
         client.rows(sql);

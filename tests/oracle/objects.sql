@@ -9,7 +9,7 @@ CREATE SEQUENCE numbers;
 CREATE TABLE log (at timestamptz);
 
 CREATE FUNCTION writes(int) RETURNS int LANGUAGE plpgsql
-    AS $$ BEGIN INSERT INTO log VALUES (now()); RETURN $1; END $$;
+    AS $$ BEGIN INSERT INTO public.log VALUES (now()); RETURN $1; END $$;
 CREATE FUNCTION counts(int) RETURNS bigint LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN (SELECT count(*) FROM items WHERE id > $1); END $$;
 CREATE FUNCTION doubles(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
@@ -35,7 +35,7 @@ CREATE AGGREGATE sums (int) (sfunc = int4pl, stype = int);
 CREATE FUNCTION writes2(int, int) RETURNS int LANGUAGE sql AS 'SELECT writes($2)';
 CREATE AGGREGATE writing_sums (int) (sfunc = writes2, stype = int);
 CREATE FUNCTION first(int) RETURNS int LANGUAGE sql AS 'SELECT writes($1)';
-CREATE PROCEDURE procedure_writes() LANGUAGE sql AS 'INSERT INTO log VALUES (now())';
+CREATE PROCEDURE procedure_writes() LANGUAGE sql AS 'INSERT INTO public.log VALUES (now())';
 CREATE PROCEDURE procedure_idles() LANGUAGE sql AS '';
 CREATE FUNCTION item_key(items) RETURNS text LANGUAGE sql STABLE AS 'SELECT $1.name';
 CREATE FUNCTION item_number(items) RETURNS bigint LANGUAGE sql AS 'SELECT nextval(''numbers'')';
