@@ -276,13 +276,14 @@ impl Connection {
     /// As [`query`](Self::query), and when there is more.
     pub async fn query_up_to(&mut self, sql: &str, bytes_max: usize) -> Result<Rows, ConnectError> {
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        let text = |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
         let asked = self.query_with(sql, |row| {
-            bytes += row.iter().flatten().map(|value| value.len()).sum::<usize>();
+            // As sent: what is NULL or empty takes room as well.
+            let len = |value: &Option<&[u8]>| 4 + value.map_or(0, <[u8]>::len);
+            bytes += 2 + row.iter().map(len).sum::<usize>();
             if bytes > bytes_max {
                 return Err(ConnectError::TooMuch(bytes_max));
             }
-            rows.push(row.into_iter().map(text).collect());
+            rows.push(texts(row));
             Ok(())
         });
         asked.await?;
@@ -328,6 +329,11 @@ impl Connection {
 /// Rows as text, `None` for NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
+fn texts(row: Row<'_>) -> Vec<Option<String>> {
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    row.into_iter().map(|value| value.map(text)).collect()
+}
+
 impl Connection {
     /// Runs `sql` once for each of `values`, which is its `$1`, all in one go and each in a
     /// transaction of its own. Gives up to `rows_max` rows for each, or the server's error.
@@ -365,11 +371,7 @@ impl Connection {
             let frame = next(&mut self.stream, &mut self.buf).await?;
             let body = body(&frame);
             match (frame[0], &mut answer) {
-                (b'D', Ok(rows)) => {
-                    let text =
-                        |v: Option<&[u8]>| v.map(|v| String::from_utf8_lossy(v).into_owned());
-                    rows.push(message::data_row(body)?.into_iter().map(text).collect());
-                }
+                (b'D', Ok(rows)) => rows.push(texts(message::data_row(body)?)),
                 (b'E', _) => {
                     let error = ConnectError::Refused(body.to_vec());
                     if message::is_fatal(body) {

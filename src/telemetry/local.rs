@@ -16,7 +16,7 @@ use super::SECONDS;
 const COUNTERS_MAX: usize = 64;
 
 /// Histograms that there can be.
-const HISTOGRAMS_MAX: usize = 4;
+const HISTOGRAMS_MAX: usize = 8;
 
 thread_local! {
     static MINE: &'static Copies = register();
