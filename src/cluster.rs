@@ -521,6 +521,24 @@ impl Cluster {
         self.reconsider();
     }
 
+    /// Has a node take nothing new, once what is open on it is done; or take its part again. The primary,
+    /// drained, is the primary no more: writes are held until there is one.
+    pub fn drain(&self, node: &Node, drained: bool) {
+        let cluster = &self.name;
+        tracing::info!(%cluster, node = %node.name, "{}", if drained { "node drained" } else { "node resumed" });
+        node.set_drained(drained);
+        self.reconsider();
+        self.has_moved();
+    }
+
+    /// What servers are opened with for `key`, if any are.
+    pub fn credential(&self, key: &PoolKey) -> Option<Proven> {
+        let nodes = &self.topology().nodes;
+        nodes
+            .iter()
+            .find_map(|node| Some(node.pools.get(key)?.credential()))
+    }
+
     /// Whether the configuration has it no more.
     fn is_gone(&self) -> bool {
         self.topology().nodes.iter().all(|node| node.is_leaving())
@@ -580,8 +598,7 @@ fn monitor(config: &Config, cluster: &str) -> (String, Option<Secret>, String) {
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do.
 fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
-    let writable =
-        |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
+    let writable = |node: &&Arc<Node>| node.is_open() && node.role() == Role::Primary;
     let Some(best) = topology
         .nodes
         .iter()

@@ -26,6 +26,7 @@ pub struct Config {
     pub listen: Listen,
     pub http: Http,
     pub auth: Auth,
+    pub console: Console,
     pub pool: Pool,
     pub routing: Routing,
     pub consistency: Consistency,
@@ -200,6 +201,52 @@ pub struct User {
     /// What `pg_authid.rolpassword` holds: `SCRAM-SHA-256$…`. Good enough to guess passwords
     /// with, hence a secret.
     pub verifier: Option<Secret>,
+}
+
+/// Where admins speak to the proxy itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Console {
+    /// The name of the database that it is found by.
+    pub database: String,
+    /// Users who may do everything there is to do.
+    pub admins: Vec<String>,
+    /// Users who may look.
+    pub viewers: Vec<String>,
+}
+
+impl Default for Console {
+    fn default() -> Console {
+        Console {
+            database: "tidegate".to_owned(),
+            admins: Vec::new(),
+            viewers: Vec::new(),
+        }
+    }
+}
+
+impl Console {
+    /// Whether a client that wants `database` wants the console. There is none while nobody may use it.
+    pub fn is_wanted(&self, database: &str) -> bool {
+        let is_used = !self.admins.is_empty() || !self.viewers.is_empty();
+        is_used && self.database == database
+    }
+
+    /// What `user` may do there; `None` for nothing.
+    pub fn right(&self, user: &str) -> Option<ConsoleRight> {
+        let is_in = |users: &[String]| users.iter().any(|name| name == user);
+        match () {
+            () if is_in(&self.admins) => Some(ConsoleRight::Change),
+            () if is_in(&self.viewers) => Some(ConsoleRight::Look),
+            () => None,
+        }
+    }
+}
+
+/// What somebody may do in the console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConsoleRight {
+    Look,
+    Change,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,8 +21,8 @@ use crate::config::{self, Config, ConfigError};
 use crate::net::stream::Stream;
 use crate::net::tls::{FileError, Material};
 use crate::net::unix::{self, SocketError, SocketFile};
-use crate::proxy::cancel::Sessions;
-use crate::proxy::{self, Proxy, handshake};
+use crate::proxy::sessions::Sessions;
+use crate::proxy::{self, Order, Proxy, handshake};
 use crate::session::Shared;
 use crate::session::effects::Known;
 use crate::session::sequences::Readers;
@@ -80,6 +80,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             tracing::warn!("{warning}");
         }
         raise_descriptor_limit(config.listen.max_clients);
+        let (orders, ordered) = mpsc::channel(1);
         let proxy = Arc::new(Proxy {
             shared: ArcSwap::from_pointee(shared(&config)),
             users: ArcSwap::from_pointee(users),
@@ -88,6 +89,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             sessions: Sessions::default(),
             welcomes: handshake::Welcomes::default(),
             draining: false.into(),
+            orders,
             config: ArcSwap::from(config),
         });
         if let Some(http) = http {
@@ -99,7 +101,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             .into_iter()
             .map(|listener| tokio::spawn(accept(listener, proxy.clone(), workers.clone())))
             .collect();
-        let mut signals = Signals::install()?;
+        let mut signals = Signals::install(ordered)?;
         signals.until_stop(&proxy, path).await;
         for task in accepting {
             task.abort();
@@ -270,10 +272,12 @@ async fn tend(proxy: Arc<Proxy>) {
 struct Signals {
     stop: mpsc::Receiver<&'static str>,
     reload: tokio::signal::unix::Signal,
+    /// What the console wants.
+    orders: mpsc::Receiver<Order>,
 }
 
 impl Signals {
-    fn install() -> io::Result<Signals> {
+    fn install(orders: mpsc::Receiver<Order>) -> io::Result<Signals> {
         let (sender, stop) = mpsc::channel(2);
         for (kind, name) in [
             (SignalKind::terminate(), "SIGTERM"),
@@ -288,6 +292,7 @@ impl Signals {
         Ok(Signals {
             stop,
             reload: signal(SignalKind::hangup())?,
+            orders,
         })
     }
 
@@ -298,24 +303,34 @@ impl Signals {
                     tracing::info!(signal = name.unwrap_or("?"), "shutting down");
                     return;
                 }
-                _ = self.reload.recv() => reload(proxy, path.to_owned()),
+                _ = self.reload.recv() => {
+                    let _ = reload(proxy, path.to_owned());
+                }
+                Some(order) = self.orders.recv() => match order {
+                    Order::Reload(answer) => {
+                        let reloaded = reload(proxy, path.to_owned());
+                        // Whoever has given the order may have gone.
+                        let _ = answer.send(reloaded.map_err(|error| error.to_string()));
+                    }
+                },
             }
         }
     }
 }
 
 /// Reads the configuration again and applies what has changed; a bad one changes nothing.
-fn reload(proxy: &Proxy, path: PathBuf) {
+fn reload(proxy: &Proxy, path: PathBuf) -> Result<(), RunError> {
     let applied = Config::load(&path)
         .map_err(RunError::from)
         .and_then(|new| apply(proxy, new));
-    match applied {
+    match &applied {
         Ok(()) => telemetry::metrics().reloads_applied.increment(1),
         Err(error) => {
             telemetry::metrics().reloads_refused.increment(1);
             tracing::error!("configuration not reloaded, nothing has changed: {error}");
         }
     }
+    applied
 }
 
 fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {

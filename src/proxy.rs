@@ -19,7 +19,8 @@ macro_rules! client_side {
 
 pub mod acquire;
 mod again;
-pub mod cancel;
+mod cancel;
+mod console;
 mod explain;
 pub mod handshake;
 mod ordinary;
@@ -27,6 +28,7 @@ pub mod refusal;
 pub mod relay;
 mod release;
 pub mod replication;
+pub mod sessions;
 mod slow;
 mod transaction;
 mod wishes;
@@ -42,14 +44,15 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use smallvec::SmallVec;
+use tokio::sync::{mpsc, oneshot};
 
 use self::acquire::Placed;
 use self::again::Loss;
-use self::cancel::{Handle, Sessions};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
 use self::relay::{Begun, ClientSide, Ledger, Relay};
+use self::sessions::{Handle, Sessions};
 use self::wishes::Base;
 use crate::auth::{Proven, Users};
 use crate::cluster::catalog::Watched;
@@ -81,6 +84,14 @@ pub struct Proxy {
     pub shared: ArcSwap<Shared>,
     pub welcomes: handshake::Welcomes,
     pub draining: AtomicBool,
+    /// What the process is to do.
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// What the console may have the process do, and where to the answer goes.
+pub enum Order {
+    /// The configuration is to be read again.
+    Reload(oneshot::Sender<Result<(), String>>),
 }
 
 /// Serves one client until it has gone, or leaves it to a task of its own once it is logged in: what
@@ -90,6 +101,7 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
     let guest = Registered::new(&proxy);
     let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
     if let Some(Admitted::Session(welcome)) = admitted {
+        guest.handle.introduce(welcome.who());
         let client = Box::new(Client::new(*welcome, guest, seat));
         if proxy.draining.load(Ordering::SeqCst) {
             // Those that were asked to stop were the clients before it, perhaps.
@@ -102,6 +114,9 @@ pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
         tokio::spawn(stay(client));
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
         upstream.pass(stream, inbox, &guest.handle).await;
+    } else if let Some(Admitted::Console(entrance)) = admitted {
+        tracing::debug!(%peer, user = %entrance.key.user, pid = guest.handle.pid, "console opened");
+        Box::pin(console::serve(*entrance, guest, seat)).await;
     }
 }
 
@@ -297,9 +312,7 @@ impl Client {
         let handle = self.registered.handle.clone();
         let mut stop = std::pin::pin!(handle.stop.notified());
         let mut listening = Listening::default();
-        if !self.catalog.known.is_settled() {
-            Box::pin(self.catalog.first_answer()).await;
-        }
+        self.hear_of_catalog().await;
         loop {
             let next =
                 std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening, stop.as_mut()))
@@ -330,6 +343,13 @@ impl Client {
                     return Left::To(seat);
                 }
             }
+        }
+    }
+
+    /// Waits for what its database's names mean, if nothing is known of that yet, within limits.
+    async fn hear_of_catalog(&self) {
+        if !self.catalog.known.is_settled() {
+            Box::pin(self.catalog.first_answer()).await;
         }
     }
 

@@ -412,7 +412,7 @@ type Answer = (Arc<Catalog>, Option<Arc<effects::Effects>>);
 async fn ask(cluster: &Cluster, watched: &Watched) -> Result<Answer, AskError> {
     let (node, config) = {
         let topology = cluster.topology();
-        let is_up = |node: &&Arc<Node>| node.is_up() && !node.is_leaving();
+        let is_up = |node: &&Arc<Node>| node.is_open();
         let node = match &topology.primary {
             Some(primary) => primary,
             None if watched.known.catalog().is_some() => return Err(AskError::NoPrimary),

@@ -32,6 +32,8 @@ pub struct Node {
     lagging: AtomicBool,
     /// It takes nothing new: it has been removed from the configuration.
     leaving: AtomicBool,
+    /// It takes nothing new: an admin has said so.
+    drained: AtomicBool,
     /// The server's life in which the position was read; 0 while unknown.
     incarnation: AtomicU64,
     position: AtomicU64,
@@ -91,6 +93,7 @@ impl Node {
             up: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             incarnation: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
@@ -160,6 +163,28 @@ impl Node {
         self.leaving.store(true, Ordering::SeqCst);
         self.wake.notify_one();
         self.metrics.clear();
+    }
+
+    /// Whether an admin wants it to take nothing new.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::SeqCst)
+    }
+
+    /// What is open on it finishes, and then its servers are closed; or it takes what there is again.
+    pub(super) fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::SeqCst);
+        // A pool that is made meanwhile looks at the node, and is either seen here or has seen that.
+        self.pools.iter().for_each(|pool| pool.set_drained(drained));
+        self.report();
+    }
+
+    /// Whether it is known to answer, and takes what it is given.
+    pub fn is_open(&self) -> bool {
+        self.is_up() && !self.is_leaving() && !self.is_drained()
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
     }
 
     /// Applies what may change of a node that stays: its weight, and whether it is near the proxy.
@@ -246,6 +271,11 @@ impl Node {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// How long reads have taken here lately.
+    pub fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency_us.load(Ordering::Relaxed).into())
+    }
+
     /// Every second, a part of what is known of the latency is forgotten: a node that was slow once
     /// is tried again.
     pub fn forget_latency(&self) {
@@ -285,7 +315,7 @@ impl Replica for Node {
 
 impl Candidate for Node {
     fn serving(&self) -> Serving {
-        if !self.is_up() || self.is_leaving() || self.role() != Role::Replica {
+        if !self.is_open() || self.role() != Role::Replica {
             Serving::No
         } else if self.is_lagging() {
             Serving::Lagging

@@ -66,6 +66,8 @@ struct Inner {
     credential: Proven,
     limits: config::Pool,
     closed: bool,
+    /// It lends nothing for as long as its node takes nothing new.
+    drained: bool,
     /// Servers of an older generation are closed and not lent again.
     generation: u64,
     /// So are those that were opened before this: the last look found them too old.
@@ -79,6 +81,20 @@ enum Grant {
     Place(Place),
 }
 
+/// What a pool holds at one time.
+#[derive(Clone, Copy, Debug)]
+pub struct Census {
+    pub idle: usize,
+    /// Servers that are lent, or being opened.
+    pub active: usize,
+    /// Clients that wait for one.
+    pub waiting: usize,
+    /// How long the one has waited that has waited longest.
+    pub longest_wait: Duration,
+    /// The most servers that there may be.
+    pub size: usize,
+}
+
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckoutError {
@@ -86,7 +102,7 @@ pub enum CheckoutError {
     Timeout { node: String, waited: Duration },
     #[error("cannot connect to node {node}: {error}")]
     Connect { node: String, error: ConnectError },
-    #[error("node {node} is leaving")]
+    #[error("node {node} takes nothing new")]
     Leaving { node: String },
 }
 
@@ -121,6 +137,7 @@ struct Place(Arc<Pool>);
 impl Pool {
     pub fn new(node: Arc<Node>, key: PoolKey, credential: Proven, limits: config::Pool) -> Pool {
         let metrics = PoolMetrics::new(&node.cluster, &node.name, &key.database, &key.user);
+        let drained = node.is_drained();
         let inner = Inner {
             idle: Vec::new(),
             open: 0,
@@ -128,6 +145,7 @@ impl Pool {
             credential,
             limits,
             closed: false,
+            drained,
             generation: 0,
             oldest: Instant::now(),
         };
@@ -141,6 +159,10 @@ impl Pool {
 
     pub fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    pub fn key(&self) -> &PoolKey {
+        &self.key
     }
 
     /// What servers are opened with from now on, unless something newer is known: a session that is
@@ -225,7 +247,8 @@ impl Pool {
         let mut inner = self.lock();
         let too_old = server.opened < inner.oldest;
         let outdated = server.generation != inner.generation;
-        if inner.closed || inner.open > inner.limits.size || too_old || outdated {
+        let unwanted = inner.closed || inner.drained || inner.open > inner.limits.size;
+        if unwanted || too_old || outdated {
             drop(inner);
             return;
         }
@@ -296,6 +319,21 @@ impl Pool {
         self.metrics.clear();
     }
 
+    /// Lends nothing more, and has nobody wait: idle servers are closed, and lent ones when they are given
+    /// back. Or lends again.
+    pub(super) fn set_drained(&self, drained: bool) {
+        let mut inner = self.lock();
+        inner.drained = drained;
+        if !drained {
+            return;
+        }
+        let idle = std::mem::take(&mut inner.idle);
+        let waiters = std::mem::take(&mut inner.waiters);
+        drop(inner);
+        // Dropped outside the lock: each gives up its place, which takes it.
+        drop((idle, waiters));
+    }
+
     /// Closes the idle servers of another life of the node's server than `life`.
     pub fn close_stale(&self, life: Incarnation) {
         let mut inner = self.lock();
@@ -309,13 +347,29 @@ impl Pool {
         drop(stale);
     }
 
-    pub fn report(&self) {
+    /// What it holds now.
+    pub fn census(&self) -> Census {
         let inner = self.lock();
-        let (idle, open, waiting) = (inner.idle.len(), inner.open, inner.waiters.len());
-        drop(inner);
-        self.metrics.idle.set(idle as f64);
-        self.metrics.active.set(open.saturating_sub(idle) as f64);
-        self.metrics.waiting.set(waiting as f64);
+        let idle = inner.idle.len();
+        Census {
+            idle,
+            active: inner.open.saturating_sub(idle),
+            waiting: inner.waiters.len(),
+            longest_wait: inner.waiters.longest(Instant::now()),
+            size: inner.limits.size,
+        }
+    }
+
+    /// What servers are opened with.
+    pub fn credential(&self) -> Proven {
+        self.lock().credential.clone()
+    }
+
+    pub fn report(&self) {
+        let census = self.census();
+        self.metrics.idle.set(census.idle as f64);
+        self.metrics.active.set(census.active as f64);
+        self.metrics.waiting.set(census.waiting as f64);
     }
 
     fn try_checkout(
@@ -324,7 +378,7 @@ impl Pool {
         favourite: u64,
     ) -> Result<Ready, CheckoutError> {
         let mut inner = self.lock();
-        if inner.closed {
+        if inner.closed || inner.drained {
             return Err(self.leaving());
         }
         // Who waits goes first; but a free server means that nobody waits.

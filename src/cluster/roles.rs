@@ -423,8 +423,7 @@ async fn ask_together(
 fn candidates(cluster: &Cluster) -> Vec<Arc<Node>> {
     let topology = cluster.topology();
     let primary = topology.primary.iter().cloned();
-    let is_replica =
-        |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == NodeRole::Replica;
+    let is_replica = |node: &&Arc<Node>| node.is_open() && node.role() == NodeRole::Replica;
     let mut replicas: Vec<_> = topology.nodes.iter().filter(is_replica).cloned().collect();
     replicas.sort_by_key(|node| node.in_flight());
     primary.chain(replicas).collect()

@@ -47,6 +47,7 @@ pub struct Tunables {
     pub auth_method: bool,
     /// How users are looked up.
     pub auth_query: bool,
+    pub console: bool,
     pub pool: bool,
     pub routing: bool,
     pub consistency: bool,
@@ -153,6 +154,7 @@ impl Tunables {
             ("listen", self.listen),
             ("auth.method", self.auth_method),
             ("auth.query", self.auth_query),
+            ("console", self.console),
             ("pool", self.pool),
             ("routing", self.routing),
             ("consistency", self.consistency),
@@ -211,6 +213,7 @@ fn tunables(old: &Config, new: &Config) -> Tunables {
         listen: listen(old) != listen(new),
         auth_method: old.auth.method != new.auth.method,
         auth_query: old.auth.lookup != new.auth.lookup,
+        console: old.console != new.console,
         pool: old.pool != new.pool,
         routing: old.routing != new.routing,
         consistency: old.consistency != new.consistency,
@@ -432,6 +435,10 @@ mod tests {
         check(
             &[("[auth]", "[auth]\nquery_user = 'q'")],
             "changed: auth.query",
+        );
+        check(
+            &[("[auth]", "[console]\nadmins = ['a']\n[auth]")],
+            "changed: console",
         );
         check(
             &[(

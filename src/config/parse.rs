@@ -10,9 +10,9 @@ use toml::de::DeTable;
 use super::error::{ConfigError, Source};
 use super::section::{Keys, Section, Value};
 use super::{
-    Auth, AuthMethod, Cluster, Config, Consistency, Failover, Health, Http, Lag, Level, Listen,
-    Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Override, Pool, PoolMode,
-    ReadPrimary, Redis, Replication, Routing, TransactionReads, User, Wish,
+    Auth, AuthMethod, Cluster, Config, Consistency, Console, Failover, Health, Http, Lag, Level,
+    Listen, Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Override, Pool,
+    PoolMode, ReadPrimary, Redis, Replication, Routing, TransactionReads, User, Wish,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -29,6 +29,7 @@ const ROOT: Keys = Keys {
         "listen",
         "http",
         "auth",
+        "console",
         "pool",
         "routing",
         "consistency",
@@ -70,6 +71,10 @@ const AUTH: Keys = Keys {
 };
 const USER: Keys = Keys {
     known: &["name", "password", "verifier"],
+    later: &[],
+};
+const CONSOLE: Keys = Keys {
+    known: &["database", "admins", "viewers"],
     later: &[],
 };
 const POOL: Keys = Keys {
@@ -170,6 +175,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         listen: listen(&root.section("listen", &LISTEN)?)?,
         http: http(&root.section("http", &HTTP)?)?,
         auth: auth(&root.section("auth", &AUTH)?)?,
+        console: console(&root.section("console", &CONSOLE)?)?,
         pool: pool(&root.section("pool", &POOL)?)?,
         routing: routing(&root.section("routing", &ROUTING)?)?,
         consistency: consistency(&root.section("consistency", &CONSISTENCY)?)?,
@@ -199,6 +205,16 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         );
         let section = root.section("consistency", &CONSISTENCY)?;
         return Err(section.section("redis", &REDIS)?.fault_at("keep", message));
+    }
+    let hides =
+        |cluster: &&Cluster| (cluster.databases.iter()).any(|name| config.console.is_wanted(name));
+    if let Some(hidden) = config.clusters.iter().find(hides) {
+        let (database, name) = (&config.console.database, &hidden.name);
+        let message = format!(
+            r#"database "{database}" is the console's, so that of cluster "{name}" could not be reached; give "console.database" another name"#
+        );
+        let section = root.section("console", &CONSOLE)?;
+        return Err(section.fault_at("database", message));
     }
     // Without these, nobody could ever show a certificate.
     let tls = config.listen.tls.as_ref();
@@ -325,6 +341,23 @@ fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
             )))
         }
         _ => Ok(user),
+    }
+}
+
+fn console(section: &Section<'_>) -> Result<Console> {
+    let default = Console::default();
+    let console = Console {
+        database: section.get("database", default.database, Value::string)?,
+        admins: section.get("admins", default.admins, Value::strings)?,
+        viewers: section.get("viewers", default.viewers, Value::strings)?,
+    };
+    let both = |user: &&String| console.admins.contains(user);
+    match console.viewers.iter().find(both) {
+        None => Ok(console),
+        Some(both) => Err(section.fault_at(
+            "viewers",
+            format!(r#"user "{both}" is an admin, and so need not be listed as a viewer"#),
+        )),
     }
 }
 

@@ -83,7 +83,10 @@ impl Client {
                     again.map(|again| again.tried).unwrap_or_default(),
                     Instant::now(),
                 );
-                let placed = Box::pin(self.wait_for_server(needs_primary, tried)).await?;
+                self.registered.handle.waits(true);
+                let placed = Box::pin(self.wait_for_server(needs_primary, tried)).await;
+                self.registered.handle.waits(false);
+                let placed = placed?;
                 Ok(Placed {
                     waited_us: began.elapsed().as_micros().clamp(1, u32::MAX.into()) as u32,
                     ..placed

@@ -29,31 +29,37 @@ impl Client {
     #[cold]
     pub(super) async fn explain(&mut self) {
         let mut asked = std::mem::take(&mut self.batch);
-        // Of the last read, or of the transaction that is on a replica: they are left as they are.
-        let looked_at = (self.reads_plainly, self.read_level);
         for question in asked.questions() {
-            let mut said = BytesMut::new();
-            encode::query(&mut said, &question.sql);
-            let (batch, mut lines) = self.session.look_at(&question.sql, said.len());
-            // What finds the way of the planned batch finds that of this one.
-            self.batch = batch;
-            let topology = self.topology.load().clone();
-            if !self.base.is_of(&topology.config) {
-                self.base = Base::of(&topology.config, &self.cluster.name, &self.key);
-            }
-            let mut special = self.asked_for();
-            let way = self.way(&said, &topology, &mut special).await;
-            (self.reads_plainly, self.read_level) = looked_at;
-            let outlook = Outlook {
-                client: self,
-                topology: &topology,
-                special: &special,
-                way,
-            };
-            outlook.tell(&mut lines);
+            let lines = self.route_of(&question.sql).await;
             question.answer(&lines);
         }
         self.batch = asked;
+    }
+
+    /// Where `sql` would go if the client said it now as a Query, and why. The planned batch is lost.
+    pub(super) async fn route_of(&mut self, sql: &[u8]) -> Vec<Line> {
+        // Of the last read, or of the transaction that is on a replica: they are left as they are.
+        let looked_at = (self.reads_plainly, self.read_level);
+        let mut said = BytesMut::new();
+        encode::query(&mut said, sql);
+        let (batch, mut lines) = self.session.look_at(sql, said.len());
+        // What finds the way of the planned batch finds that of this one.
+        self.batch = batch;
+        let topology = self.topology.load().clone();
+        if !self.base.is_of(&topology.config) {
+            self.base = Base::of(&topology.config, &self.cluster.name, &self.key);
+        }
+        let mut special = self.asked_for();
+        let way = self.way(&said, &topology, &mut special).await;
+        (self.reads_plainly, self.read_level) = looked_at;
+        let outlook = Outlook {
+            client: self,
+            topology: &topology,
+            special: &special,
+            way,
+        };
+        outlook.tell(&mut lines);
+        lines
     }
 
     /// The way of the planned batch, which is `said` so.
@@ -280,6 +286,9 @@ impl Outlook<'_> {
             Role::Unknown => "of unknown role",
         };
         let mut told = vec![role.to_owned()];
+        if node.is_drained() {
+            told.push("drained".to_owned());
+        }
         if !is_primary {
             told.push(match self.objection(node) {
                 None => "eligible".to_owned(),

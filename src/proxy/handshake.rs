@@ -7,6 +7,7 @@ mod lookup;
 mod welcomes;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
@@ -16,19 +17,21 @@ use self::encryption::Agreed;
 use self::lookup::LookedUp;
 pub use self::welcomes::Welcomes;
 use super::Proxy;
-use super::cancel::Handle;
+use super::console::{self, Entrance};
 use super::refusal::Refusal;
 use super::replication::{self, Kind, Upstream};
+use super::sessions::{Handle, Who};
 use crate::auth::{AuthRequest, Channel, ClientAuth, Proven, Rejection, Step};
 use crate::cluster::Cluster;
 use crate::cluster::pool::PoolKey;
-use crate::config::Replication;
+use crate::config::{Config, ConsoleRight, Replication};
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Offer;
 use crate::session::own;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
+use crate::sql::command::NAME_MAX;
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
@@ -42,6 +45,10 @@ const PASSWORD_BYTES_MAX: usize = 65_535;
 /// How many encryption requests a client may make: one of each kind.
 const REQUESTS_MAX: usize = 2;
 
+/// How many clients of the console are taken beyond the limit of clients: when that is reached is when
+/// somebody has to look.
+const CONSOLE_CLIENTS: usize = 8;
+
 /// A client that is logged in and has been greeted.
 pub struct Welcome {
     pub stream: Stream,
@@ -53,11 +60,28 @@ pub struct Welcome {
     pub settings: Settings,
     /// What the client has been told.
     pub params: Params,
+    /// What it calls itself.
+    pub application_name: String,
+}
+
+impl Welcome {
+    /// Who others see it to be.
+    pub fn who(&self) -> Who {
+        Who {
+            cluster: Some(self.cluster.name.clone()),
+            key: self.key.clone(),
+            peer: self.stream.peer(),
+            tls: self.stream.tls().map(|tls| tls.parameters().to_string()),
+            application_name: self.application_name.clone(),
+            since: SystemTime::now(),
+        }
+    }
 }
 
 /// Who has come in.
 pub enum Admitted {
     Session(Box<Welcome>),
+    Console(Box<Entrance>),
     /// A replication connection, with what the client has said since, and its other end.
     Replication(Stream, BytesMut, Box<Upstream>),
 }
@@ -74,9 +98,17 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
             Ok(Ok(Some(Entry::Session(login)))) => {
                 let Guest { stream, inbox, .. } = guest;
-                let Login { cluster, key, credential, settings, params } = login;
-                let welcome = Welcome { stream, inbox, cluster, key, credential, settings, params };
+                let Login { cluster, key, credential, settings, params, application_name } = login;
+                let welcome = Welcome {
+                    stream, inbox, cluster, key, credential, settings, params, application_name,
+                };
                 return Some(Admitted::Session(Box::new(welcome)));
+            }
+            Ok(Ok(Some(Entry::Console(login)))) => {
+                let Guest { stream, inbox, .. } = guest;
+                let ConsoleLogin { key, credential, right, application_name } = login;
+                let entrance = Entrance { stream, inbox, key, credential, right, application_name };
+                return Some(Admitted::Console(Box::new(entrance)));
             }
             Ok(Ok(Some(Entry::Replication(upstream)))) => {
                 return Some(Admitted::Replication(guest.stream, guest.inbox, upstream));
@@ -107,6 +139,7 @@ struct Guest {
 /// What a login has come to.
 enum Entry {
     Session(Login),
+    Console(ConsoleLogin),
     Replication(Box<Upstream>),
 }
 
@@ -116,6 +149,14 @@ struct Login {
     credential: Proven,
     settings: Settings,
     params: Params,
+    application_name: String,
+}
+
+struct ConsoleLogin {
+    key: PoolKey,
+    credential: Proven,
+    right: ConsoleRight,
+    application_name: String,
 }
 
 impl Guest {
@@ -125,7 +166,11 @@ impl Guest {
             return Ok(None);
         };
         let config = proxy.config.load_full();
-        if proxy.sessions.len() > config.listen.max_clients {
+        let wanted = parameters.get("database").or(parameters.get("user"));
+        let wanted = wanted.and_then(|name| std::str::from_utf8(name).ok());
+        let is_console = wanted.is_some_and(|name| config.console.is_wanted(name));
+        let reserved = if is_console { CONSOLE_CLIENTS } else { 0 };
+        if proxy.sessions.len() > config.listen.max_clients + reserved {
             return Err(Refusal::protocol(
                 "53300",
                 "sorry, too many clients already",
@@ -147,6 +192,10 @@ impl Guest {
             .filter(|name| !name.is_empty())
             .unwrap_or(user);
         let replication = replication::wanted(text("replication")?)?;
+        if is_console && replication.is_some() {
+            let message = "the console has nothing to replicate";
+            return Err(Refusal::protocol("0A000", message));
+        }
         if replication.is_some() && config.routing.replication == Replication::Refuse {
             let message = "replication connections are not passed through";
             let hint = "Connect to a node directly, or set routing.replication = \"primary\" \
@@ -157,6 +206,10 @@ impl Guest {
         let mut cluster = proxy.clusters.serving(database);
         if replication == Some(Kind::Physical) {
             cluster = cluster.or_else(|| proxy.clusters.only());
+        }
+        if is_console {
+            // Where its users are looked up that are not listed.
+            cluster = cluster.or_else(|| proxy.clusters.all().first().cloned());
         }
         let who = (user, cluster.as_ref());
         let login = self.authenticate(proxy, who, &channel, &mut out);
@@ -170,7 +223,10 @@ impl Guest {
             credential,
             is_replication: replication.is_some(),
         };
-        let entered = guest.enter(proxy, cluster, &parameters).await;
+        let entered = match is_console {
+            true => guest.enter_console(&config, &parameters),
+            false => guest.enter(proxy, cluster, &parameters).await,
+        };
         if let Ok((_, params)) = &entered {
             greeting(params, handle, parameters.version, &mut out);
         }
@@ -357,9 +413,41 @@ impl Authenticated<'_> {
             credential: self.credential,
             settings,
             params: params.clone(),
+            application_name: application_name(parameters),
         };
         Ok((Entry::Session(login), params))
     }
+
+    fn enter_console(
+        self,
+        config: &Config,
+        parameters: &Parameters,
+    ) -> Result<(Entry, Params), Refusal> {
+        let user = self.user;
+        let Some(right) = config.console.right(user) else {
+            let message = format!("user \"{user}\" may not use the console");
+            let hint = "Who may is listed in console.admins and console.viewers.";
+            return Err(Refusal::hinted("42501", message, hint));
+        };
+        let login = ConsoleLogin {
+            key: PoolKey {
+                database: self.database.into(),
+                user: user.into(),
+            },
+            credential: self.credential,
+            right,
+            application_name: application_name(parameters),
+        };
+        Ok((Entry::Console(login), console::params()))
+    }
+}
+
+/// What a client calls itself; what is too long or not UTF-8 is left out.
+fn application_name(parameters: &Parameters) -> String {
+    let name = parameters.get("application_name");
+    let name = name.and_then(|name| std::str::from_utf8(name).ok());
+    let name = name.filter(|name| name.len() <= NAME_MAX);
+    name.unwrap_or_default().to_owned()
 }
 
 /// What a client is told that is let in, behind AuthenticationOk.

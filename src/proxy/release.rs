@@ -47,6 +47,7 @@ impl Client {
 
     /// Keeps the server that a transaction is open on.
     pub(super) fn hold(&mut self, server: Box<Server>, replica: bool) {
+        self.registered.handle.keeps(Some(&server.listed));
         match replica {
             true => self.held_replica = Some(server),
             false => self.held = Some(server),
@@ -55,18 +56,18 @@ impl Client {
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
     pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool, now: Instant) {
-        let keeps = self.keeps_servers || !replica && self.session.is_pinned();
+        let pinned = !replica && self.session.is_pinned();
+        let keeps = pinned || self.keeps_servers && !server.node().is_drained();
         if !keeps {
+            self.registered.handle.keeps(None);
             match self.pools.iter().find(|(_, pool)| pool.owns(&server)) {
                 Some((_, pool)) => pool.take_back(server, now),
                 None => server.give_back(),
             }
         } else if self.registered.proxy.draining.load(Ordering::Relaxed) {
             self.clean(server, !replica);
-        } else if replica {
-            self.held_replica = Some(server);
         } else {
-            self.held = Some(server);
+            self.hold(server, replica);
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 use tokio::time::sleep;
 
-use super::cancel::Handle;
 use super::refusal::Refusal;
+use super::sessions::Handle;
 use crate::auth::Proven;
 use crate::cluster::Cluster;
 use crate::cluster::connect::{self, Connection, Target};

@@ -103,6 +103,18 @@ impl Session {
         }
     }
 
+    /// Why nobody can say where `sql` goes.
+    ///
+    /// # Errors
+    /// Unless it is one statement, and no question after another's way.
+    pub fn check_question(&self, sql: &[u8]) -> Result<(), Complaint> {
+        let class = self.classify(sql);
+        match class.statements.len() == 1 && !class.explains {
+            true => Ok(()),
+            false => Err(Complaint::not_one()),
+        }
+    }
+
     /// The batch that `sql` would be if the client said it now as a Query, which is so many bytes long; and
     /// what decides where that goes.
     pub fn look_at(&self, sql: &[u8], len: usize) -> (Batch, Vec<Line>) {

@@ -88,6 +88,15 @@ impl LocalCounter {
         LocalCounter(counters.len() - 1)
     }
 
+    /// What all threads have counted.
+    pub fn total(self) -> u64 {
+        let copies = lock(&ALL);
+        let counts = copies
+            .iter()
+            .map(|copies| copies.counters.0[self.0].load(Relaxed));
+        counts.fold(0, u64::wrapping_add)
+    }
+
     #[inline]
     pub fn increment(self, n: u64) {
         MINE.with(|mine| add(&mine.counters.0[self.0], n));

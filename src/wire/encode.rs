@@ -3,6 +3,7 @@
 
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::Message;
+use pgwire::messages::data::{FieldDescription, RowDescription};
 use pgwire::messages::response::ErrorResponse;
 use pgwire::messages::startup::Authentication;
 
@@ -10,7 +11,12 @@ use super::message::{self, Status};
 
 /// Answers that need no contents.
 pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+pub const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
 pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+pub const NO_DATA: &[u8] = b"n\0\0\0\x04";
+pub const NO_PARAMETERS: &[u8] = b"t\0\0\0\x06\0\0";
+pub const EMPTY_QUERY: &[u8] = b"I\0\0\0\x04";
+pub const PORTAL_SUSPENDED: &[u8] = b"s\0\0\0\x04";
 pub const SYNC: &[u8] = b"S\0\0\0\x04";
 pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
@@ -117,6 +123,33 @@ pub fn ready(out: &mut BytesMut, status: Status) {
 /// Appends a CommandComplete.
 pub fn command_complete(out: &mut BytesMut, tag: &str) {
     frame(out, b'C', |out| cstr(out, tag.as_bytes()));
+}
+
+/// Appends a RowDescription of columns that are of no table: names, types' OIDs and sizes, formats.
+pub fn row_description<'a>(
+    out: &mut BytesMut,
+    columns: impl Iterator<Item = (&'a str, u32, i16, i16)>,
+) {
+    let field = |(name, oid, size, format): (&str, u32, i16, i16)| {
+        FieldDescription::new(name.to_owned(), 0, 0, oid, size, -1, format)
+    };
+    encode(out, &RowDescription::new(columns.map(field).collect()));
+}
+
+/// Appends a DataRow.
+pub fn data_row(out: &mut BytesMut, values: &[Option<Vec<u8>>]) {
+    frame(out, b'D', |out| {
+        out.put_i16(values.len() as i16);
+        for value in values {
+            match value {
+                None => out.put_i32(-1),
+                Some(value) => {
+                    out.put_i32(value.len() as i32);
+                    out.put_slice(value);
+                }
+            }
+        }
+    });
 }
 
 /// Appends a Query.

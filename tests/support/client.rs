@@ -81,6 +81,13 @@ impl Client {
         rows.iter().map(row).collect()
     }
 
+    /// The same of a text and a number.
+    pub fn prepared_counts(&self, sql: &str) -> Vec<(String, i64)> {
+        let rows = self.runtime.block_on(self.client.query(sql, &[]));
+        let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
     /// The error that a simple query ends with.
     pub fn error(&self, sql: &str) -> DbError {
         let answer = self.ask(sql);

@@ -2,6 +2,7 @@
 //! be overtaken more than a few times.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -14,6 +15,7 @@ struct Waiter<G> {
     worker: usize,
     /// How many who came later have been served before it.
     overtaken: u32,
+    since: Instant,
 }
 
 impl<G> Default for Waiters<G> {
@@ -46,8 +48,17 @@ impl<G> Waiters<G> {
             grant,
             worker,
             overtaken: 0,
+            since: Instant::now(),
         });
         receiver
+    }
+
+    /// How long the one has waited that has waited longest.
+    pub fn longest(&self, now: Instant) -> Duration {
+        let mut waiting = self.0.iter().filter(|waiter| !waiter.grant.is_closed());
+        waiting
+            .next()
+            .map_or(Duration::ZERO, |waiter| now - waiter.since)
     }
 
     /// The first of all.

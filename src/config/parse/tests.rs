@@ -73,6 +73,10 @@ fn every_key_is_read() {
         query_database = "d"
         query = "SELECT f($1)"
         query_cache = "0"
+        [console]
+        database = "c"
+        admins = ["a"]
+        viewers = ["v"]
         [pool]
         mode = "transaction"
         size = 3
@@ -187,6 +191,11 @@ fn every_key_is_read() {
                 query: owned("SELECT f($1)"),
                 cache: Duration::ZERO,
             }),
+        },
+        console: Console {
+            database: owned("c"),
+            admins: vec![owned("a")],
+            viewers: vec![owned("v")],
         },
         pool: Pool {
             mode: PoolMode::Transaction,
@@ -658,6 +667,10 @@ fn users() {
             "[[auth.user]]\nname = 'a'\npassword = 'x'\n[[auth.user]]\nname = 'a'\npassword = 'y'",
             r#"t.toml:5:8: user "a" is listed twice"#,
         ),
+        (
+            "[console]\nadmins = ['a', 'b']\nviewers = ['b']",
+            r#"t.toml:3:11: user "b" is an admin, and so need not be listed as a viewer"#,
+        ),
     ]);
     assert!(
         parse(&format!(
@@ -710,6 +723,10 @@ fn clusters() {
         (
             "[[cluster]]\nname = 'm'\ndatabases = ['a', 'a']",
             r#"t.toml:3:13: database "a" is listed twice"#,
+        ),
+        (
+            "[console]\nadmins = ['a']\ndatabase = 'c'\n[[cluster]]\nname = 'm'\ndatabases = ['c']\nnode = [{ address = 'h:1' }]",
+            r#"t.toml:3:12: database "c" is the console's, so that of cluster "m" could not be reached; give "console.database" another name"#,
         ),
         (
             "[[cluster]]\nname = 'm'\nmonitor = { password = 'x' }",

@@ -118,7 +118,7 @@ async fn any_server(
             Role::Replica => !settings.need_primary(),
             Role::Unknown => false,
         };
-        nodes.retain(|node| node.is_up() && usable(node));
+        nodes.retain(|node| node.is_open() && usable(node));
         let nodes = nodes.into_iter().map(|node| {
             let pool = cluster::pool(&node, key, credential, &config.pool);
             (node, pool)

@@ -1,0 +1,646 @@
+//! The admin console: a client that speaks to the proxy itself, by the same protocol as to a database.
+//!
+//! Owns: the console's side of the protocol, and doing what a command says. Never: asks a server for
+//! anything that a client of its own would not.
+
+mod command;
+mod show;
+mod table;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use self::command::Command;
+use self::table::{Formats, Table, Type, Value, row};
+use super::handshake::Welcome;
+use super::refusal::Refusal;
+use super::sessions::Who;
+use super::{Client, LAST_WORDS, Order, Proxy, Registered, going_down};
+use crate::auth::Proven;
+use crate::cluster::Cluster;
+use crate::cluster::node::Node;
+use crate::cluster::pool::PoolKey;
+use crate::config::ConsoleRight;
+use crate::net::buffers;
+use crate::net::stream::Stream;
+use crate::session::server::Params;
+use crate::session::settings::Settings;
+use crate::wire::cursor::Cursor;
+use crate::wire::encode::{self, Severity};
+use crate::wire::frame::{Header, body, header};
+use crate::wire::message::{self, Status, Target};
+use crate::workers::Seat;
+
+/// The longest message that is taken, in bytes.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The most prepared statements, and the most portals, that one client may have.
+const NAMES_MAX: usize = 100;
+
+/// How much of an answer is put together before it is sent, in bytes.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// A client that has logged in to the console.
+pub struct Entrance {
+    pub stream: Stream,
+    pub inbox: BytesMut,
+    pub key: PoolKey,
+    pub credential: Proven,
+    pub right: ConsoleRight,
+    pub application_name: String,
+}
+
+/// What a client of the console is told of the server. Drivers want some of it, and none of them takes the
+/// version for one of PostgreSQL's.
+pub fn params() -> Params {
+    let version = concat!(env!("CARGO_PKG_VERSION"), "/tidegate");
+    let pairs = [
+        ("server_version", version),
+        ("server_encoding", "UTF8"),
+        ("client_encoding", "UTF8"),
+        ("DateStyle", "ISO, MDY"),
+        ("TimeZone", "UTC"),
+        ("integer_datetimes", "on"),
+        ("standard_conforming_strings", "on"),
+    ];
+    let boxed = |text: &str| text.as_bytes().into();
+    Params::new(pairs.map(|(name, value)| (boxed(name), boxed(value))))
+}
+
+/// Serves the client until it has gone.
+pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat) {
+    let handle = registered.handle.clone();
+    handle.introduce(Who {
+        cluster: None,
+        key: entrance.key.clone(),
+        peer: entrance.stream.peer(),
+        tls: entrance
+            .stream
+            .tls()
+            .map(|tls| tls.parameters().to_string()),
+        application_name: entrance.application_name,
+        since: SystemTime::now(),
+    });
+    let mut console = Console {
+        proxy: registered.proxy.clone(),
+        place: Some((registered, seat)),
+        stream: entrance.stream,
+        inbox: entrance.inbox,
+        outbox: BytesMut::new(),
+        key: entrance.key,
+        credential: entrance.credential,
+        right: entrance.right,
+        statements: HashMap::new(),
+        portals: HashMap::new(),
+        skips: false,
+    };
+    let ended = tokio::select! {
+        ended = console.run() => ended,
+        () = handle.stop.notified() => Ended::Refused(going_down()),
+    };
+    if let Ended::Refused(refusal) = ended {
+        refusal.encode(Severity::Fatal, &mut console.outbox);
+        let _ = timeout(LAST_WORDS, console.flush()).await;
+    }
+    buffers::give_back(&mut console.inbox);
+}
+
+struct Console {
+    proxy: Arc<Proxy>,
+    /// Lent to the session whose ways are asked after, for as long as that takes.
+    place: Option<(Registered, Seat)>,
+    stream: Stream,
+    inbox: BytesMut,
+    outbox: BytesMut,
+    key: PoolKey,
+    credential: Proven,
+    right: ConsoleRight,
+    /// `None` for an empty text.
+    statements: HashMap<Vec<u8>, Option<Command>>,
+    portals: HashMap<Vec<u8>, Portal>,
+    /// What comes up to the next Sync is left out, after an error.
+    skips: bool,
+}
+
+struct Portal {
+    command: Option<Command>,
+    formats: Formats,
+    /// What it has returned and the client has not fetched.
+    rows: Option<std::vec::IntoIter<Vec<Value>>>,
+}
+
+/// What a command comes to.
+struct Outcome {
+    table: Option<Table>,
+}
+
+enum Ended {
+    Gone,
+    Refused(Refusal),
+}
+
+impl From<std::io::Error> for Ended {
+    fn from(_: std::io::Error) -> Ended {
+        Ended::Gone
+    }
+}
+
+impl Console {
+    async fn run(&mut self) -> Ended {
+        loop {
+            match self.serve_message().await {
+                Ok(()) => {}
+                Err(ended) => return ended,
+            }
+        }
+    }
+
+    async fn serve_message(&mut self) -> Result<(), Ended> {
+        let garbled = |error: &dyn std::fmt::Display| {
+            Ended::Refused(Refusal::protocol("08P01", error.to_string()))
+        };
+        let head = header(&self.inbox).map_err(|error| garbled(&error))?;
+        if head.is_some_and(|head| head.len > MESSAGE_BYTES_MAX) {
+            return Err(garbled(&"the message is too long for the console"));
+        }
+        let whole = head.filter(|head| self.inbox.len() >= head.len);
+        let Some(Header { tag, len }) = whole else {
+            // There may be a whole answer to wait for before more is said.
+            self.flush().await?;
+            self.inbox.reserve(1024);
+            return match self.stream.read(&mut self.inbox).await? {
+                0 => Err(Ended::Gone),
+                _ => Ok(()),
+            };
+        };
+        let frame = self.inbox.split_to(len);
+        let said = body(&frame);
+        match tag {
+            b'X' => return Err(Ended::Gone),
+            b'Q' => {
+                let sql = message::query(said).map_err(|error| garbled(&error))?;
+                self.query(sql).await?;
+                encode::ready(&mut self.outbox, Status::Idle);
+            }
+            b'S' => {
+                self.skips = false;
+                // There are no transactions, so none keeps a portal.
+                self.portals.clear();
+                encode::ready(&mut self.outbox, Status::Idle);
+            }
+            b'H' => self.flush().await?,
+            _ if self.skips => {}
+            b'P' | b'B' | b'D' | b'E' | b'C' => {
+                if let Err(refusal) = self.step(tag, said).await? {
+                    refusal.encode(Severity::Error, &mut self.outbox);
+                    self.skips = true;
+                }
+            }
+            b'F' => {
+                let refusal = Refusal::protocol("0A000", "the console has no functions to call");
+                refusal.encode(Severity::Error, &mut self.outbox);
+                encode::ready(&mut self.outbox, Status::Idle);
+            }
+            // Of a COPY that there never was.
+            b'd' | b'c' | b'f' => {}
+            tag => {
+                let message = format!("invalid frontend message type {tag}");
+                return Err(Ended::Refused(Refusal::protocol("08P01", message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a Query, up to ReadyForQuery.
+    async fn query(&mut self, sql: &[u8]) -> Result<(), Ended> {
+        let mut is_empty = true;
+        for command in Command::read_all(sql) {
+            is_empty = false;
+            let done = match command {
+                Ok(command) => self
+                    .perform(&command)
+                    .await
+                    .map(|done| (command.tag(), done)),
+                Err(complaint) => Err(Refusal::Complaint(complaint)),
+            };
+            match done {
+                Ok((tag, Outcome { table })) => {
+                    let mut shown = String::from(tag);
+                    if let Some(table) = table {
+                        table::describe(table.columns, &Formats::default(), &mut self.outbox);
+                        shown = shows(tag, table.rows.len());
+                        for row in &table.rows {
+                            self.say(row, &Formats::default()).await?;
+                        }
+                    }
+                    encode::command_complete(&mut self.outbox, &shown);
+                }
+                Err(refusal) => {
+                    refusal.encode(Severity::Error, &mut self.outbox);
+                    return Ok(());
+                }
+            }
+        }
+        if is_empty {
+            self.outbox.extend_from_slice(encode::EMPTY_QUERY);
+        }
+        Ok(())
+    }
+
+    /// Answers a message of the extended protocol. The inner error is what the client is told.
+    async fn step(&mut self, tag: u8, said: &[u8]) -> Result<Result<(), Refusal>, Ended> {
+        let garbled =
+            |error| Ended::Refused(Refusal::protocol("08P01", format!("bad message: {error}")));
+        let stepped = match tag {
+            b'P' => self.prepare(&message::Parse::read(said).map_err(garbled)?),
+            b'B' => {
+                let bind = message::Bind::read(said).map_err(garbled)?;
+                let rest = said.get(bind.head_len()..).unwrap_or_default();
+                let formats = formats(rest);
+                self.bind(&bind, formats)
+            }
+            b'D' => {
+                let target = message::target(said).map_err(garbled)?;
+                self.describe(&target)
+            }
+            b'E' => {
+                let (portal, rows) = message::execute(said).map_err(garbled)?;
+                return self.execute(portal, rows).await;
+            }
+            _ => {
+                match message::target(said).map_err(garbled)? {
+                    Target::Statement(name) => drop(self.statements.remove(name)),
+                    Target::Portal(name) => drop(self.portals.remove(name)),
+                }
+                self.outbox.extend_from_slice(encode::CLOSE_COMPLETE);
+                Ok(())
+            }
+        };
+        Ok(stepped)
+    }
+
+    fn prepare(&mut self, parse: &message::Parse<'_>) -> Result<(), Refusal> {
+        let mut commands = Command::read_all(parse.sql);
+        let command = commands.next().transpose().map_err(Refusal::Complaint)?;
+        if commands.next().is_some() {
+            let message = "cannot insert multiple commands into a prepared statement";
+            return Err(Refusal::protocol("42601", message));
+        }
+        let is_known = self.statements.contains_key(parse.name);
+        if is_known && !parse.name.is_empty() {
+            let name = String::from_utf8_lossy(parse.name);
+            let message = format!("prepared statement \"{name}\" already exists");
+            return Err(Refusal::protocol("42P05", message));
+        }
+        if !is_known && self.statements.len() >= NAMES_MAX {
+            let message = "the console keeps no more prepared statements";
+            return Err(Refusal::protocol("54000", message));
+        }
+        self.statements.insert(parse.name.to_vec(), command);
+        self.outbox.extend_from_slice(encode::PARSE_COMPLETE);
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        bind: &message::Bind<'_>,
+        formats: Result<Formats, Refusal>,
+    ) -> Result<(), Refusal> {
+        let command = self.statement(bind.statement)?.clone();
+        let formats = formats?;
+        let is_known = self.portals.contains_key(bind.portal);
+        if !is_known && self.portals.len() >= NAMES_MAX {
+            return Err(Refusal::protocol(
+                "54000",
+                "the console keeps no more portals",
+            ));
+        }
+        let portal = Portal {
+            command,
+            formats,
+            rows: None,
+        };
+        self.portals.insert(bind.portal.to_vec(), portal);
+        self.outbox.extend_from_slice(encode::BIND_COMPLETE);
+        Ok(())
+    }
+
+    fn describe(&mut self, target: &Target<'_>) -> Result<(), Refusal> {
+        let (command, formats) = match target {
+            Target::Statement(name) => {
+                let command = self.statement(name)?.clone();
+                self.outbox.extend_from_slice(encode::NO_PARAMETERS);
+                (command, Formats::default())
+            }
+            Target::Portal(name) => {
+                let portal = self.portal(name)?;
+                (portal.command.clone(), portal.formats.clone())
+            }
+        };
+        let columns = match command {
+            Some(Command::Show(show)) => show.table(&self.proxy).columns,
+            Some(Command::ExplainRoute { .. }) => ROUTE,
+            _ => {
+                self.outbox.extend_from_slice(encode::NO_DATA);
+                return Ok(());
+            }
+        };
+        check(&formats, columns.len())?;
+        table::describe(columns, &formats, &mut self.outbox);
+        Ok(())
+    }
+
+    async fn execute(&mut self, name: &[u8], limit: i32) -> Result<Result<(), Refusal>, Ended> {
+        // Taken out while its command is done, and put back with what is left.
+        let Some(mut portal) = self.portals.remove(name) else {
+            return Ok(Err(no_portal(name)));
+        };
+        let Some(command) = &portal.command else {
+            self.outbox.extend_from_slice(encode::EMPTY_QUERY);
+            return Ok(Ok(()));
+        };
+        if portal.rows.is_none() {
+            match self.perform(command).await {
+                Ok(Outcome { table: Some(table) }) => {
+                    if let Err(refusal) = check(&portal.formats, table.columns.len()) {
+                        return Ok(Err(refusal));
+                    }
+                    portal.rows = Some(table.rows.into_iter());
+                }
+                Ok(Outcome { table: None }) => {
+                    encode::command_complete(&mut self.outbox, command.tag());
+                    return Ok(Ok(()));
+                }
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
+        let mut said = 0;
+        for row in (portal.rows.iter_mut().flatten()).take(limit.unwrap_or(usize::MAX)) {
+            self.say(&row, &portal.formats).await?;
+            said += 1;
+        }
+        if Some(said) == limit {
+            self.outbox.extend_from_slice(encode::PORTAL_SUSPENDED);
+        } else {
+            encode::command_complete(&mut self.outbox, &shows(command.tag(), said));
+        }
+        self.portals.insert(name.to_vec(), portal);
+        Ok(Ok(()))
+    }
+
+    fn statement(&self, name: &[u8]) -> Result<&Option<Command>, Refusal> {
+        self.statements.get(name).ok_or_else(|| {
+            let name = String::from_utf8_lossy(name);
+            let message = format!("prepared statement \"{name}\" does not exist");
+            Refusal::protocol("26000", message)
+        })
+    }
+
+    fn portal(&self, name: &[u8]) -> Result<&Portal, Refusal> {
+        self.portals.get(name).ok_or_else(|| no_portal(name))
+    }
+
+    /// Appends a row; what has been put together is sent when it is much.
+    async fn say(&mut self, row: &[Value], formats: &Formats) -> Result<(), Ended> {
+        table::say(row, formats, &mut self.outbox);
+        match self.outbox.len() >= ANSWER_BYTES {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Ended> {
+        if !self.outbox.is_empty() {
+            self.stream.write_all(&self.outbox).await?;
+            self.outbox.clear();
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, command: &Command) -> Result<Outcome, Refusal> {
+        let user = &self.key.user;
+        if self.right < command.right() {
+            let message = format!("user \"{user}\" may look, and not {}", command.tag());
+            let hint = "Who may is listed in console.admins.";
+            return Err(Refusal::hinted("42501", message, hint));
+        }
+        if command.right() == ConsoleRight::Change {
+            tracing::info!(%user, command = command.tag(), "told by the console");
+        }
+        let table = match command {
+            Command::Show(show) => Some(show.table(&self.proxy)),
+            Command::ExplainRoute {
+                database,
+                user,
+                sql,
+            } => {
+                let (database, user) = (database.as_deref(), user.as_deref());
+                Some(self.explain(database, user, sql).await?)
+            }
+            Command::Reload => {
+                self.reload().await?;
+                None
+            }
+            Command::Drain(name) => {
+                let (cluster, node) = find_node(&self.proxy, name)?;
+                cluster.drain(&node, true);
+                None
+            }
+            Command::Resume(name) => {
+                let (cluster, node) = find_node(&self.proxy, name)?;
+                if !node.is_drained() {
+                    let message = format!("node \"{name}\" is not drained");
+                    return Err(Refusal::protocol("55000", message));
+                }
+                cluster.drain(&node, false);
+                None
+            }
+            Command::Set => None,
+        };
+        Ok(Outcome { table })
+    }
+
+    async fn reload(&self) -> Result<(), Refusal> {
+        let (answer, done) = oneshot::channel();
+        let sent = self.proxy.orders.send(Order::Reload(answer)).await;
+        let done = match sent {
+            Ok(()) => done.await.ok(),
+            Err(_) => None,
+        };
+        match done {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(Refusal::hinted(
+                "F0000",
+                error,
+                "Nothing has changed; tidegate check tells the same of the file.",
+            )),
+            // Nobody hears orders any more.
+            None => Err(going_down()),
+        }
+    }
+
+    /// Where a session that begins now would have `sql` go.
+    async fn explain(
+        &mut self,
+        database: Option<&str>,
+        user: Option<&str>,
+        sql: &[u8],
+    ) -> Result<Table, Refusal> {
+        let database = match database {
+            Some(database) => database.to_owned(),
+            None => only_database(&self.proxy)?,
+        };
+        let Some(cluster) = self.proxy.clusters.serving(&database) else {
+            let message = format!("database \"{database}\" is not configured in any cluster");
+            return Err(Refusal::protocol("3D000", message));
+        };
+        let key = PoolKey {
+            database: database.into(),
+            user: user.map_or(self.key.user.clone(), Into::into),
+        };
+        let known = cluster.credential(&key);
+        let own = (key.user == self.key.user).then(|| self.credential.clone());
+        let Some(credential) = known.or(own) else {
+            let PoolKey { user, database } = &key;
+            let message = format!("nobody has logged in to database \"{database}\" as \"{user}\"");
+            let hint = "SHOW POOLS tells who has.";
+            return Err(Refusal::hinted("28000", message, hint));
+        };
+        let settings = Settings::default();
+        let welcomes = &self.proxy.welcomes;
+        let params = welcomes
+            .params(&cluster, &key, &credential, &settings)
+            .await?;
+        let Some((registered, seat)) = self.place.take() else {
+            return Err(going_down());
+        };
+        let welcome = Welcome {
+            stream: Stream::Closed,
+            inbox: BytesMut::new(),
+            cluster,
+            key,
+            credential,
+            settings,
+            params,
+            application_name: String::new(),
+        };
+        let mut client = Box::new(Client::new(welcome, registered, seat));
+        let lines = match client.session.check_question(sql) {
+            Ok(()) => {
+                client.hear_of_catalog().await;
+                Ok(Box::pin(client.route_of(sql)).await)
+            }
+            Err(complaint) => Err(Refusal::Complaint(complaint)),
+        };
+        let Client {
+            registered, seat, ..
+        } = *client;
+        self.place = Some((registered, seat));
+        let rows = lines?.into_iter().map(|(item, value)| row![item, value]);
+        Ok(Table {
+            columns: ROUTE,
+            rows: rows.collect(),
+        })
+    }
+}
+
+/// The columns of EXPLAIN ROUTE's answer.
+const ROUTE: &[table::Column] = &[("item", Type::Text), ("value", Type::Text)];
+
+/// What CommandComplete says after rows.
+fn shows(tag: &str, rows: usize) -> String {
+    format!("{tag} {rows}")
+}
+
+fn no_portal(name: &[u8]) -> Refusal {
+    let name = String::from_utf8_lossy(name);
+    Refusal::protocol("34000", format!("portal \"{name}\" does not exist"))
+}
+
+fn check(formats: &Formats, columns: usize) -> Result<(), Refusal> {
+    match formats.fit(columns) {
+        true => Ok(()),
+        false => Err(Refusal::protocol(
+            "08P01",
+            format!("bind message has formats for other than the {columns} columns there are"),
+        )),
+    }
+}
+
+/// The formats of results, from what follows the names of a Bind: there must be no parameters.
+fn formats(rest: &[u8]) -> Result<Formats, Refusal> {
+    let bad = |what: &str| Refusal::protocol("08P01", format!("bind message {what}"));
+    let mut fields = Cursor::new(rest);
+    let mut read = || -> Option<(i16, Vec<i16>)> {
+        let codes = usize::try_from(fields.i16().ok()?).ok()?;
+        fields.bytes(2 * codes).ok()?;
+        let parameters = fields.i16().ok()?;
+        if parameters != 0 {
+            return Some((parameters, Vec::new()));
+        }
+        let results = usize::try_from(fields.i16().ok()?).ok()?;
+        let results: Option<Vec<i16>> = (0..results).map(|_| fields.i16().ok()).collect();
+        Some((0, results?))
+    };
+    match read() {
+        None => Err(bad("is malformed")),
+        Some((0, codes)) => Formats::of(codes).ok_or_else(|| bad("has an unknown format code")),
+        Some((count, _)) => Err(bad(&format!(
+            "supplies {count} parameters, but the console takes none"
+        ))),
+    }
+}
+
+/// The node of this name, which may have its cluster's before it, with a slash between.
+fn find_node(proxy: &Proxy, name: &str) -> Result<(Arc<Cluster>, Arc<Node>), Refusal> {
+    let mut found = Vec::new();
+    for cluster in proxy.clusters.all().iter() {
+        let own = name.strip_prefix(cluster.name.as_str());
+        let own = own.and_then(|rest| rest.strip_prefix('/'));
+        let is_named = |node: &&Arc<Node>| node.name == name || Some(node.name.as_str()) == own;
+        let topology = cluster.topology();
+        let nodes = topology.nodes.iter().filter(is_named);
+        found.extend(nodes.map(|node| (cluster.clone(), node.clone())));
+    }
+    match (found.pop(), found.is_empty()) {
+        (Some(found), true) => Ok(found),
+        (Some(_), false) => Err(Refusal::hinted(
+            "42725",
+            format!("node \"{name}\" is in several clusters"),
+            "Name the cluster too: cluster/node.",
+        )),
+        (None, _) => Err(Refusal::hinted(
+            "42704",
+            format!("there is no node \"{name}\""),
+            "SHOW NODES has their names.",
+        )),
+    }
+}
+
+/// The database that is meant where none is named.
+fn only_database(proxy: &Proxy) -> Result<String, Refusal> {
+    let sessions = proxy.sessions.all();
+    let used = sessions.iter().filter_map(|session| session.who());
+    let used = used.filter(|who| who.cluster.is_some());
+    let mut names: BTreeSet<String> = used.map(|who| who.key.database.to_string()).collect();
+    let config = proxy.config.load();
+    let listed = config
+        .clusters
+        .iter()
+        .flat_map(|cluster| &cluster.databases);
+    names.extend(listed.filter(|name| *name != "*").cloned());
+    match (names.pop_first(), names.is_empty()) {
+        (Some(only), true) => Ok(only),
+        _ => Err(Refusal::hinted(
+            "42601",
+            "EXPLAIN ROUTE has to be told which database is meant",
+            "Say EXPLAIN ROUTE IN database statement.",
+        )),
+    }
+}

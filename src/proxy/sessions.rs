@@ -1,0 +1,212 @@
+//! Owns: the sessions there are: who each is, what it is doing, and how it is asked to end. Never: does
+//! anything for one.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use dashmap::DashMap;
+use tokio::sync::Notify;
+
+use crate::cluster::keys::{self, CancelKey, Listed};
+use crate::cluster::pool::PoolKey;
+use crate::net::stream::Peer;
+use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
+
+/// The length of a cancel key in protocol 3.2: what PostgreSQL 18 makes it.
+const KEY_BYTES: usize = 32;
+
+/// All sessions by the process id that their clients were told.
+#[derive(Default)]
+pub struct Sessions {
+    by_pid: DashMap<i32, Arc<Handle>>,
+}
+
+/// What others see of a session, and may do to it.
+pub struct Handle {
+    pub pid: i32,
+    secret: [u8; KEY_BYTES],
+    /// How much of the secret the client was told.
+    told: AtomicUsize,
+    /// The number of the server that works for it; 0 when there is none.
+    pub(super) server: AtomicU64,
+    /// Cancel requests that are on their way to that, or are about to be.
+    pub(super) deliveries: AtomicU32,
+    pub(super) delivered: Notify,
+    /// The number of the server that it keeps between two batches; 0 when there is none.
+    kept: AtomicU64,
+    /// Since when it waits for a server, as [`now`] counts; 0 when it does not.
+    waits_since: AtomicU64,
+    /// Wakes the session when it is [asked to stop](Self::ask_to_stop).
+    pub stop: Notify,
+    stopping: AtomicBool,
+    /// Boxed, and there only once it has logged in.
+    who: OnceLock<Box<Who>>,
+}
+
+/// Who has logged in.
+#[derive(Debug)]
+pub struct Who {
+    /// `None` for one of the console.
+    pub cluster: Option<String>,
+    pub key: PoolKey,
+    pub peer: Peer,
+    /// What it is encrypted by, if it is.
+    pub tls: Option<String>,
+    /// What it called itself when it logged in.
+    pub application_name: String,
+    pub since: SystemTime,
+}
+
+/// What a session is doing.
+pub enum Doing {
+    Nothing,
+    /// It waits for a server, for so long by now.
+    Waiting(Duration),
+    /// A server works for it.
+    Working(Arc<CancelKey>),
+    /// It keeps a server, of which it asks nothing at the moment: a transaction is open there, or what
+    /// it has left there cannot be moved.
+    Keeping(Arc<CancelKey>),
+}
+
+impl Sessions {
+    /// Registers a session under a new key.
+    pub fn register(&self) -> Arc<Handle> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        loop {
+            let pid = (NEXT.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff) as i32;
+            let handle = Arc::new(Handle {
+                pid,
+                secret: rand::random(),
+                told: AtomicUsize::new(0),
+                server: AtomicU64::new(0),
+                deliveries: AtomicU32::new(0),
+                delivered: Notify::new(),
+                kept: AtomicU64::new(0),
+                waits_since: AtomicU64::new(0),
+                stop: Notify::new(),
+                stopping: AtomicBool::new(false),
+                who: OnceLock::new(),
+            });
+            if let dashmap::Entry::Vacant(place) = self.by_pid.entry(pid) {
+                place.insert(handle.clone());
+                return handle;
+            }
+        }
+    }
+
+    pub fn remove(&self, handle: &Handle) {
+        self.by_pid.remove(&handle.pid);
+    }
+
+    pub fn find(&self, pid: i32) -> Option<Arc<Handle>> {
+        self.by_pid.get(&pid).map(|handle| handle.clone())
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_pid.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_pid.is_empty()
+    }
+
+    /// All of them, in the order in which they came.
+    pub fn all(&self) -> Vec<Arc<Handle>> {
+        let mut all: Vec<_> = self.by_pid.iter().map(|handle| handle.clone()).collect();
+        all.sort_by_key(|handle| handle.pid);
+        all
+    }
+
+    /// Asks every session to end when it has nothing open.
+    pub fn stop_all(&self) {
+        for session in &self.by_pid {
+            session.ask_to_stop();
+        }
+    }
+}
+
+impl Handle {
+    /// The secret as a client of this protocol version is told it: all of it from 3.2 on, and four
+    /// bytes before.
+    pub fn tell(&self, version: i32) -> &[u8] {
+        let bytes = match version >= PROTOCOL_3_2 {
+            true => KEY_BYTES,
+            false => *CANCEL_KEY_BYTES.start(),
+        };
+        self.told.store(bytes, Ordering::Relaxed);
+        self.told()
+    }
+
+    /// Nothing, before the client is told.
+    pub(super) fn told(&self) -> &[u8] {
+        self.secret
+            .get(..self.told.load(Ordering::Relaxed))
+            .unwrap_or(&[])
+    }
+
+    /// It has logged in.
+    pub fn introduce(&self, who: Who) {
+        // A session logs in once.
+        let _ = self.who.set(Box::new(who));
+    }
+
+    /// `None` before it has logged in.
+    pub fn who(&self) -> Option<&Who> {
+        self.who.get().map(|who| &**who)
+    }
+
+    /// Asks the session to end when it has nothing open.
+    pub fn ask_to_stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.stop.notify_one();
+    }
+
+    #[inline]
+    pub fn is_asked_to_stop(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The session works with this server from now on.
+    #[inline]
+    pub fn works_with(&self, server: &Listed) {
+        self.server.store(server.number(), Ordering::Release);
+    }
+
+    /// The session keeps this server, or none, until its next batch.
+    #[inline]
+    pub fn keeps(&self, server: Option<&Listed>) {
+        let number = server.map_or(0, Listed::number);
+        self.kept.store(number, Ordering::Relaxed);
+    }
+
+    /// It waits for a server from now on; or no more.
+    pub fn waits(&self, waits: bool) {
+        let since = if waits { now() } else { 0 };
+        self.waits_since.store(since, Ordering::Relaxed);
+    }
+
+    /// What it is doing now. By the time that this is read it may be something else.
+    pub fn doing(&self) -> Doing {
+        if let Some(server) = keys::find(self.server.load(Ordering::Relaxed)) {
+            return Doing::Working(server);
+        }
+        let since = self.waits_since.load(Ordering::Relaxed);
+        if since != 0 {
+            let waited = now().saturating_sub(since);
+            return Doing::Waiting(Duration::from_micros(waited));
+        }
+        match keys::find(self.kept.load(Ordering::Relaxed)) {
+            Some(server) => Doing::Keeping(server),
+            None => Doing::Nothing,
+        }
+    }
+}
+
+/// A moment, in microseconds since a while before the first time that this is asked.
+fn now() -> u64 {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // Never 0, which means none.
+    EPOCH.elapsed().as_micros() as u64 + 1
+}

@@ -1,0 +1,423 @@
+//! The admin console: what it shows, who may use it, and what its commands do.
+//!
+//! Owns: the console as admins and their drivers meet it.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use bytes::BufMut;
+use support::client::Client;
+use support::raw::{Raw, VERSION_3_0};
+use support::{Gateway, wait_for};
+use tidegate::demo::{LocalCluster, Options};
+use tidegate::wire::encode;
+use tidegate::wire::frame::body;
+
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL);
+    INSERT INTO t VALUES (1, 0), (2, 0);
+    CREATE VIEW here AS SELECT current_setting('port')::int AS port;
+    GRANT SELECT, UPDATE ON t, here TO app;
+    GRANT SELECT ON t, here TO other;
+    CREATE ROLE looker LOGIN PASSWORD 'looker';";
+
+const READ: &str = "SELECT port FROM here, t WHERE id = 1";
+const WRITE: &str = "UPDATE t SET n = n + 1 WHERE id = 1";
+
+const CONSOLE: &str = r#"
+[[auth.user]]
+name = "looker"
+password = "looker"
+
+[[auth.user]]
+name = "other"
+password = "other"
+
+[console]
+admins = ["app"]
+viewers = ["looker"]
+
+[lag]
+max = "10m"
+"#;
+
+fn start(replicas: usize) -> LocalCluster {
+    let options = Options {
+        replicas,
+        ..Options::default()
+    };
+    let cluster = LocalCluster::start(options).expect("cluster");
+    let other = "CREATE ROLE other LOGIN PASSWORD 'other'";
+    cluster.primary().sql("app", other).expect("role");
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
+fn gateway(cluster: &LocalCluster) -> Gateway {
+    Gateway::start_with(cluster, |config| format!("{config}\n{CONSOLE}"))
+}
+
+fn console(gateway: &Gateway, user: &str) -> Client {
+    Client::open(gateway, user, "dbname=tidegate application_name=admin")
+}
+
+/// The rows of a table by the value in its column `key`, each by the names of its columns.
+fn shown(gateway: &Gateway, console: &Client, what: &str) -> Vec<BTreeMap<String, String>> {
+    let names = names(gateway, what);
+    let row = |row: Vec<String>| {
+        assert_eq!(row.len(), names.len(), "{what}");
+        names.iter().cloned().zip(row).collect()
+    };
+    let rows = console.rows(&format!("SHOW {what}"));
+    rows.into_iter().map(row).collect()
+}
+
+/// The names of the columns, from a RowDescription.
+fn names(gateway: &Gateway, what: &str) -> Vec<String> {
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("database", "tidegate")]);
+    raw.log_in();
+    raw.send(|out| encode::query(out, format!("SHOW {what}").as_bytes()));
+    let frame = raw.until(b'T');
+    let mut rest = &body(&frame)[2..];
+    let mut names = Vec::new();
+    while let Some(end) = rest.iter().position(|b| *b == 0) {
+        names.push(String::from_utf8(rest[..end].to_vec()).expect("a name"));
+        rest = &rest[end + 1 + 18..];
+    }
+    names
+}
+
+fn state(gateway: &Gateway, console: &Client, node: &str) -> String {
+    let nodes = shown(gateway, console, "NODES");
+    let found = nodes.iter().find(|shown| shown["node"] == node);
+    found.expect("the node")["state"].clone()
+}
+
+#[test]
+fn everything_is_shown() {
+    let cluster = start(1);
+    let gateway = gateway(&cluster);
+    let (primary, replica) = (cluster.primary().address(), cluster.replicas()[0].address());
+    let client = Client::open(&gateway, "app", "application_name=shop");
+    client.rows(WRITE);
+    client.rows("BEGIN");
+    client.rows(WRITE);
+    let console = console(&gateway, "looker");
+
+    let help = console.prepared_rows("SHOW HELP");
+    assert!(help.iter().any(|row| row[0] == "RELOAD"), "{help:?}");
+    for row in help.iter().filter(|row| row[0].starts_with("SHOW ")) {
+        assert!(!console.rows(&row[0]).is_empty(), "{}", row[0]);
+    }
+    assert!(console.one("SHOW VERSION").starts_with("Tidegate "));
+
+    let nodes = shown(&gateway, &console, "NODES");
+    let told = |row: &BTreeMap<String, String>| {
+        ["node", "role", "state", "is_primary"].map(|name| row[name].clone())
+    };
+    assert_eq!(told(&nodes[0]), [&primary, "primary", "up", "t"]);
+    assert_eq!(told(&nodes[1]), [&replica, "replica", "up", "f"]);
+    let lag = shown(&gateway, &console, "LAG");
+    assert_eq!(lag.len(), 1);
+    assert_eq!([&lag[0]["node"], &lag[0]["max_seconds"]], [&replica, "600"]);
+
+    let clients = shown(&gateway, &console, "CLIENTS");
+    let shop = clients.iter().find(|row| row["application_name"] == "shop");
+    let shop = shop.expect("the client");
+    let told = ["user", "database", "state", "link", "addr"].map(|name| shop[name].as_str());
+    assert_eq!(told, ["app", "app", "keeps server", &primary, "127.0.0.1"]);
+    client.rows("COMMIT");
+    wait_for("the client to be idle", || {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        clients
+            .iter()
+            .any(|row| row["application_name"] == "shop" && row["state"] == "idle")
+    });
+
+    let pools = shown(&gateway, &console, "POOLS");
+    let of_primary = pools
+        .iter()
+        .find(|row| row["node"] == primary && row["user"] == "app");
+    assert_eq!(of_primary.expect("the pool")["sv_active"], "0");
+    let databases = shown(&gateway, &console, "DATABASES");
+    let app = databases
+        .iter()
+        .find(|row| row["name"] == "app")
+        .expect("the database");
+    assert_eq!(app["current_client_connections"], "1");
+    let routes = shown(&gateway, &console, "ROUTES");
+    let writes = routes
+        .iter()
+        .find(|row| row["reason"] == "write")
+        .expect("the reason");
+    assert_eq!([&writes["route"], &writes["queries"]], ["primary", "1"]);
+    let lists: BTreeMap<_, _> = console.prepared_counts("SHOW LISTS").into_iter().collect();
+    assert_eq!(lists["nodes"], 2);
+    assert_eq!(lists["used_clients"], 2);
+}
+
+#[test]
+fn who_may_not_is_refused() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let stranger = Client::refused(&gateway, "other", "dbname=tidegate");
+    assert_eq!(stranger.code().code(), "42501");
+    assert!(stranger.hint().expect("a hint").contains("console.admins"));
+    let wrong = Client::refused(&gateway, "app", "dbname=tidegate password=wrong");
+    assert_eq!(wrong.code().code(), "28P01");
+    let looker = console(&gateway, "looker");
+    for sql in ["RELOAD", "DRAIN nobody", "RESUME nobody"] {
+        assert_eq!(looker.error(sql).code().code(), "42501", "{sql}");
+        assert_eq!(
+            looker.error_of_prepared(sql).code().code(),
+            "42501",
+            "{sql}"
+        );
+    }
+    assert!(!looker.rows("SHOW NODES").is_empty());
+
+    // Where nobody may use it, its name is that of any database.
+    let without = Gateway::start(&cluster);
+    let unknown = Client::refused(&without, "app", "dbname=tidegate");
+    assert_eq!(unknown.code().code(), "3D000");
+}
+
+#[test]
+fn one_who_has_to_look_is_let_in_when_there_are_too_many() {
+    let cluster = start(0);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        config.replace("[listen]\n", "[listen]\nmax_clients = 1\n") + CONSOLE
+    });
+    let _client = Client::open(&gateway, "app", "");
+    let refused = Client::refused(&gateway, "app", "");
+    assert_eq!(refused.code().code(), "53300");
+    assert_eq!(console(&gateway, "looker").rows("SHOW CLIENTS").len(), 2);
+}
+
+#[test]
+fn explain_route_answers_as_it_does_in_a_session() {
+    let cluster = start(1);
+    let gateway = gateway(&cluster);
+    let replica = cluster.replicas()[0].address();
+    let client = Client::open(&gateway, "app", "");
+    wait_for("reads on a replica", || {
+        format!("127.0.0.1:{}", client.one(READ)) == replica
+    });
+    let console = console(&gateway, "app");
+    let answer = |sql: &str| -> BTreeMap<String, String> {
+        let rows = console.prepared_rows(sql);
+        assert_eq!(console.rows(sql).len(), rows.len());
+        let pair = |row: Vec<String>| (row[0].clone(), row[1].clone());
+        rows.into_iter().map(pair).collect()
+    };
+    let alone = |answer: &BTreeMap<String, String>| {
+        let names = [
+            "statement",
+            "class",
+            "reason",
+            "goes now to",
+            "level",
+            "transaction",
+        ];
+        names.map(|name| answer.get(name).cloned())
+    };
+    let told = client.rows(&format!("EXPLAIN ROUTE {READ}"));
+    let told = told
+        .into_iter()
+        .map(|row| (row[0].clone(), row[1].clone()))
+        .collect();
+    let here = answer(&format!("EXPLAIN ROUTE {READ}"));
+    assert_eq!(alone(&here), alone(&told));
+    assert_eq!(here["goes now to"], replica);
+    assert_eq!(
+        answer(&format!("EXPLAIN ROUTE IN app AS app {WRITE}"))["reason"],
+        "write"
+    );
+    // What was asked for is only answered.
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "0");
+
+    let other = "EXPLAIN ROUTE IN app AS other SELECT 1";
+    assert_eq!(console.error(other).code().code(), "28000");
+    let _other = Client::open(&gateway, "other", "");
+    assert_eq!(answer(other)["reason"], "fresh");
+    for (sql, code) in [
+        ("EXPLAIN ROUTE SELECT 1; SELECT 2", "42601"),
+        ("EXPLAIN ROUTE EXPLAIN ROUTE SELECT 1", "42601"),
+        ("EXPLAIN ROUTE IN nowhere SELECT 1", "3D000"),
+        ("EXPLAIN SELECT 1", "42601"),
+    ] {
+        assert_eq!(console.error(sql).code().code(), code, "{sql}");
+    }
+    // Still there, and of use.
+    assert_eq!(answer("EXPLAIN ROUTE SELECT 1")["reason"], "fresh");
+}
+
+#[test]
+fn the_configuration_is_read_again() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let console = console(&gateway, "app");
+    let config = fs::read_to_string(&gateway.config_path).expect("config");
+    fs::write(&gateway.config_path, config.replace("[lag]", "[leg]")).expect("config");
+    let error = console.error("RELOAD");
+    assert!(error.message().contains("unknown key \"leg\""), "{error:?}");
+    fs::write(&gateway.config_path, config.replace("10m", "20m")).expect("config");
+    console.rows("RELOAD");
+    assert_eq!(
+        gateway.metric("tidegate_config_reloads_total", "applied"),
+        1.0
+    );
+    // Rights count for those who log in from then on.
+    fs::write(
+        &gateway.config_path,
+        config.replace("[\"app\"]", "[\"other\"]"),
+    )
+    .expect("config");
+    console.rows("RELOAD");
+    let refused = Client::refused(&gateway, "app", "dbname=tidegate");
+    assert_eq!(refused.code().code(), "42501");
+}
+
+#[test]
+fn a_drained_replica_finishes_what_is_open_and_takes_nothing_new() {
+    let cluster = start(2);
+    let gateway = gateway(&cluster);
+    let console = console(&gateway, "app");
+    let client = Client::open(&gateway, "app", "");
+    let replicas: Vec<String> = cluster
+        .replicas()
+        .iter()
+        .map(|node| node.address())
+        .collect();
+    client.rows("BEGIN READ ONLY");
+    wait_for("a transaction on a replica", || {
+        let here = format!("127.0.0.1:{}", client.one(READ));
+        let found = replicas.contains(&here);
+        if !found {
+            client.rows("COMMIT");
+            client.rows("BEGIN READ ONLY");
+        }
+        found
+    });
+    let drained = format!("127.0.0.1:{}", client.one(READ));
+    assert_eq!(console.error("DRAIN elsewhere").code().code(), "42704");
+    assert_eq!(
+        console.error(&format!("RESUME {drained}")).code().code(),
+        "55000"
+    );
+    console.rows(&format!("DRAIN NODE {drained}"));
+    assert_eq!(state(&gateway, &console, &drained), "draining");
+    // It is where it was, and others go elsewhere.
+    assert_eq!(format!("127.0.0.1:{}", client.one(READ)), drained);
+    let other = Client::open(&gateway, "other", "");
+    for _ in 0..50 {
+        assert_ne!(format!("127.0.0.1:{}", other.one(READ)), drained);
+    }
+    let explained = other.rows(&format!("EXPLAIN ROUTE {READ}"));
+    let about = explained
+        .iter()
+        .find(|row| row[0] == format!("node {drained}"));
+    assert!(
+        about.expect("the node")[1].contains("drained"),
+        "{explained:?}"
+    );
+    client.rows("COMMIT");
+    wait_for("the node to be drained", || {
+        state(&gateway, &console, &drained) == "drained"
+    });
+    assert_ne!(format!("127.0.0.1:{}", client.one(READ)), drained);
+    console.rows(&format!("RESUME NODE {drained}"));
+    let second = replicas.iter().find(|replica| **replica != drained);
+    console.rows(&format!("DRAIN NODE {}", second.expect("another")));
+    for client in [&client, &other] {
+        assert_eq!(format!("127.0.0.1:{}", client.one(READ)), drained);
+    }
+}
+
+#[test]
+fn writes_are_held_while_the_primary_is_drained() {
+    let cluster = start(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[failover]\nhold = \"1m\"\n")
+    });
+    let console = console(&gateway, "app");
+    let client = Client::open(&gateway, "app", "");
+    let primary = cluster.primary().address();
+    client.rows("BEGIN");
+    client.rows(WRITE);
+    console.rows(&format!("DRAIN {primary}"));
+    // What is open is done.
+    client.rows(WRITE);
+    client.rows("COMMIT");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| client.rows(WRITE));
+        wait_for("the write to be held", || {
+            gateway.metric("tidegate_held", "") == 1.0
+        });
+        let clients = shown(&gateway, &console, "CLIENTS");
+        assert!(
+            clients.iter().any(|row| row["state"] == "waiting"),
+            "{clients:?}"
+        );
+        assert_eq!(state(&gateway, &console, &primary), "drained");
+        console.rows(&format!("RESUME {primary}"));
+        writer.join().expect("the write");
+    });
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "3");
+    assert_eq!(gateway.metric("tidegate_failovers_total", ""), 0.0);
+}
+
+#[test]
+fn what_is_no_message_of_the_console_is_told_so() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let open = || {
+        let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("database", "tidegate")]);
+        raw.log_in();
+        raw
+    };
+    // An error in a pipeline: all is left out up to the Sync.
+    let mut raw = open();
+    raw.send(|out| {
+        encode::parse(out, b"", b"SELECT 1", b"\0\0");
+        encode::statement_target(out, b'D', b"");
+        out.extend_from_slice(encode::SYNC);
+        encode::query(out, b"");
+        encode::query(out, b"SHOW VERSION; nonsense; SHOW NODES");
+    });
+    let mut tags = Vec::new();
+    while tags.iter().filter(|tag| **tag == b'Z').count() < 3 {
+        tags.push(raw.next().expect("an answer")[0]);
+    }
+    assert_eq!(tags.escape_ascii().to_string(), "EZIZTDCEZ");
+    // A parameter that nothing asked for, and a function that there is not.
+    raw.send(|out| {
+        encode::parse(out, b"", b"SHOW NODES", b"\0\0");
+        encode::bind_and_execute(out, b"x", 0);
+        out.extend_from_slice(encode::SYNC);
+        out.extend_from_slice(b"F\0\0\0\x04");
+    });
+    let tags: Vec<u8> = (0..5).map(|_| raw.next().expect("an answer")[0]).collect();
+    assert_eq!(tags.escape_ascii().to_string(), "1EZEZ");
+    // What is no message ends it, and only it.
+    for garbage in [
+        &b"\xff\xff\xff\xff\xff\xff"[..],
+        b"Q\0\0\0\x06ab",
+        b"z\0\0\0\x04",
+        b"Q\x7f\0\0\0",
+    ] {
+        let mut raw = open();
+        raw.send(|out| {
+            out.put_slice(garbage);
+            // A message that is only begun is waited for.
+            out.put_slice(&[0; 64]);
+        });
+        let frame = raw.next().expect("an error");
+        assert_eq!(frame[0], b'E', "{}", garbage.escape_ascii());
+        assert!(raw.is_ended());
+    }
+    assert_eq!(console(&gateway, "app").rows("SHOW CLIENTS").len(), 2);
+}
