@@ -9,6 +9,7 @@ mod gate;
 pub mod keys;
 pub mod lag;
 pub mod node;
+pub mod pauses;
 pub mod pool;
 pub mod probe;
 pub mod roles;
@@ -28,6 +29,7 @@ use self::causal::store::{self, Store};
 use self::gate::Gate;
 use self::lag::History;
 use self::node::{Node, Role};
+use self::pauses::Pauses;
 use self::pool::{Pool, PoolKey};
 use self::roles::Roles;
 use crate::auth::Proven;
@@ -46,6 +48,8 @@ pub struct Cluster {
     /// The primary's positions.
     pub clock: Clock,
     topology: Arc<ArcSwap<Topology>>,
+    /// Its nodes', too.
+    pauses: Arc<Pauses>,
     /// Where its nodes are probed: among clients, as these are told what probes find and tell them what to find.
     probes: Handle,
     /// Held while the topology is replaced.
@@ -101,7 +105,11 @@ impl Cluster {
         probes: &Handle,
     ) -> Arc<Cluster> {
         let tls = tls.for_cluster(&cluster.name);
-        let new = |node| Node::new(&cluster.name, node, &config.routing, tls.clone());
+        let pauses = Arc::<Pauses>::default();
+        let new = |node| {
+            let (tls, pauses) = (tls.clone(), pauses.clone());
+            Node::new(&cluster.name, node, &config.routing, tls, pauses)
+        };
         let nodes = cluster.nodes.iter().map(|node| Arc::new(new(node)));
         let topology = Topology {
             nodes: nodes.collect(),
@@ -115,6 +123,7 @@ impl Cluster {
             name: cluster.name.clone(),
             clock: Clock::new(),
             topology: Arc::new(ArcSwap::from_pointee(topology)),
+            pauses,
             probes: probes.clone(),
             update: Mutex::new(()),
             history: Mutex::default(),
@@ -474,7 +483,8 @@ impl Cluster {
                 known.tls.store(tls.clone());
                 nodes.push(known.clone());
             } else {
-                let node = Arc::new(Node::new(&self.name, wanted, &config.routing, tls.clone()));
+                let (tls, pauses) = (tls.clone(), self.pauses.clone());
+                let node = Arc::new(Node::new(&self.name, wanted, &config.routing, tls, pauses));
                 tracing::info!(cluster = %self.name, node = %node.name, "node added");
                 nodes.push(node);
             }
@@ -529,6 +539,44 @@ impl Cluster {
         node.set_drained(drained);
         self.reconsider();
         self.has_moved();
+    }
+
+    /// Has everybody wait who wants a server for this database, or any; what is open finishes, and then its
+    /// servers are closed.
+    pub fn pause(&self, database: Option<&str>) {
+        self.pauses.begin(database);
+        // A pool that is made meanwhile asks whether it is paused, and is either seen here or has been told.
+        self.follow_pauses();
+    }
+
+    /// Ends the pause of a database, or all pauses. `false` if there was none.
+    pub fn resume(&self, database: Option<&str>) -> bool {
+        let ended = self.pauses.end(database);
+        self.follow_pauses();
+        ended
+    }
+
+    pub fn is_paused(&self, database: &str) -> bool {
+        self.pauses.has(database)
+    }
+
+    fn follow_pauses(&self) {
+        for pool in self
+            .topology()
+            .nodes
+            .iter()
+            .flat_map(|node| node.pools.iter())
+        {
+            pool.set_paused(self.pauses.has(&pool.key().database));
+        }
+    }
+
+    /// Servers that are lent while their database is paused, or being opened.
+    pub fn active_though_paused(&self) -> usize {
+        let topology = self.topology();
+        let pools = topology.nodes.iter().flat_map(|node| node.pools.iter());
+        let paused = pools.filter(|pool| self.pauses.has(&pool.key().database));
+        paused.map(|pool| pool.census().active).sum()
     }
 
     /// What servers are opened with for `key`, if any are.

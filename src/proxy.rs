@@ -7,6 +7,7 @@
 macro_rules! client_side {
     ($client:expr) => {
         ClientSide {
+            handle: &$client.registered.handle,
             stream: &mut $client.stream,
             inbox: &mut $client.inbox,
             outbox: &mut $client.outbox,
@@ -386,7 +387,7 @@ impl Client {
         relay.end();
         match heard {
             Ok(()) => Ok(()),
-            Err(Broken::Client | Broken::Fault(_)) => Err(Ended::Gone),
+            Err(Broken::Client | Broken::Killed | Broken::Fault(_)) => Err(Ended::Gone),
             Err(broken) => {
                 self.session.floors.wrote(&self.cluster.clock);
                 Err(match self.held.take() {
@@ -533,6 +534,7 @@ impl Client {
                 settled.map_err(Failed::Ended)?;
                 Ok(ControlFlow::Break(()))
             }
+            Err(Broken::Killed) => Err(Failed::Ended(self.killed(&placed.server))),
             Err(Broken::Client) => {
                 // It finishes what it was told, as if the client had been connected to it.
                 Err(Failed::Ended(Ended::Gone))
@@ -611,6 +613,15 @@ impl Client {
         } else {
             // What was open on the server is gone with it, and the client has to know.
             Failed::Ended(Ended::Refused(refusal))
+        }
+    }
+
+    /// The session is to end in the middle of an exchange with this server, which ends with it.
+    fn killed(&self, server: &Server) -> Ended {
+        // Its client would take the words for the rest of a message.
+        match server.state.is_within_message() || !self.outbox.is_empty() {
+            true => Ended::Gone,
+            false => Ended::Refused(going_down()),
         }
     }
 
@@ -786,6 +797,7 @@ fn lost(node: String, broken: Broken) -> Refusal {
 fn describe(broken: &Broken) -> String {
     match broken {
         Broken::Client => "client has gone".to_owned(),
+        Broken::Killed => going_down().to_string(),
         Broken::Fault(fault) => fault.to_string(),
         Broken::Server(fault) => fault.to_string(),
         Broken::ServerIo(error) => error.to_string(),

@@ -9,7 +9,7 @@ use std::fs;
 
 use bytes::BufMut;
 use support::client::Client;
-use support::raw::{Raw, VERSION_3_0};
+use support::raw::{Raw, VERSION_3_0, error};
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, Options};
 use tidegate::wire::encode;
@@ -420,4 +420,177 @@ fn what_is_no_message_of_the_console_is_told_so() {
         assert!(raw.is_ended());
     }
     assert_eq!(console(&gateway, "app").rows("SHOW CLIENTS").len(), 2);
+}
+
+#[test]
+fn what_is_new_waits_while_a_database_is_paused() {
+    let cluster = start(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}").replace("[pool]\n", "[pool]\ncheckout_timeout = \"200ms\"\n")
+    });
+    let (console, watcher) = (console(&gateway, "app"), console(&gateway, "app"));
+    let (client, other) = (
+        Client::open(&gateway, "app", ""),
+        Client::open(&gateway, "app", ""),
+    );
+    client.rows("BEGIN");
+    client.rows(WRITE);
+    let is_paused = |name: &str| {
+        let databases = shown(&gateway, &watcher, "DATABASES");
+        databases
+            .iter()
+            .any(|row| row["name"] == name && row["paused"] == "t")
+    };
+    assert_eq!(console.error("PAUSE nowhere").code().code(), "3D000");
+    assert_eq!(console.error("RESUME").code().code(), "55000");
+    assert_eq!(console.error("RESUME app").code().code(), "55000");
+    std::thread::scope(|scope| {
+        let pause = scope.spawn(|| console.rows("PAUSE app"));
+        wait_for("the pause", || is_paused("app"));
+        let waiting = scope.spawn(|| (other.one(READ), other.rows(WRITE)));
+        wait_for("the other to wait longer than for a server", || {
+            let clients = shown(&gateway, &watcher, "CLIENTS");
+            let waits = clients.iter().filter(|row| row["state"] == "waiting");
+            let mut waits = waits.map(|row| row["wait"].parse::<f64>().expect("seconds"));
+            waits.any(|wait| wait > 0.5)
+        });
+        assert!(!pause.is_finished() && !waiting.is_finished());
+        client.rows(WRITE);
+        client.rows("COMMIT");
+        pause.join().expect("paused");
+        let pools = shown(&gateway, &watcher, "POOLS");
+        let open = pools
+            .iter()
+            .filter(|row| row["sv_active"] != "0" || row["sv_idle"] != "0");
+        assert_eq!(open.count(), 0, "{pools:?}");
+        assert!(!waiting.is_finished());
+        watcher.rows("RESUME app");
+        waiting.join().expect("served");
+    });
+    assert!(!is_paused("app"));
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "3");
+    // All of them, and the node that a database shares no name with.
+    console.rows("PAUSE");
+    assert!(is_paused("app"));
+    assert_eq!(console.error("RESUME app").code().code(), "55000");
+    console.rows("RESUME");
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "3");
+}
+
+#[test]
+fn who_waits_can_be_cancelled() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let console = console(&gateway, "app");
+    let open = |database: &str| {
+        let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("database", database)]);
+        let key = raw.log_in();
+        (raw, key)
+    };
+    let cancel = |(pid, secret): &(i32, Vec<u8>)| {
+        let mut request = 80_877_102_i32.to_be_bytes().to_vec();
+        request.extend(pid.to_be_bytes());
+        request.extend(secret);
+        Raw::open(gateway.port).send_packet(&request);
+    };
+    let cancelled = |raw: &mut Raw| {
+        let frame = raw.next().expect("an error");
+        assert!(error(&frame).contains("57014"), "{}", error(&frame));
+        raw.until(b'Z');
+    };
+    let (mut holder, _) = open("app");
+    holder.send(|out| encode::query(out, b"BEGIN; UPDATE t SET n = 5 WHERE id = 1"));
+    holder.until(b'Z');
+    let (mut admin, admin_key) = open("tidegate");
+    admin.send(|out| encode::query(out, b"PAUSE"));
+    let (mut client, key) = open("app");
+    client.send(|out| encode::query(out, b"SELECT 1"));
+    wait_for("the client to wait", || {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        clients.iter().any(|row| row["state"] == "waiting")
+    });
+    cancel(&key);
+    cancelled(&mut client);
+    cancel(&admin_key);
+    cancelled(&mut admin);
+    // The pause is still there, and so is everybody.
+    client.send(|out| encode::query(out, b"SELECT 2"));
+    wait_for("the client to wait", || {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        clients.iter().any(|row| row["state"] == "waiting")
+    });
+    console.rows("RESUME");
+    client.until(b'D');
+}
+
+#[test]
+fn a_client_is_ended_whatever_it_does() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let console = console(&gateway, "app");
+    let open = || {
+        let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+        let (pid, _) = raw.log_in();
+        (raw, pid)
+    };
+    let is_active = |pid: i32| {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        clients
+            .iter()
+            .any(|row| row["id"] == pid.to_string() && row["state"] == "active")
+    };
+    assert_eq!(console.error("KILL 2147483647").code().code(), "42704");
+    let ended = |raw: &mut Raw| {
+        let frame = loop {
+            match raw.next() {
+                Some(frame) if frame[0] == b'E' => break frame,
+                Some(_) => {}
+                None => panic!("no last word"),
+            }
+        };
+        assert!(error(&frame).contains("57P01"), "{}", error(&frame));
+        assert!(raw.is_ended());
+    };
+    // Idle; in a transaction; within a statement, which is cancelled.
+    let (mut idle, pid) = open();
+    console.rows(&format!("KILL {pid}"));
+    ended(&mut idle);
+    let (mut open_one, pid) = open();
+    open_one.send(|out| encode::query(out, b"BEGIN; UPDATE t SET n = 7 WHERE id = 1"));
+    open_one.until(b'Z');
+    console.rows(&format!("KILL {pid}"));
+    ended(&mut open_one);
+    let client = Client::open(&gateway, "app", "");
+    client.rows(WRITE);
+    assert_eq!(
+        client.one("SELECT n FROM t WHERE id = 1"),
+        "1",
+        "rolled back"
+    );
+    for sql in [&b"SELECT pg_sleep(600)"[..], b"BEGIN; SELECT pg_sleep(600)"] {
+        let (mut asleep, pid) = open();
+        asleep.send(|out| encode::query(out, sql));
+        wait_for("the statement to run", || is_active(pid));
+        console.rows(&format!("KILL {pid}"));
+        ended(&mut asleep);
+    }
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' \
+        AND state = 'active' AND pid <> pg_backend_pid()";
+    wait_for("the statements to be cancelled", || {
+        client.one(running) == "0"
+    });
+    // One that does not read its answer, for which its server waits.
+    let (mut slow, pid) = open();
+    slow.send(|out| {
+        encode::query(
+            out,
+            b"SELECT repeat('x', 1000000) FROM generate_series(1, 100)",
+        )
+    });
+    wait_for("the answer to begin", || is_active(pid));
+    console.rows(&format!("KILL {pid}"));
+    wait_for("the client to be gone", || {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        clients.iter().all(|row| row["id"] != pid.to_string())
+    });
 }

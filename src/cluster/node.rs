@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use super::pauses::Pauses;
 use super::pool::{Pool, PoolKey};
 use crate::config;
 use crate::net::tls::NodeSide;
@@ -34,6 +35,7 @@ pub struct Node {
     leaving: AtomicBool,
     /// It takes nothing new: an admin has said so.
     drained: AtomicBool,
+    pub pauses: Arc<Pauses>,
     /// The server's life in which the position was read; 0 while unknown.
     incarnation: AtomicU64,
     position: AtomicU64,
@@ -71,14 +73,15 @@ impl Node {
         node: &config::Node,
         routing: &config::Routing,
         tls: Arc<NodeSide>,
+        pauses: Arc<Pauses>,
     ) -> Node {
-        let new = Node::unknown(cluster, node);
+        let new = Node::unknown(cluster, node, pauses);
         new.tls.store(tls);
         new.configure(node, routing);
         new
     }
 
-    fn unknown(cluster: &str, node: &config::Node) -> Node {
+    fn unknown(cluster: &str, node: &config::Node, pauses: Arc<Pauses>) -> Node {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         Node {
             id: NodeId(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -94,6 +97,7 @@ impl Node {
             lagging: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             drained: AtomicBool::new(false),
+            pauses,
             incarnation: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),

@@ -68,6 +68,8 @@ struct Inner {
     closed: bool,
     /// It lends nothing for as long as its node takes nothing new.
     drained: bool,
+    /// It lends nothing, and who wants something waits, for as long as its database is paused.
+    paused: bool,
     /// Servers of an older generation are closed and not lent again.
     generation: u64,
     /// So are those that were opened before this: the last look found them too old.
@@ -79,6 +81,9 @@ enum Grant {
     Server(Box<Server>),
     /// The right to open one.
     Place(Place),
+    /// Another try: it is not for a server that is waited any more, but for the end of a pause; or the
+    /// other way round.
+    Turn,
 }
 
 /// What a pool holds at one time.
@@ -137,7 +142,7 @@ struct Place(Arc<Pool>);
 impl Pool {
     pub fn new(node: Arc<Node>, key: PoolKey, credential: Proven, limits: config::Pool) -> Pool {
         let metrics = PoolMetrics::new(&node.cluster, &node.name, &key.database, &key.user);
-        let drained = node.is_drained();
+        let (drained, paused) = (node.is_drained(), node.pauses.has(&key.database));
         let inner = Inner {
             idle: Vec::new(),
             open: 0,
@@ -146,6 +151,7 @@ impl Pool {
             limits,
             closed: false,
             drained,
+            paused,
             generation: 0,
             oldest: Instant::now(),
         };
@@ -199,7 +205,10 @@ impl Pool {
                 Ready::Wait(waiter, timeout) => (waiter, timeout),
             };
             let started = Instant::now();
-            let grant = tokio::time::timeout_at(Deadline::now() + timeout, waiter).await;
+            let grant = match timeout {
+                Some(timeout) => tokio::time::timeout_at(Deadline::now() + timeout, waiter).await,
+                None => Ok(waiter.await),
+            };
             telemetry::metrics()
                 .checkout_wait_seconds
                 .record(started.elapsed());
@@ -209,13 +218,14 @@ impl Pool {
                     None => continue,
                 },
                 Ok(Ok(Grant::Place(place))) => return Box::pin(self.open(place)).await,
+                Ok(Ok(Grant::Turn)) => continue,
                 Ok(Err(_)) => return Err(self.leaving()),
                 Err(_) => {
                     telemetry::metrics().checkout_timeouts.increment(1);
                     let node = self.node.name.clone();
                     return Err(CheckoutError::Timeout {
                         node,
-                        waited: timeout,
+                        waited: started.elapsed(),
                     });
                 }
             }
@@ -247,7 +257,8 @@ impl Pool {
         let mut inner = self.lock();
         let too_old = server.opened < inner.oldest;
         let outdated = server.generation != inner.generation;
-        let unwanted = inner.closed || inner.drained || inner.open > inner.limits.size;
+        let lends = !(inner.closed || inner.drained || inner.paused);
+        let unwanted = !lends || inner.open > inner.limits.size;
         if unwanted || too_old || outdated {
             drop(inner);
             return;
@@ -257,7 +268,7 @@ impl Pool {
                 Ok(()) => return,
                 // It has given up waiting.
                 Err(Grant::Server(back)) => server = back,
-                Err(Grant::Place(_)) => unreachable!("a server was sent"),
+                Err(Grant::Place(_) | Grant::Turn) => unreachable!("a server was sent"),
             }
         }
         inner.idle.push(server);
@@ -334,6 +345,25 @@ impl Pool {
         drop((idle, waiters));
     }
 
+    /// Lends nothing, and has everybody wait: idle servers are closed, and lent ones when they are given back.
+    /// Or lends again.
+    pub(super) fn set_paused(&self, paused: bool) {
+        let mut inner = self.lock();
+        if std::mem::replace(&mut inner.paused, paused) == paused {
+            return;
+        }
+        let idle = std::mem::take(&mut inner.idle);
+        // Who waits for a server may do so for a while only, and who waits for the end of a pause may not.
+        let mut waiters = std::mem::take(&mut inner.waiters);
+        drop(inner);
+        // Dropped outside the lock: each gives up its place, which takes it.
+        drop(idle);
+        while let Some(waiter) = waiters.first() {
+            // Whoever has given up needs no turn.
+            let _ = waiter.send(Grant::Turn);
+        }
+    }
+
     /// Closes the idle servers of another life of the node's server than `life`.
     pub fn close_stale(&self, life: Incarnation) {
         let mut inner = self.lock();
@@ -385,13 +415,16 @@ impl Pool {
         if let Some(server) = take_best(&mut inner.idle, wanted, favourite) {
             return Ok(Ready::Server(server));
         }
+        if inner.paused {
+            return Ok(Ready::Wait(inner.waiters.join(net::worker()), None));
+        }
         if inner.open < inner.limits.size {
             inner.open += 1;
             drop(inner);
             return Ok(Ready::Place(Place(self.clone())));
         }
         let receiver = inner.waiters.join(net::worker());
-        Ok(Ready::Wait(receiver, inner.limits.checkout_timeout))
+        Ok(Ready::Wait(receiver, Some(inner.limits.checkout_timeout)))
     }
 
     async fn open(&self, place: Place) -> Result<Box<Server>, CheckoutError> {
@@ -457,7 +490,8 @@ impl Pool {
 enum Ready {
     Server(Box<Server>),
     Place(Place),
-    Wait(oneshot::Receiver<Grant>, Duration),
+    /// For so long at most.
+    Wait(oneshot::Receiver<Grant>, Option<Duration>),
 }
 
 /// Of the idle servers, the favourite; else one of this thread's with the wanted settings if there is
@@ -656,6 +690,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.0.lock();
         while inner.open <= inner.limits.size
+            && !inner.paused
             && let Some(waiter) = inner.waiters.first()
         {
             if waiter.is_closed() {

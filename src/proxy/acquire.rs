@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout, timeout_at};
 
-use super::Client;
 use super::again::Again;
 use super::refusal::Refusal;
+use super::sessions::Handle;
 use super::wishes::{Base, Special};
+use super::{Client, going_down};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
@@ -22,6 +23,14 @@ use crate::session::settings::Settings;
 use crate::sql::{Need, Why};
 use crate::telemetry;
 use crate::wire::message::Status;
+
+/// The client does not want to wait for a server any more, or is not to.
+fn cancelled(handle: &Handle) -> Refusal {
+    match handle.must_end(false) {
+        true => going_down(),
+        false => Refusal::protocol("57014", "canceling statement due to user request"),
+    }
+}
 
 /// While there is no primary, it is looked for at least this often.
 pub const HOLD_STEP: Duration = Duration::from_millis(50);
@@ -83,9 +92,13 @@ impl Client {
                     again.map(|again| again.tried).unwrap_or_default(),
                     Instant::now(),
                 );
-                self.registered.handle.waits(true);
-                let placed = Box::pin(self.wait_for_server(needs_primary, tried)).await;
-                self.registered.handle.waits(false);
+                let handle = self.registered.handle.clone();
+                handle.waits(true);
+                let placed = tokio::select! {
+                    placed = Box::pin(self.wait_for_server(needs_primary, tried)) => placed,
+                    () = handle.cancelled.notified() => Err(cancelled(&handle)),
+                };
+                handle.waits(false);
                 let placed = placed?;
                 Ok(Placed {
                     waited_us: began.elapsed().as_micros().clamp(1, u32::MAX.into()) as u32,

@@ -29,15 +29,35 @@ impl Sessions {
         }
         let delivery = handle.begin_delivery();
         let Some(server) = delivery.server() else {
+            // It may wait for one.
+            handle.cancelled.notify_waiters();
             return;
         };
-        let node = &server.node;
-        let sent = connect::cancel(node, server.pid, &server.secret, DELIVERY).await;
+        deliver(&server).await;
         drop(delivery);
-        match sent {
-            Ok(()) => telemetry::metrics().cancels.increment(1),
-            Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
+    }
+
+    /// Ends the session with this process id, and what a server does for it. `false` if there is none.
+    pub async fn kill(&self, pid: i32) -> bool {
+        let Some(handle) = self.find(pid) else {
+            return false;
+        };
+        let delivery = handle.begin_delivery();
+        let server = delivery.server();
+        handle.end_at_once();
+        if let Some(server) = server {
+            deliver(&server).await;
         }
+        true
+    }
+}
+
+async fn deliver(server: &CancelKey) {
+    let node = &server.node;
+    let sent = connect::cancel(node, server.pid, &server.secret, DELIVERY).await;
+    match sent {
+        Ok(()) => telemetry::metrics().cancels.increment(1),
+        Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
     }
 }
 

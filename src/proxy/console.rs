@@ -7,19 +7,20 @@ mod command;
 mod show;
 mod table;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::command::Command;
+use self::show::known_databases;
 use self::table::{Formats, Table, Type, Value, row};
 use super::handshake::Welcome;
 use super::refusal::Refusal;
-use super::sessions::Who;
+use super::sessions::{Handle, Who};
 use super::{Client, LAST_WORDS, Order, Proxy, Registered, going_down};
 use crate::auth::Proven;
 use crate::cluster::Cluster;
@@ -88,6 +89,7 @@ pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat
     });
     let mut console = Console {
         proxy: registered.proxy.clone(),
+        handle: handle.clone(),
         place: Some((registered, seat)),
         stream: entrance.stream,
         inbox: entrance.inbox,
@@ -112,6 +114,7 @@ pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat
 
 struct Console {
     proxy: Arc<Proxy>,
+    handle: Arc<Handle>,
     /// Lent to the session whose ways are asked after, for as long as that takes.
     place: Option<(Registered, Seat)>,
     stream: Stream,
@@ -452,18 +455,100 @@ impl Console {
                 cluster.drain(&node, true);
                 None
             }
+            Command::ResumeNode(name) => {
+                self.resume_node(name)?;
+                None
+            }
+            Command::Pause(database) => {
+                self.pause(database.as_deref()).await?;
+                None
+            }
             Command::Resume(name) => {
-                let (cluster, node) = find_node(&self.proxy, name)?;
-                if !node.is_drained() {
-                    let message = format!("node \"{name}\" is not drained");
-                    return Err(Refusal::protocol("55000", message));
-                }
-                cluster.drain(&node, false);
+                self.resume(name.as_deref())?;
+                None
+            }
+            Command::Kill(id) => {
+                self.kill(*id).await?;
                 None
             }
             Command::Set => None,
         };
         Ok(Outcome { table })
+    }
+
+    fn resume_node(&self, name: &str) -> Result<(), Refusal> {
+        let (cluster, node) = find_node(&self.proxy, name)?;
+        if !node.is_drained() {
+            let message = format!("node \"{name}\" is not drained");
+            return Err(Refusal::protocol("55000", message));
+        }
+        cluster.drain(&node, false);
+        Ok(())
+    }
+
+    /// Pauses a database, or all; comes back when nothing is open there.
+    async fn pause(&self, database: Option<&str>) -> Result<(), Refusal> {
+        /// How often it is looked whether something is.
+        const LOOK: Duration = Duration::from_millis(10);
+        let clusters = match database {
+            None => self.proxy.clusters.all().to_vec(),
+            Some(database) if !known_databases(&self.proxy).contains(database) => {
+                let message = format!("database \"{database}\" is neither listed nor used");
+                return Err(Refusal::hinted(
+                    "3D000",
+                    message,
+                    "SHOW DATABASES has them.",
+                ));
+            }
+            Some(database) => vec![serving(&self.proxy, database)?],
+        };
+        for cluster in &clusters {
+            cluster.pause(database);
+        }
+        let is_open = |cluster: &Arc<Cluster>| cluster.active_though_paused() > 0;
+        let closed = async {
+            while clusters.iter().any(is_open) {
+                sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = closed => Ok(()),
+            () = self.handle.cancelled.notified() => Err(Refusal::hinted(
+                "57014",
+                "canceling wait due to user request: what is new is paused, and something is open yet",
+                "SHOW CLIENTS tells who has a server; RESUME ends the pause.",
+            )),
+        }
+    }
+
+    fn resume(&self, name: Option<&str>) -> Result<(), Refusal> {
+        let clusters = self.proxy.clusters.all();
+        let ended = clusters
+            .iter()
+            .filter(|cluster| cluster.resume(name))
+            .count();
+        match name {
+            _ if ended > 0 => Ok(()),
+            Some(name) if find_node(&self.proxy, name).is_ok() => self.resume_node(name),
+            Some(name) => Err(Refusal::protocol(
+                "55000",
+                format!(
+                    "no database \"{name}\" is paused by its name, and no node of the name is drained"
+                ),
+            )),
+            None => Err(Refusal::protocol("55000", "no database is paused")),
+        }
+    }
+
+    async fn kill(&self, id: i32) -> Result<(), Refusal> {
+        match self.proxy.sessions.kill(id).await {
+            true => Ok(()),
+            false => Err(Refusal::hinted(
+                "42704",
+                format!("there is no client {id}"),
+                "SHOW CLIENTS has their ids.",
+            )),
+        }
     }
 
     async fn reload(&self) -> Result<(), Refusal> {
@@ -496,10 +581,7 @@ impl Console {
             Some(database) => database.to_owned(),
             None => only_database(&self.proxy)?,
         };
-        let Some(cluster) = self.proxy.clusters.serving(&database) else {
-            let message = format!("database \"{database}\" is not configured in any cluster");
-            return Err(Refusal::protocol("3D000", message));
-        };
+        let cluster = serving(&self.proxy, &database)?;
         let key = PoolKey {
             database: database.into(),
             user: user.map_or(self.key.user.clone(), Into::into),
@@ -514,9 +596,13 @@ impl Console {
         };
         let settings = Settings::default();
         let welcomes = &self.proxy.welcomes;
-        let params = welcomes
-            .params(&cluster, &key, &credential, &settings)
-            .await?;
+        let params = tokio::select! {
+            params = welcomes.params(&cluster, &key, &credential, &settings) => params?,
+            () = self.handle.cancelled.notified() => {
+                let message = "canceling statement due to user request";
+                return Err(Refusal::protocol("57014", message));
+            }
+        };
         let Some((registered, seat)) = self.place.take() else {
             return Err(going_down());
         };
@@ -623,18 +709,17 @@ fn find_node(proxy: &Proxy, name: &str) -> Result<(Arc<Cluster>, Arc<Node>), Ref
     }
 }
 
+/// The cluster that serves this database.
+fn serving(proxy: &Proxy, database: &str) -> Result<Arc<Cluster>, Refusal> {
+    proxy.clusters.serving(database).ok_or_else(|| {
+        let message = format!("database \"{database}\" is not configured in any cluster");
+        Refusal::protocol("3D000", message)
+    })
+}
+
 /// The database that is meant where none is named.
 fn only_database(proxy: &Proxy) -> Result<String, Refusal> {
-    let sessions = proxy.sessions.all();
-    let used = sessions.iter().filter_map(|session| session.who());
-    let used = used.filter(|who| who.cluster.is_some());
-    let mut names: BTreeSet<String> = used.map(|who| who.key.database.to_string()).collect();
-    let config = proxy.config.load();
-    let listed = config
-        .clusters
-        .iter()
-        .flat_map(|cluster| &cluster.databases);
-    names.extend(listed.filter(|name| *name != "*").cloned());
+    let mut names = known_databases(proxy);
     match (names.pop_first(), names.is_empty()) {
         (Some(only), true) => Ok(only),
         _ => Err(Refusal::hinted(

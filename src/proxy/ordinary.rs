@@ -49,7 +49,7 @@ pub(super) enum Next {
     Call,
     /// The client has gone, or said goodbye.
     Gone,
-    /// The proxy is to end.
+    /// The session is to end.
     Stop,
     Fault(ClientFault),
     Refused(Refusal),
@@ -67,8 +67,15 @@ impl Client {
         listening: &mut Listening,
         mut stop: Pin<&mut Notified<'_>>,
     ) -> Poll<Next> {
+        if !std::mem::replace(&mut listening.0, true) {
+            // It need only wake the task, whatever that waits for.
+            let _ = stop.as_mut().poll(cx);
+        }
         loop {
             if self.under_way.is_some() {
+                if self.registered.handle.must_end(false) {
+                    return Poll::Ready(Next::Stop);
+                }
                 if let Some(next) = ready!(self.poll_answer(cx)) {
                     return Poll::Ready(next);
                 }
@@ -100,10 +107,6 @@ impl Client {
             {
                 return Poll::Ready(Next::HeldSpeaks);
             }
-            if !std::mem::replace(&mut listening.0, true) {
-                // It need only wake the task.
-                let _ = stop.as_mut().poll(cx);
-            }
             return match self.must_stop() {
                 true => Poll::Ready(Next::Stop),
                 false => Poll::Pending,
@@ -111,9 +114,10 @@ impl Client {
         }
     }
 
-    /// Whether the proxy is to end and the client has nothing open.
+    /// Whether the session is to end, as far as what it has open lets it.
     pub(super) fn must_stop(&self) -> bool {
-        self.registered.handle.is_asked_to_stop() && self.session.status() == Status::Idle
+        let is_idle = self.session.status() == Status::Idle;
+        self.registered.handle.must_end(is_idle)
     }
 
     /// Reads what the client says next, keeping no buffer while there is nothing.

@@ -181,6 +181,8 @@ impl From<CheckoutError> for Refusal {
 pub enum Broken {
     /// The client has gone, or can't be written to.
     Client,
+    /// An admin wants its session to end now.
+    Killed,
     /// The client has sent what can't be understood.
     Fault(ClientFault),
     /// The server has gone, or has sent what can't be understood.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 
 use super::refusal::Broken;
+use super::sessions::Handle;
 use crate::cluster::Cluster;
 use crate::cluster::pool::Server;
 use crate::config::TransactionReads;
@@ -29,6 +30,7 @@ const TO_SERVER_BYTES_MAX: usize = 64 << 10;
 
 /// The client's side of an exchange.
 pub struct ClientSide<'a> {
+    pub handle: &'a Handle,
     pub stream: &'a mut Stream,
     /// What the client has sent and is not dealt with.
     pub inbox: &'a mut BytesMut,
@@ -223,6 +225,9 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.client.handle.must_end(false) {
+            return Poll::Ready(Err(Broken::Killed));
+        }
         loop {
             let wrote_client = self.write_client(cx)?;
             let wrote_server = self.write_server(cx)?;

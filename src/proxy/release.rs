@@ -127,7 +127,7 @@ impl Client {
                 self.session.inspected(&mut server.state);
                 Ok(())
             }
-            Err(Broken::Client) => Err(Ended::Gone),
+            Err(Broken::Client | Broken::Killed) => Err(Ended::Gone),
             Err(Broken::Fault(fault)) => Err(Ended::Refused(fault.into())),
             Err(broken) => Err(Ended::Refused(lost(server.node().name.clone(), broken))),
         }

@@ -1,7 +1,7 @@
 //! Owns: the sessions there are: who each is, what it is doing, and how it is asked to end. Never: does
 //! anything for one.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +15,10 @@ use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
 
 /// The length of a cancel key in protocol 3.2: what PostgreSQL 18 makes it.
 const KEY_BYTES: usize = 32;
+
+/// See [`Handle::ending`].
+const WHEN_IDLE: u8 = 1;
+const AT_ONCE: u8 = 2;
 
 /// All sessions by the process id that their clients were told.
 #[derive(Default)]
@@ -37,9 +41,12 @@ pub struct Handle {
     kept: AtomicU64,
     /// Since when it waits for a server, as [`now`] counts; 0 when it does not.
     waits_since: AtomicU64,
-    /// Wakes the session when it is [asked to stop](Self::ask_to_stop).
+    /// Wakes the session when it is [asked to end](Self::ask_to_stop).
     pub stop: Notify,
-    stopping: AtomicBool,
+    /// How soon it is to end: [`WHEN_IDLE`], [`AT_ONCE`], or 0 for not at all.
+    ending: AtomicU8,
+    /// A cancel request has come while no server worked for it.
+    pub(super) cancelled: Notify,
     /// Boxed, and there only once it has logged in.
     who: OnceLock<Box<Who>>,
 }
@@ -86,7 +93,8 @@ impl Sessions {
                 kept: AtomicU64::new(0),
                 waits_since: AtomicU64::new(0),
                 stop: Notify::new(),
-                stopping: AtomicBool::new(false),
+                ending: AtomicU8::new(0),
+                cancelled: Notify::new(),
                 who: OnceLock::new(),
             });
             if let dashmap::Entry::Vacant(place) = self.by_pid.entry(pid) {
@@ -159,13 +167,22 @@ impl Handle {
 
     /// Asks the session to end when it has nothing open.
     pub fn ask_to_stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
+        self.ending.fetch_max(WHEN_IDLE, Ordering::SeqCst);
         self.stop.notify_one();
     }
 
+    /// Has the session end at once, whatever it has open.
+    pub(super) fn end_at_once(&self) {
+        self.ending.store(AT_ONCE, Ordering::SeqCst);
+        self.stop.notify_one();
+        self.cancelled.notify_waiters();
+    }
+
+    /// Whether the session is to end, if it has nothing open or if it has.
     #[inline]
-    pub fn is_asked_to_stop(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+    pub fn must_end(&self, is_idle: bool) -> bool {
+        let ending = self.ending.load(Ordering::Relaxed);
+        ending != 0 && (is_idle || ending == AT_ONCE)
     }
 
     /// The session works with this server from now on.

@@ -20,7 +20,13 @@ pub enum Command {
     Reload,
     /// A node, by its name, or by its cluster's and its own.
     Drain(String),
-    Resume(String),
+    ResumeNode(String),
+    /// A database, by its name, or all.
+    Pause(Option<String>),
+    /// A database, or a node that has the name, or all databases.
+    Resume(Option<String>),
+    /// A client, by the process id that it was told.
+    Kill(i32),
     /// What a driver sets of its own accord when it has logged in: nothing comes of it.
     Set,
 }
@@ -78,7 +84,7 @@ impl Show {
 }
 
 /// Every other command, and what comes of it.
-pub const OTHERS: [(&str, &str); 4] = [
+pub const OTHERS: [(&str, &str); 7] = [
     (
         "EXPLAIN ROUTE [IN database] [AS user] statement",
         "where the statement would go now, and what decides that, for a session that begins now",
@@ -92,9 +98,18 @@ pub const OTHERS: [(&str, &str); 4] = [
         "gives the node nothing new; what is open there finishes, and then its servers are closed",
     ),
     (
-        "RESUME [NODE] name",
+        "RESUME NODE name",
         "lets a drained node take its part again",
     ),
+    (
+        "PAUSE [database]",
+        "has clients wait with what is new; ends when what is open is done and its servers are closed",
+    ),
+    (
+        "RESUME [database]",
+        "lets the clients of a paused database go on, or of all",
+    ),
+    ("KILL id", "ends a client at once, and what is done for it"),
 ];
 
 /// Settings that drivers set of their own accord.
@@ -128,8 +143,13 @@ impl Command {
                 return explain(&mut words);
             }
             () if words.eat("reload") => Command::Reload,
-            () if words.eat("drain") => return node(&mut words, "DRAIN").map(Command::Drain),
-            () if words.eat("resume") => return node(&mut words, "RESUME").map(Command::Resume),
+            () if words.eat("drain") => {
+                words.eat("node");
+                return named(&mut words, "DRAIN", "node").map(Command::Drain);
+            }
+            () if words.eat("pause") => return pause(&mut words),
+            () if words.eat("resume") => return resume(&mut words),
+            () if words.eat("kill") => return kill(&words),
             () if words.eat("set") => return set(&mut words),
             () if ["begin", "start", "commit", "end", "rollback"]
                 .iter()
@@ -153,7 +173,12 @@ impl Command {
     pub fn right(&self) -> ConsoleRight {
         match self {
             Command::Show(_) | Command::ExplainRoute { .. } | Command::Set => ConsoleRight::Look,
-            Command::Reload | Command::Drain(_) | Command::Resume(_) => ConsoleRight::Change,
+            Command::Reload
+            | Command::Drain(_)
+            | Command::ResumeNode(_)
+            | Command::Pause(_)
+            | Command::Resume(_)
+            | Command::Kill(_) => ConsoleRight::Change,
         }
     }
 
@@ -164,7 +189,9 @@ impl Command {
             Command::ExplainRoute { .. } => "EXPLAIN",
             Command::Reload => "RELOAD",
             Command::Drain(_) => "DRAIN",
-            Command::Resume(_) => "RESUME",
+            Command::ResumeNode(_) | Command::Resume(_) => "RESUME",
+            Command::Pause(_) => "PAUSE",
+            Command::Kill(_) => "KILL",
             Command::Set => "SET",
         }
     }
@@ -211,9 +238,36 @@ fn explain(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
     })
 }
 
-/// The name of a node. It is mostly an address, which need not be quoted.
-fn node(words: &mut Cursor<'_>, command: &str) -> Result<String, Complaint> {
-    words.eat("node");
+fn pause(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
+    match words.peek() {
+        None => Ok(Command::Pause(None)),
+        Some(_) => named(words, "PAUSE", "database").map(|name| Command::Pause(Some(name))),
+    }
+}
+
+fn resume(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
+    if words.peek().is_none() {
+        return Ok(Command::Resume(None));
+    }
+    match words.eat("node") {
+        true => named(words, "RESUME", "node").map(Command::ResumeNode),
+        false => named(words, "RESUME", "database").map(|name| Command::Resume(Some(name))),
+    }
+}
+
+fn kill(words: &Cursor<'_>) -> Result<Command, Complaint> {
+    let id = std::str::from_utf8(words.rest()).ok();
+    let id = id.and_then(|id| id.trim().parse().ok());
+    id.map(Command::Kill).ok_or_else(|| {
+        complaint(
+            "KILL wants the id of a client".to_owned(),
+            "SHOW CLIENTS has them.".to_owned(),
+        )
+    })
+}
+
+/// The name of a node or a database. A node's is mostly an address, which need not be quoted.
+fn named(words: &mut Cursor<'_>, command: &str, what: &str) -> Result<String, Complaint> {
     let rest = words.rest().trim_ascii_end();
     let name = match words.peek() {
         Some(token) if token.end - token.start < rest.len() => Cow::Borrowed(rest),
@@ -223,8 +277,11 @@ fn node(words: &mut Cursor<'_>, command: &str) -> Result<String, Complaint> {
     };
     if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) && name.len() == rest.len() {
         return Err(complaint(
-            format!("{command} wants the name of a node"),
-            "SHOW NODES has them; one with spaces goes in quotes.".to_owned(),
+            format!("{command} wants the name of a {what}"),
+            format!(
+                "SHOW {}S has them; one with spaces goes in quotes.",
+                what.to_ascii_uppercase()
+            ),
         ));
     }
     Ok(text(name))
@@ -325,14 +382,19 @@ mod tests {
                 "{sql}"
             );
         }
+        let resumed = |name: &str| Ok(Command::Resume(Some(name.to_owned())));
         assert_eq!(
             read("RESUME NODE 'a b'"),
-            Ok(Command::Resume("a b".to_owned()))
+            Ok(Command::ResumeNode("a b".to_owned()))
         );
+        assert_eq!(read("RESUME main/a"), resumed("main/a"));
+        assert_eq!(read("RESUME;"), Ok(Command::Resume(None)));
+        assert_eq!(read("PAUSE"), Ok(Command::Pause(None)));
         assert_eq!(
-            read("RESUME main/a"),
-            Ok(Command::Resume("main/a".to_owned()))
+            read("pause \"My DB\""),
+            Ok(Command::Pause(Some("My DB".to_owned())))
         );
+        assert_eq!(read("KILL 17"), Ok(Command::Kill(17)));
         assert_eq!(read("SET SESSION extra_float_digits = 3"), Ok(Command::Set));
         assert_eq!(read("SET TIME ZONE 'UTC'"), Ok(Command::Set));
         assert_eq!(Command::read_all(b" ; -- nothing\n;").count(), 0);
@@ -360,6 +422,9 @@ mod tests {
             ),
             ("DRAIN", "DRAIN wants the name of a node"),
             ("DRAIN NODE a b", "DRAIN wants the name of a node"),
+            ("PAUSE a b", "PAUSE wants the name of a database"),
+            ("RESUME NODE", "RESUME wants the name of a node"),
+            ("KILL everyone", "KILL wants the id of a client"),
             ("DRAIN ''", "DRAIN wants the name of a node"),
             (
                 "SET work_mem = 1",

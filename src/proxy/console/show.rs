@@ -58,10 +58,7 @@ fn nodes(proxy: &Proxy) -> Table {
             Role::Unknown => "unknown",
         };
         let is_primary = primary(&cluster).is_some_and(|primary| primary.id() == node.id());
-        let servers: usize = (node.pools.iter())
-            .map(|pool| pool.census())
-            .map(|census| census.idle + census.active)
-            .sum();
+        let servers: usize = node.pools.iter().map(|pool| servers(&pool)).sum();
         let state = match () {
             () if node.is_drained() && servers > 0 => "draining",
             () if node.is_drained() => "drained",
@@ -266,22 +263,13 @@ fn databases(proxy: &Proxy) -> Table {
             *clients.entry(who.key.database.to_string()).or_default() += 1;
         }
     }
-    let listed = (config.clusters.iter())
-        .flat_map(|cluster| &cluster.databases)
-        .filter(|name| *name != "*");
-    let used = pools.iter().map(|pool| pool.key().database.to_string());
-    let names: BTreeSet<String> = listed
-        .cloned()
-        .chain(used)
-        .chain(clients.keys().cloned())
-        .collect();
+    let names = known_databases(proxy);
     let rows = names.iter().filter_map(|name| {
         let cluster = proxy.clusters.serving(name)?;
         let primary = primary(&cluster);
         let servers: usize = (pools.iter())
             .filter(|pool| *pool.key().database == **name && pool.node().cluster == cluster.name)
-            .map(|pool| pool.census())
-            .map(|census| census.idle + census.active)
+            .map(|pool| servers(pool))
             .sum();
         Some(row![
             name.as_str(),
@@ -292,6 +280,7 @@ fn databases(proxy: &Proxy) -> Table {
             mode,
             servers,
             clients.get(name).copied().unwrap_or(0),
+            cluster.is_paused(name),
             cluster.name.as_str(),
         ])
     });
@@ -305,10 +294,31 @@ fn databases(proxy: &Proxy) -> Table {
             ("pool_mode", Text),
             ("current_connections", Int),
             ("current_client_connections", Int),
+            ("paused", Bool),
             ("cluster", Text),
         ],
         rows: rows.collect(),
     }
+}
+
+/// The databases that are listed in the configuration or used.
+pub fn known_databases(proxy: &Proxy) -> BTreeSet<String> {
+    let config = proxy.config.load();
+    let listed = config
+        .clusters
+        .iter()
+        .flat_map(|cluster| &cluster.databases);
+    let listed = listed.filter(|name| *name != "*").cloned();
+    // There is a pool for a while also where nobody could log in.
+    let pools = all_pools(proxy)
+        .into_iter()
+        .filter(|pool| servers(pool) > 0);
+    let pools = pools.map(|pool| pool.key().database.to_string());
+    let sessions = proxy.sessions.all().into_iter().filter_map(|session| {
+        let who = session.who().filter(|who| who.cluster.is_some())?;
+        Some(who.key.database.to_string())
+    });
+    listed.chain(pools).chain(sessions).collect()
 }
 
 fn lists(proxy: &Proxy) -> Table {
@@ -354,6 +364,12 @@ fn mode(proxy: &Proxy) -> &'static str {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
     }
+}
+
+/// How many servers a pool has, or is opening.
+fn servers(pool: &Pool) -> usize {
+    let census = pool.census();
+    census.idle + census.active
 }
 
 fn primary(cluster: &Cluster) -> Option<Arc<Node>> {
