@@ -625,12 +625,13 @@ impl Client {
         }
     }
 
-    /// No server was found for the batch. A transaction that is open can't go on without one, nor a session
-    /// whose server is gone with what it held.
+    /// No server was found for the batch. A transaction that is open on one can't go on without it, nor a
+    /// session whose server is gone with what it held.
     fn not_found(&self, refusal: Refusal) -> Failed {
         let lost_state = matches!(refusal, Refusal::PrimaryChanged { .. });
         match self.session.status() {
             Status::Idle if !lost_state => Failed::Refused(refusal),
+            _ if self.session.is_to_be_opened() => Failed::Refused(refusal),
             _ => Failed::Ended(Ended::Refused(refusal)),
         }
     }
@@ -641,6 +642,7 @@ impl Client {
             return Err(Ended::Refused(refusal));
         }
         refusal.encode(Severity::Error, &mut self.outbox);
+        self.session.fail_unopened();
         encode::ready(&mut self.outbox, self.session.status());
         self.session.forget_batch(&self.batch);
         self.drop_batch();

@@ -426,7 +426,7 @@ fn what_is_no_message_of_the_console_is_told_so() {
 fn what_is_new_waits_while_a_database_is_paused() {
     let cluster = start(1);
     let gateway = Gateway::start_with(&cluster, |config| {
-        format!("{config}\n{CONSOLE}").replace("[pool]\n", "[pool]\ncheckout_timeout = \"200ms\"\n")
+        format!("{config}\n{CONSOLE}\n[pool]\ncheckout_timeout = \"200ms\"\n")
     });
     let (console, watcher) = (console(&gateway, "app"), console(&gateway, "app"));
     let (client, other) = (

@@ -756,3 +756,52 @@ fn a_transaction_outlives_its_replica() {
     assert_eq!(client.one("SELECT v FROM t"), "8");
     client.rows("COMMIT");
 }
+
+#[test]
+fn a_transaction_that_finds_no_server_has_failed_and_its_session_goes_on() {
+    let cluster = start(0);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let config = format!("{config}\n[pool]\nsize = 1\ncheckout_timeout = \"100ms\"\n");
+        format!("{config}\n[routing]\ntransaction_reads = \"replica\"\n[failover]\nhold = \"0\"\n")
+    });
+    let query = |sql: &'static str| move |out: &mut _| encode::query(out, sql.as_bytes());
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    // All servers are taken.
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("BEGIN");
+    holder.rows("UPDATE t SET v = 1");
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    let refused = tell(&mut raw, query("SELECT v FROM t"));
+    assert!(
+        refused.contains("53300") && refused.ends_with("ZE"),
+        "{refused}"
+    );
+    holder.rows("COMMIT");
+    let failed = tell(&mut raw, query("SELECT v FROM t"));
+    assert!(
+        failed.contains("25P02") && failed.ends_with("ZE"),
+        "{failed}"
+    );
+    assert_eq!(tell(&mut raw, query("COMMIT")), "CROLLBACKZI");
+    // There is no primary.
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    let primary = cluster.primary();
+    primary.stop(StopMode::Immediate).expect("stopped");
+    wait_for("the primary to be missed", || {
+        gateway.metric("tidegate_up", "") == 0.0
+    });
+    for _ in 0..2 {
+        let refused = tell(&mut raw, query("UPDATE t SET v = 2"));
+        assert!(
+            refused.contains("57P03") && refused.ends_with("ZE"),
+            "{refused}"
+        );
+    }
+    assert_eq!(tell(&mut raw, query("COMMIT")), "CROLLBACKZI");
+    primary.start().expect("started");
+    wait_for("the primary", || gateway.metric("tidegate_up", "") == 1.0);
+    wait_for("the session to be served", || {
+        tell(&mut raw, query("UPDATE t SET v = 3 WHERE v = 1")) == "CUPDATE 1ZI"
+    });
+}

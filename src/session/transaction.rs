@@ -252,12 +252,20 @@ impl Session {
 
     /// It is over. Says so to the client.
     pub fn end_unopened(&mut self, batch: &Batch, out: &mut BytesMut) {
-        let undoes = batch.control == Some(Control::RollsBack);
+        let undoes = batch.control == Some(Control::RollsBack) || self.status == Status::Failed;
         self.roaming = None;
         self.statements.drop_unnamed();
         self.status = Status::Idle;
         encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
         encode::ready(out, self.status);
+    }
+
+    /// A batch has failed before any server was told. So has the transaction that it is of, as far as its client
+    /// knows, where no server knows of that either.
+    pub fn fail_unopened(&mut self) {
+        if self.is_to_be_opened() {
+            self.status = Status::Failed;
+        }
     }
 
     /// Whether the batch makes a transaction read-only that has done nothing on the primary but begin, so
