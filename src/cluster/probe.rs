@@ -1,11 +1,14 @@
 //! Owns: watching one node: its role, its life, its position. Never: touches a client's traffic;
 //! what it finds is written where routing reads it.
 
-use std::sync::{Arc, LazyLock};
+mod steps;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
+use self::steps::Steps;
 use super::Cluster;
 use super::connect::{self, ConnectError, Connection, Target};
 use super::node::{Node, Role};
@@ -97,6 +100,7 @@ struct Probe {
     /// It has WAIT FOR LSN (PostgreSQL 19).
     can_wait: bool,
     last_start: Instant,
+    steps: Steps,
     /// Polls since the position last changed, while somebody waits for it.
     stalled: u32,
     /// Of a primary: a position that somebody waits for and that is not flushed, so that no replica
@@ -131,6 +135,7 @@ impl Probe {
             segment: 0,
             can_wait: false,
             last_start: Instant::now(),
+            steps: Steps::new(),
             stalled: 0,
             unflushed: None,
         };
@@ -182,7 +187,7 @@ impl Probe {
                 let rest = pause.saturating_sub(self.last_start.elapsed());
                 match pause > poll {
                     true => self.sleep_until_woken(node, rest, poll).await,
-                    false => sleep(in_step(rest, poll)).await,
+                    false => self.steps.next(poll).await,
                 }
             } else {
                 cluster.set_resting(node, true);
@@ -204,13 +209,15 @@ impl Probe {
         Ok(())
     }
 
-    async fn sleep_until_woken(&self, node: &Node, rest: Duration, poll: Duration) {
+    async fn sleep_until_woken(&mut self, node: &Node, rest: Duration, poll: Duration) {
         tokio::select! {
             () = sleep(rest) => {}
             () = node.wake.notified() => {}
         }
         // However often it is woken, never more often than this.
-        sleep(poll.saturating_sub(self.last_start.elapsed())).await;
+        if self.last_start.elapsed() < poll {
+            self.steps.next(poll).await;
+        }
     }
 
     fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
@@ -345,17 +352,6 @@ impl Probe {
             Err(_) => Err(ProbeError::Timeout(limit)),
         }
     }
-}
-
-/// About so long, and such that all probes wake at the same time: one wake-up of the thread serves them all,
-/// where each by itself costs as much as the question.
-fn in_step(rest: Duration, step: Duration) -> Duration {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let now = START.elapsed().as_nanos();
-    let step = step.as_nanos().max(1);
-    let at = (now + rest.as_nanos() + step / 2) / step * step;
-    // A step is no longer than configured, and so is this.
-    Duration::from_nanos(u64::try_from(at.saturating_sub(now)).unwrap_or(0))
 }
 
 /// The question for [`POSITION`], to be answered when a standby has replayed to `lsn`, and after `patience` in
