@@ -277,6 +277,7 @@ impl Cluster {
     }
 
     fn set_resting(&self, node: &Node, resting: bool) {
+        node.set_resting(resting);
         if self.is_primary(node) {
             self.resting.store(resting, SeqCst);
         }
@@ -318,7 +319,7 @@ impl Cluster {
         }
         if somebody_waits && self.goal.fetch_max(lsn.0, SeqCst) < lsn.0 {
             for node in &self.topology().nodes {
-                if node.role() == Role::Replica {
+                if node.role() == Role::Replica && node.rests() {
                     node.wake.notify_one();
                 }
             }

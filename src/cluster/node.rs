@@ -36,6 +36,8 @@ pub struct Node {
     /// It takes nothing new: an admin has said so.
     drained: AtomicBool,
     pub pauses: Arc<Pauses>,
+    /// Its probe sleeps until somebody needs the position.
+    resting: AtomicBool,
     /// The server's life in which the position was read; 0 while unknown.
     incarnation: AtomicU64,
     position: AtomicU64,
@@ -98,6 +100,7 @@ impl Node {
             leaving: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             pauses,
+            resting: AtomicBool::new(false),
             incarnation: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
@@ -167,6 +170,14 @@ impl Node {
         self.leaving.store(true, Ordering::SeqCst);
         self.wake.notify_one();
         self.metrics.clear();
+    }
+
+    pub fn set_resting(&self, resting: bool) {
+        self.resting.store(resting, Ordering::SeqCst);
+    }
+
+    pub fn rests(&self) -> bool {
+        self.resting.load(Ordering::SeqCst)
     }
 
     /// Whether an admin wants it to take nothing new.

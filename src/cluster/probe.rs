@@ -14,7 +14,9 @@ use super::connect::{self, ConnectError, Connection, Target};
 use super::node::{Node, Role};
 use super::pool::incarnation;
 use crate::auth::Credential;
+use crate::config::Config;
 use crate::session::consistency::{Lsn, Replica, Tick};
+use crate::session::route::Candidate;
 
 /// How long to wait before a node that has failed is asked again, at most.
 const RETRY: Duration = Duration::from_millis(250);
@@ -45,8 +47,15 @@ const FACTS: &str = "SELECT pg_catalog.current_setting('wal_block_size'), \
     (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
     pg_catalog.current_setting('server_version_num')::int >= 190000";
 
-/// The longest pause between two questions to a replica that stands still, in polls.
-const STALLED_MAX: u32 = 16;
+/// The longest pause between two questions to a replica that stands still or is late, in polls.
+const SLOW_MAX: u32 = 16;
+
+/// So often it is asked before that gets longer, and by so much longer each time: replay waits for a disk now
+/// and then.
+const STALLED_SHARE: u32 = 4;
+
+/// A replica that is late is asked at intervals of this part of its lag.
+const LATE_SHARE: u32 = 10;
 
 /// Watches `node` until it leaves the cluster.
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
@@ -177,47 +186,59 @@ impl Probe {
         while !node.is_leaving() {
             let config = cluster.topology().config.clone();
             let poll = config.consistency.poll_interval;
-            if self.needed(cluster, node) {
-                let pause = match self.can_wait && !cluster.is_primary(node) {
-                    // It answers when there is something to say.
-                    true => poll,
-                    // The longer nothing moves, the rarer it is asked: replay may be paused for hours.
-                    false => poll * self.stalled.clamp(1, STALLED_MAX),
-                };
-                let rest = pause.saturating_sub(self.last_start.elapsed());
-                match pause > poll {
-                    true => self.sleep_until_woken(node, rest, poll).await,
-                    false => self.steps.next(poll).await,
-                }
-            } else {
-                cluster.set_resting(node, true);
-                // Asked for between the look and the flag: seen here.
-                if self.needed(cluster, node) {
-                    continue;
-                }
-                let pause = match cluster.topology().primary {
-                    Some(_) => config.health.interval,
-                    // Whoever is promoted should be noticed soon.
-                    None => SEARCH.min(config.health.interval),
-                };
-                let rest = pause.saturating_sub(self.last_start.elapsed());
-                self.sleep_until_woken(node, rest, poll).await;
-                cluster.set_resting(node, false);
+            let pause = self.pause(cluster, node, poll);
+            let is_needed = self.needed(cluster, node);
+            if !is_needed {
+                self.rest(cluster, node, &config).await;
+            }
+            if is_needed || self.last_start.elapsed() < pause {
+                self.wait(node, pause, poll).await;
             }
             self.sample(cluster, node, config.health.timeout).await?;
         }
         Ok(())
     }
 
-    async fn sleep_until_woken(&mut self, node: &Node, rest: Duration, poll: Duration) {
-        tokio::select! {
-            () = sleep(rest) => {}
-            () = node.wake.notified() => {}
+    /// How long to wait between two questions while somebody needs the answer.
+    fn pause(&self, cluster: &Cluster, node: &Node, poll: Duration) -> Duration {
+        if cluster.is_primary(node) || self.can_wait {
+            // Who waits by itself answers when there is something to say.
+            return poll;
+        }
+        // The longer nothing moves, the rarer it is asked: replay may be paused for hours. And who is late is
+        // not there sooner for being asked.
+        let late = node.lag().unwrap_or_default() / LATE_SHARE;
+        let still = poll * (self.stalled / STALLED_SHARE);
+        still.max(late).clamp(poll, poll * SLOW_MAX)
+    }
+
+    /// Waits until the node is to be asked: so long after it was asked last, or when traffic has met an error.
+    async fn wait(&mut self, node: &Node, pause: Duration, poll: Duration) {
+        if pause > poll {
+            let rest = pause.saturating_sub(self.last_start.elapsed());
+            sleep_until_woken(node, rest).await;
+            if self.last_start.elapsed() >= poll {
+                return;
+            }
         }
         // However often it is woken, never more often than this.
-        if self.last_start.elapsed() < poll {
-            self.steps.next(poll).await;
+        self.steps.next(poll).await;
+    }
+
+    /// Waits until somebody needs to know where the node is, or it is time to see whether it is there.
+    async fn rest(&self, cluster: &Cluster, node: &Node, config: &Config) {
+        cluster.set_resting(node, true);
+        // Asked for between the look and the flag: seen here.
+        if !self.needed(cluster, node) {
+            let pause = match cluster.topology().primary {
+                Some(_) => config.health.interval,
+                // Whoever is promoted should be noticed soon.
+                None => SEARCH.min(config.health.interval),
+            };
+            let rest = pause.saturating_sub(self.last_start.elapsed());
+            sleep_until_woken(node, rest).await;
         }
+        cluster.set_resting(node, false);
     }
 
     fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
@@ -243,7 +264,7 @@ impl Probe {
         let tick = clock.begin();
         let (in_recovery, lsn, flushed) = match self.awaited(cluster, node) {
             Some(lsn) => {
-                let patience = cluster.topology().config.consistency.poll_interval * STALLED_MAX;
+                let patience = cluster.topology().config.consistency.poll_interval * SLOW_MAX;
                 self.ask_position(&position_from(lsn, patience), limit + patience)
                     .await?
             }
@@ -351,6 +372,13 @@ impl Probe {
             Ok(rows) => Ok(rows?),
             Err(_) => Err(ProbeError::Timeout(limit)),
         }
+    }
+}
+
+async fn sleep_until_woken(node: &Node, rest: Duration) {
+    tokio::select! {
+        () = sleep(rest) => {}
+        () = node.wake.notified() => {}
     }
 }
 
