@@ -83,8 +83,8 @@ pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat
         tls: entrance
             .stream
             .tls()
-            .map(|tls| tls.parameters().to_string()),
-        application_name: entrance.application_name,
+            .map(|tls| tls.parameters().to_string().into()),
+        application_name: entrance.application_name.into(),
         since: SystemTime::now(),
     });
     let mut console = Console {

@@ -68,11 +68,14 @@ impl Welcome {
     /// Who others see it to be.
     pub fn who(&self) -> Who {
         Who {
-            cluster: Some(self.cluster.name.clone()),
+            cluster: Some(self.cluster.clone()),
             key: self.key.clone(),
             peer: self.stream.peer(),
-            tls: self.stream.tls().map(|tls| tls.parameters().to_string()),
-            application_name: self.application_name.clone(),
+            tls: self
+                .stream
+                .tls()
+                .map(|tls| tls.parameters().to_string().into()),
+            application_name: self.application_name.as_str().into(),
             since: SystemTime::now(),
         }
     }

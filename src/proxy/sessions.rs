@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use crate::cluster::Cluster;
 use crate::cluster::keys::{self, CancelKey, Listed};
 use crate::cluster::pool::PoolKey;
 use crate::net::stream::Peer;
@@ -52,16 +53,15 @@ pub struct Handle {
 }
 
 /// Who has logged in.
-#[derive(Debug)]
 pub struct Who {
     /// `None` for one of the console.
-    pub cluster: Option<String>,
+    pub cluster: Option<Arc<Cluster>>,
     pub key: PoolKey,
     pub peer: Peer,
     /// What it is encrypted by, if it is.
-    pub tls: Option<String>,
+    pub tls: Option<Box<str>>,
     /// What it called itself when it logged in.
-    pub application_name: String,
+    pub application_name: Box<str>,
     pub since: SystemTime,
 }
 

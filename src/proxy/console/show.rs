@@ -227,8 +227,8 @@ fn clients(proxy: &Proxy) -> Table {
             server.map(|server| server.node.name.as_str()),
             server.map(|server| Value::Int(server.pid.into())),
             who.tls.as_deref(),
-            who.application_name.as_str(),
-            who.cluster.as_deref(),
+            &*who.application_name,
+            who.cluster.as_ref().map(|cluster| cluster.name.as_str()),
             Value::Int(session.pid.into()),
         ])
     });
