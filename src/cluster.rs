@@ -294,7 +294,7 @@ impl Cluster {
         (replayed < goal).then(|| history.next(replayed).map_or(goal, |next| next.min(goal)))
     }
 
-    fn is_primary(&self, node: &Node) -> bool {
+    pub fn is_primary(&self, node: &Node) -> bool {
         self.topology()
             .primary
             .as_ref()
@@ -434,10 +434,10 @@ impl Cluster {
                     .increment(u64::from(is_failover));
                 tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
                 if let Some(fenced) = old.primary.as_ref().filter(|_| !same) {
-                    fenced
-                        .pools
-                        .iter()
-                        .for_each(|pool| pool.close_stale(Incarnation(0)));
+                    for pool in &fenced.pools {
+                        pool.close_stale(Incarnation(0));
+                        pool.send_away();
+                    }
                 }
                 // Its first sample is what every session waits for.
                 self.wanted.fetch_max(self.clock.now().0 + 1, SeqCst);
@@ -537,7 +537,9 @@ impl Cluster {
     pub fn drain(&self, node: &Node, drained: bool) {
         let cluster = &self.name;
         tracing::info!(%cluster, node = %node.name, "{}", if drained { "node drained" } else { "node resumed" });
+        let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         node.set_drained(drained);
+        drop(update);
         self.reconsider();
         self.has_moved();
     }
@@ -545,6 +547,7 @@ impl Cluster {
     /// Has everybody wait who wants a server for this database, or any; what is open finishes, and then its
     /// servers are closed.
     pub fn pause(&self, database: Option<&str>) {
+        let _update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         self.pauses.begin(database);
         // A pool that is made meanwhile asks whether it is paused, and is either seen here or has been told.
         self.follow_pauses();
@@ -552,6 +555,7 @@ impl Cluster {
 
     /// Ends the pause of a database, or all pauses. `false` if there was none.
     pub fn resume(&self, database: Option<&str>) -> bool {
+        let _update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = self.pauses.end(database);
         self.follow_pauses();
         ended
@@ -645,31 +649,23 @@ fn monitor(config: &Config, cluster: &str) -> (String, Option<Secret>, String) {
     )
 }
 
-/// The node on the highest timeline of those that take writes; none when two on the same one do.
+/// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
+/// drained is not elected, and neither is an older one in its place.
 fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
-    let writable = |node: &&Arc<Node>| node.is_open() && node.role() == Role::Primary;
-    let Some(best) = topology
-        .nodes
-        .iter()
-        .filter(writable)
-        .max_by_key(|node| node.timeline())
-    else {
+    let writes =
+        |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
+    let writable = || topology.nodes.iter().filter(writes);
+    let Some(newest) = writable().map(|node| node.timeline()).max() else {
         return (None, false);
     };
-    let rival = |node: &&Arc<Node>| {
-        node.id() != best.id()
-            && node.timeline() == best.timeline()
-            // Two names of one server are no rivals.
-            && node.incarnation() != best.incarnation()
-    };
-    match topology
-        .nodes
-        .iter()
-        .filter(writable)
-        .any(|node| rival(&node))
-    {
+    let rivals = || writable().filter(|node| node.timeline() == newest);
+    let mut lives: Vec<_> = rivals().map(|node| node.incarnation().0).collect();
+    lives.sort_unstable();
+    // Two names of one server are no rivals.
+    lives.dedup();
+    match lives.len() > 1 {
         true => (None, true),
-        false => (Some(best.clone()), false),
+        false => (rivals().find(|node| !node.is_drained()).cloned(), false),
     }
 }
 

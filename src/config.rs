@@ -82,6 +82,12 @@ impl Config {
                 r#"auth.method = "trust" lets anyone who can reach {address} log in without a password"#
             ));
         }
+        if self.auth.method == AuthMethod::Trust && !self.console.admins.is_empty() {
+            warnings.push(
+                r#"auth.method = "trust" lets anyone who can connect be an admin of the console"#
+                    .to_owned(),
+            );
+        }
         if self.auth.method == AuthMethod::Cert && self.listen.unix_socket_dir.is_some() {
             warnings.push(
                 r#"auth.method = "cert" lets nobody in through listen.unix_socket_dir, where there is no TLS to show a certificate by"#

@@ -594,3 +594,106 @@ fn a_client_is_ended_whatever_it_does() {
         clients.iter().all(|row| row["id"] != pid.to_string())
     });
 }
+
+#[test]
+fn what_waits_through_a_switchover_goes_to_the_new_primary() {
+    let cluster = start(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[failover]\nhold = \"1m\"\n")
+    });
+    let console = console(&gateway, "app");
+    let client = Client::open(&gateway, "app", "");
+    client.rows(WRITE);
+    console.rows("PAUSE");
+    let old_primary = cluster.primary();
+    let old = old_primary.address();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| client.rows(WRITE));
+        wait_for("the write to wait", || {
+            let clients = shown(&gateway, &console, "CLIENTS");
+            clients.iter().any(|row| row["state"] == "waiting")
+        });
+        // The old one goes on taking writes, as if nobody had told it.
+        cluster.wait_caught_up().expect("caught up");
+        let next = cluster.replicas()[0].address();
+        cluster.replicas()[0].promote().expect("promoted");
+        wait_for("the new primary", || {
+            let nodes = shown(&gateway, &console, "NODES");
+            nodes
+                .iter()
+                .any(|row| row["node"] == next && row["is_primary"] == "t")
+        });
+        console.rows("RESUME");
+        writer.join().expect("the write");
+        let told =
+            |row: &BTreeMap<String, String>| (row["node"].clone(), row["is_primary"].clone());
+        let nodes: Vec<_> = shown(&gateway, &console, "NODES")
+            .iter()
+            .map(told)
+            .collect();
+        assert!(nodes.contains(&(old.clone(), "f".to_owned())), "{nodes:?}");
+        // Drained, the newest is not replaced by the one before it.
+        console.rows(&format!("DRAIN {next}"));
+        let nodes = shown(&gateway, &console, "NODES");
+        assert!(
+            nodes.iter().all(|row| row["is_primary"] == "f"),
+            "{nodes:?}"
+        );
+        console.rows(&format!("RESUME {next}"));
+    });
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "2");
+    let on_old = Client::direct(&old_primary).one("SELECT n FROM t WHERE id = 1");
+    assert_eq!(on_old, "1", "nothing was written to the old primary");
+}
+
+#[test]
+fn a_transaction_that_waits_to_leave_its_replica_can_be_cancelled_and_killed() {
+    let cluster = start(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[routing]\ntransaction_reads = \"replica\"\n")
+    });
+    let console = console(&gateway, "app");
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    let (pid, secret) = raw.log_in();
+    let replica = cluster.replicas()[0].port().to_string();
+    let begin = |raw: &mut Raw| {
+        wait_for("a transaction on the replica", || {
+            raw.send(|out| encode::query(out, b"ROLLBACK"));
+            raw.until(b'Z');
+            raw.send(|out| encode::query(out, b"BEGIN"));
+            raw.until(b'Z');
+            raw.send(|out| encode::query(out, READ.as_bytes()));
+            let row = raw.until(b'D');
+            raw.until(b'Z');
+            row.ends_with(replica.as_bytes())
+        });
+        console.error("PAUSE nowhere");
+        // It waits for the transaction.
+        let mut pause = Raw::start(gateway.port, VERSION_3_0, &[("database", "tidegate")]);
+        pause.log_in();
+        pause.send(|out| encode::query(out, b"PAUSE"));
+        wait_for("the pause", || {
+            let databases = shown(&gateway, &console, "DATABASES");
+            databases.iter().any(|row| row["paused"] == "t")
+        });
+        raw.send(|out| encode::query(out, WRITE.as_bytes()));
+        wait_for("the write to wait", || {
+            let clients = shown(&gateway, &console, "CLIENTS");
+            clients.iter().any(|row| row["state"] == "waiting")
+        });
+    };
+    begin(&mut raw);
+    let mut request = 80_877_102_i32.to_be_bytes().to_vec();
+    request.extend(pid.to_be_bytes());
+    request.extend(secret);
+    Raw::open(gateway.port).send_packet(&request);
+    let frame = raw.next().expect("an error");
+    assert!(error(&frame).contains("57014"), "{}", error(&frame));
+    assert_eq!(body(&raw.until(b'Z')), b"E", "the transaction has failed");
+    console.rows("RESUME");
+    begin(&mut raw);
+    console.rows(&format!("KILL {pid}"));
+    let frame = raw.next().expect("an error");
+    assert!(error(&frame).contains("57P01"), "{}", error(&frame));
+    while raw.next().is_some() {}
+}

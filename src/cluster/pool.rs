@@ -364,6 +364,12 @@ impl Pool {
         }
     }
 
+    /// Has nobody wait for a server here any more: its node is not the one that they need.
+    pub fn send_away(&self) {
+        let waiters = std::mem::take(&mut self.lock().waiters);
+        drop(waiters);
+    }
+
     /// Closes the idle servers of another life of the node's server than `life`.
     pub fn close_stale(&self, life: Incarnation) {
         let mut inner = self.lock();

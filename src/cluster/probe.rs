@@ -331,10 +331,10 @@ impl Probe {
 
     fn note_replica(&mut self, cluster: &Cluster, node: &Node, tick: Tick, lsn: Lsn) {
         let moved = node.position().is_none_or(|(_, old)| old != lsn);
-        self.stalled = if moved {
-            0
-        } else {
-            self.stalled.saturating_add(1)
+        // While nobody waits for it to move, it need not.
+        self.stalled = match moved || lsn >= cluster.goal() {
+            true => 0,
+            false => self.stalled.saturating_add(1),
         };
         node.set_position(lsn);
         node.clock().complete(tick, lsn);

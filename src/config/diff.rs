@@ -437,7 +437,7 @@ mod tests {
             "changed: auth.query",
         );
         check(
-            &[("[auth]", "[console]\nadmins = ['a']\n[auth]")],
+            &[("[auth]", "[console]\nadmins = ['kept']\n[auth]")],
             "changed: console",
         );
         check(

@@ -206,6 +206,19 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         let section = root.section("consistency", &CONSISTENCY)?;
         return Err(section.section("redis", &REDIS)?.fault_at("keep", message));
     }
+    let names = config.console.admins.iter().chain(&config.console.viewers);
+    let is_listed = |name: &&String| config.auth.users.iter().any(|user| user.name == **name);
+    if let Some(name) = names.clone().find(|name| !is_listed(name)) {
+        let message = format!(
+            r#"user "{name}" of the console must be an [[auth.user]]: one who is looked up in a database is whoever may create roles there"#
+        );
+        let key = if config.console.admins.contains(name) {
+            "admins"
+        } else {
+            "viewers"
+        };
+        return Err(root.section("console", &CONSOLE)?.fault_at(key, message));
+    }
     let hides =
         |cluster: &&Cluster| (cluster.databases.iter()).any(|name| config.console.is_wanted(name));
     if let Some(hidden) = config.clusters.iter().find(hides) {

@@ -8,7 +8,6 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use super::again::Again;
 use super::refusal::Refusal;
-use super::sessions::Handle;
 use super::wishes::{Base, Special};
 use super::{Client, going_down};
 use crate::cluster::node::Node;
@@ -23,14 +22,6 @@ use crate::session::settings::Settings;
 use crate::sql::{Need, Why};
 use crate::telemetry;
 use crate::wire::message::Status;
-
-/// The client does not want to wait for a server any more, or is not to.
-fn cancelled(handle: &Handle) -> Refusal {
-    match handle.must_end(false) {
-        true => going_down(),
-        false => Refusal::protocol("57014", "canceling statement due to user request"),
-    }
-}
 
 /// While there is no primary, it is looked for at least this often.
 pub const HOLD_STEP: Duration = Duration::from_millis(50);
@@ -68,44 +59,81 @@ impl Client {
         if self.batch.explains {
             Box::pin(self.explain()).await;
         }
-        if self.batch.only_explains() {
-            return Box::pin(self.acquire_to_explain()).await;
-        }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
-        if self.session.roams_on_replica() {
-            return match self.lend_within() {
-                Some(placed) => Ok(placed),
-                None => Box::pin(self.acquire_within()).await,
-            };
+        if let Some(placed) = self.at_once(needs_primary, again)? {
+            return Ok(placed);
         }
-        let at_once = match (needs_primary, again) {
-            _ if self.batch.shows_own => None,
-            (None, Some(again)) if !again.tried.is_empty() => None,
-            (needs_primary, _) => self.lend(needs_primary)?,
-        };
-        match at_once {
-            Some(placed) => Ok(placed),
-            // Boxed: the task of an idle client has no room for what is seldom waited for.
-            None => {
-                let (tried, began) = (
-                    again.map(|again| again.tried).unwrap_or_default(),
-                    Instant::now(),
-                );
-                let handle = self.registered.handle.clone();
-                handle.waits(true);
-                let placed = tokio::select! {
-                    placed = Box::pin(self.wait_for_server(needs_primary, tried)) => placed,
-                    () = handle.cancelled.notified() => Err(cancelled(&handle)),
-                };
-                handle.waits(false);
-                let placed = placed?;
-                Ok(Placed {
-                    waited_us: began.elapsed().as_micros().clamp(1, u32::MAX.into()) as u32,
-                    ..placed
-                })
+        let began = Instant::now();
+        let handle = self.registered.handle.clone();
+        handle.waits(true);
+        // Boxed: the task of an idle client has no room for what is seldom waited for.
+        let placed = Box::pin(self.unless_cancelled(needs_primary, end, again)).await;
+        handle.waits(false);
+        Ok(Placed {
+            waited_us: began.elapsed().as_micros().clamp(1, u32::MAX.into()) as u32,
+            ..placed?
+        })
+    }
+
+    fn at_once(
+        &mut self,
+        needs_primary: Option<Reason>,
+        again: Option<&Again>,
+    ) -> Result<Option<Placed>, Refusal> {
+        match (needs_primary, again) {
+            _ if self.batch.only_explains() => Ok(None),
+            _ if self.session.roams_on_replica() => Ok(self.lend_within()),
+            _ if self.batch.shows_own => Ok(None),
+            (None, Some(again)) if !again.tried.is_empty() => Ok(None),
+            (needs_primary, _) => self.lend(needs_primary),
+        }
+    }
+
+    /// Waits for a server, unless the session is killed, or its client cancels what needs it and that can
+    /// fail by itself: not what is part of a pipeline or a message that goes on, nor of a transaction on a
+    /// server that would go with it.
+    async fn unless_cancelled(
+        &mut self,
+        needs_primary: Option<Reason>,
+        end: End,
+        again: Option<&Again>,
+    ) -> Result<Placed, Refusal> {
+        let fails_alone = end == End::Ready && self.batch.beyond == 0 && self.held.is_none();
+        let handle = self.registered.handle.clone();
+        let mut finding = std::pin::pin!(self.find(needs_primary, again));
+        loop {
+            // Made before the look, so that nothing that is told after it is missed.
+            let mut told = std::pin::pin!(handle.cancelled.notified());
+            told.as_mut().enable();
+            if handle.must_end(false) {
+                return Err(going_down());
+            }
+            tokio::select! {
+                placed = &mut finding => return placed,
+                () = told => {
+                    if fails_alone && !handle.must_end(false) {
+                        let message = "canceling statement due to user request";
+                        return Err(Refusal::protocol("57014", message));
+                    }
+                }
             }
         }
+    }
+
+    async fn find(
+        &mut self,
+        needs_primary: Option<Reason>,
+        again: Option<&Again>,
+    ) -> Result<Placed, Refusal> {
+        if self.batch.only_explains() {
+            return self.acquire_to_explain().await;
+        }
+        if self.session.roams_on_replica() {
+            return self.acquire_within().await;
+        }
+        let tried = again.map(|again| again.tried).unwrap_or_default();
+        self.wait_for_server(needs_primary, tried).await
     }
 
     /// A server for the planned batch, if there is one at once.
@@ -503,6 +531,11 @@ impl Client {
                     .checkout(self.session.settings(), self.last_written)
                     .await
                 {
+                    // It may have been waited for as long as a pause is.
+                    Ok(server) if !cluster.is_primary(&node) => {
+                        server.give_back();
+                        continue;
+                    }
                     Ok(server) if is_in_life(&server, &node) => {
                         return Ok(Placed {
                             server,

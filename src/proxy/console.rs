@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -185,19 +185,19 @@ impl Console {
         let said = body(&frame);
         match tag {
             b'X' => return Err(Ended::Gone),
-            b'Q' => {
-                let sql = message::query(said).map_err(|error| garbled(&error))?;
-                self.query(sql).await?;
-                encode::ready(&mut self.outbox, Status::Idle);
-            }
             b'S' => {
                 self.skips = false;
                 // There are no transactions, so none keeps a portal.
                 self.portals.clear();
                 encode::ready(&mut self.outbox, Status::Idle);
             }
-            b'H' => self.flush().await?,
             _ if self.skips => {}
+            b'Q' => {
+                let sql = message::query(said).map_err(|error| garbled(&error))?;
+                self.query(sql).await?;
+                encode::ready(&mut self.outbox, Status::Idle);
+            }
+            b'H' => self.flush().await?,
             b'P' | b'B' | b'D' | b'E' | b'C' => {
                 if let Err(refusal) = self.step(tag, said).await? {
                     refusal.encode(Severity::Error, &mut self.outbox);
@@ -419,10 +419,15 @@ impl Console {
     }
 
     async fn flush(&mut self) -> Result<(), Ended> {
-        if !self.outbox.is_empty() {
-            self.stream.write_all(&self.outbox).await?;
-            self.outbox.clear();
+        // Taken out as it is sent: who is stopped in the middle of it goes on where it was.
+        while !self.outbox.is_empty() {
+            let (stream, outbox) = (&mut self.stream, &self.outbox);
+            match std::future::poll_fn(|cx| stream.poll_write(cx, outbox)).await? {
+                0 => return Err(Ended::Gone),
+                n => self.outbox.advance(n),
+            }
         }
+        std::future::poll_fn(|cx| self.stream.poll_flush(cx)).await?;
         Ok(())
     }
 

@@ -169,7 +169,8 @@ impl Guest {
             return Ok(None);
         };
         let config = proxy.config.load_full();
-        let wanted = parameters.get("database").or(parameters.get("user"));
+        let named = parameters.get("database").filter(|name| !name.is_empty());
+        let wanted = named.or(parameters.get("user"));
         let wanted = wanted.and_then(|name| std::str::from_utf8(name).ok());
         let is_console = wanted.is_some_and(|name| config.console.is_wanted(name));
         let reserved = if is_console { CONSOLE_CLIENTS } else { 0 };
@@ -209,10 +210,6 @@ impl Guest {
         let mut cluster = proxy.clusters.serving(database);
         if replication == Some(Kind::Physical) {
             cluster = cluster.or_else(|| proxy.clusters.only());
-        }
-        if is_console {
-            // Where its users are looked up that are not listed.
-            cluster = cluster.or_else(|| proxy.clusters.all().first().cloned());
         }
         let who = (user, cluster.as_ref());
         let login = self.authenticate(proxy, who, &channel, &mut out);

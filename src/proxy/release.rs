@@ -150,6 +150,7 @@ impl Client {
     /// Makes a kept server as good as new and gives it back. In the middle of something it is
     /// closed, which ends the transaction too.
     pub(super) fn clean(&self, server: Box<Server>, primary: bool) {
+        self.registered.handle.keeps(None);
         let spoilt = primary && self.session.spoils_server();
         if server.state.is_quiet() && !spoilt {
             let discard = self.keeps_servers || self.session.is_pinned();

@@ -76,7 +76,7 @@ fn every_key_is_read() {
         [console]
         database = "c"
         admins = ["a"]
-        viewers = ["v"]
+        viewers = ["b"]
         [pool]
         mode = "transaction"
         size = 3
@@ -195,7 +195,7 @@ fn every_key_is_read() {
         console: Console {
             database: owned("c"),
             admins: vec![owned("a")],
-            viewers: vec![owned("v")],
+            viewers: vec![owned("b")],
         },
         pool: Pool {
             mode: PoolMode::Transaction,
@@ -668,6 +668,10 @@ fn users() {
             r#"t.toml:5:8: user "a" is listed twice"#,
         ),
         (
+            "[console]\nadmins = ['a']",
+            r#"t.toml:2:10: user "a" of the console must be an [[auth.user]]: one who is looked up in a database is whoever may create roles there"#,
+        ),
+        (
             "[console]\nadmins = ['a', 'b']\nviewers = ['b']",
             r#"t.toml:3:11: user "b" is an admin, and so need not be listed as a viewer"#,
         ),
@@ -725,8 +729,8 @@ fn clusters() {
             r#"t.toml:3:13: database "a" is listed twice"#,
         ),
         (
-            "[console]\nadmins = ['a']\ndatabase = 'c'\n[[cluster]]\nname = 'm'\ndatabases = ['c']\nnode = [{ address = 'h:1' }]",
-            r#"t.toml:3:12: database "c" is the console's, so that of cluster "m" could not be reached; give "console.database" another name"#,
+            "auth.user = [{ name = 'a', password = 'x' }]\n[console]\nadmins = ['a']\ndatabase = 'c'\n[[cluster]]\nname = 'm'\ndatabases = ['c']\nnode = [{ address = 'h:1' }]",
+            r#"t.toml:4:12: database "c" is the console's, so that of cluster "m" could not be reached; give "console.database" another name"#,
         ),
         (
             "[[cluster]]\nname = 'm'\nmonitor = { password = 'x' }",
