@@ -785,6 +785,10 @@ fn going_down() -> Refusal {
     )
 }
 
+fn cancelled() -> Refusal {
+    Refusal::protocol("57014", "canceling statement due to user request")
+}
+
 fn lost(node: String, broken: Broken) -> Refusal {
     match broken {
         Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),

@@ -96,6 +96,20 @@ fn state(gateway: &Gateway, console: &Client, node: &str) -> String {
     found.expect("the node")["state"].clone()
 }
 
+/// Whether a client waits for a server.
+fn is_waiting(gateway: &Gateway, console: &Client) -> bool {
+    let clients = shown(gateway, console, "CLIENTS");
+    clients.iter().any(|row| row["state"] == "waiting")
+}
+
+/// Sends a cancel request with the key that a client was told.
+fn cancel(gateway: &Gateway, (pid, secret): &(i32, Vec<u8>)) {
+    let mut request = 80_877_102_i32.to_be_bytes().to_vec();
+    request.extend(pid.to_be_bytes());
+    request.extend(secret);
+    Raw::open(gateway.port).send_packet(&request);
+}
+
 #[test]
 fn everything_is_shown() {
     let cluster = start(1);
@@ -487,12 +501,6 @@ fn who_waits_can_be_cancelled() {
         let key = raw.log_in();
         (raw, key)
     };
-    let cancel = |(pid, secret): &(i32, Vec<u8>)| {
-        let mut request = 80_877_102_i32.to_be_bytes().to_vec();
-        request.extend(pid.to_be_bytes());
-        request.extend(secret);
-        Raw::open(gateway.port).send_packet(&request);
-    };
     let cancelled = |raw: &mut Raw| {
         let frame = raw.next().expect("an error");
         assert!(error(&frame).contains("57014"), "{}", error(&frame));
@@ -505,20 +513,14 @@ fn who_waits_can_be_cancelled() {
     admin.send(|out| encode::query(out, b"PAUSE"));
     let (mut client, key) = open("app");
     client.send(|out| encode::query(out, b"SELECT 1"));
-    wait_for("the client to wait", || {
-        let clients = shown(&gateway, &console, "CLIENTS");
-        clients.iter().any(|row| row["state"] == "waiting")
-    });
-    cancel(&key);
+    wait_for("the client to wait", || is_waiting(&gateway, &console));
+    cancel(&gateway, &key);
     cancelled(&mut client);
-    cancel(&admin_key);
+    cancel(&gateway, &admin_key);
     cancelled(&mut admin);
     // The pause is still there, and so is everybody.
     client.send(|out| encode::query(out, b"SELECT 2"));
-    wait_for("the client to wait", || {
-        let clients = shown(&gateway, &console, "CLIENTS");
-        clients.iter().any(|row| row["state"] == "waiting")
-    });
+    wait_for("the client to wait", || is_waiting(&gateway, &console));
     console.rows("RESUME");
     client.until(b'D');
 }
@@ -609,10 +611,7 @@ fn what_waits_through_a_switchover_goes_to_the_new_primary() {
     let old = old_primary.address();
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| client.rows(WRITE));
-        wait_for("the write to wait", || {
-            let clients = shown(&gateway, &console, "CLIENTS");
-            clients.iter().any(|row| row["state"] == "waiting")
-        });
+        wait_for("the write to wait", || is_waiting(&gateway, &console));
         // The old one goes on taking writes, as if nobody had told it.
         cluster.wait_caught_up().expect("caught up");
         let next = cluster.replicas()[0].address();
@@ -654,7 +653,7 @@ fn a_transaction_that_waits_to_leave_its_replica_can_be_cancelled_and_killed() {
     });
     let console = console(&gateway, "app");
     let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
-    let (pid, secret) = raw.log_in();
+    let key = raw.log_in();
     let replica = cluster.replicas()[0].port().to_string();
     let begin = |raw: &mut Raw| {
         wait_for("a transaction on the replica", || {
@@ -677,22 +676,16 @@ fn a_transaction_that_waits_to_leave_its_replica_can_be_cancelled_and_killed() {
             databases.iter().any(|row| row["paused"] == "t")
         });
         raw.send(|out| encode::query(out, WRITE.as_bytes()));
-        wait_for("the write to wait", || {
-            let clients = shown(&gateway, &console, "CLIENTS");
-            clients.iter().any(|row| row["state"] == "waiting")
-        });
+        wait_for("the write to wait", || is_waiting(&gateway, &console));
     };
     begin(&mut raw);
-    let mut request = 80_877_102_i32.to_be_bytes().to_vec();
-    request.extend(pid.to_be_bytes());
-    request.extend(secret);
-    Raw::open(gateway.port).send_packet(&request);
+    cancel(&gateway, &key);
     let frame = raw.next().expect("an error");
     assert!(error(&frame).contains("57014"), "{}", error(&frame));
     assert_eq!(body(&raw.until(b'Z')), b"E", "the transaction has failed");
     console.rows("RESUME");
     begin(&mut raw);
-    console.rows(&format!("KILL {pid}"));
+    console.rows(&format!("KILL {}", key.0));
     let frame = raw.next().expect("an error");
     assert!(error(&frame).contains("57P01"), "{}", error(&frame));
     while raw.next().is_some() {}

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 use super::again::Again;
 use super::refusal::Refusal;
 use super::wishes::{Base, Special};
-use super::{Client, going_down};
+use super::{Client, cancelled, going_down};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
@@ -113,8 +113,7 @@ impl Client {
                 placed = &mut finding => return placed,
                 () = told => {
                     if fails_alone && !handle.must_end(false) {
-                        let message = "canceling statement due to user request";
-                        return Err(Refusal::protocol("57014", message));
+                        return Err(cancelled());
                     }
                 }
             }

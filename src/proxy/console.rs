@@ -1,36 +1,31 @@
 //! The admin console: a client that speaks to the proxy itself, by the same protocol as to a database.
 //!
-//! Owns: the console's side of the protocol, and doing what a command says. Never: asks a server for
-//! anything that a client of its own would not.
+//! Owns: the console's side of the protocol. Never: asks a server for anything that a client of its own would
+//! not.
 
 mod command;
+mod perform;
 mod show;
 mod table;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BytesMut};
-use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use self::command::Command;
-use self::show::known_databases;
-use self::table::{Formats, Table, Type, Value, row};
-use super::handshake::Welcome;
+use self::perform::ROUTE;
+use self::table::{Formats, Value};
 use super::refusal::Refusal;
 use super::sessions::{Handle, Who};
-use super::{Client, LAST_WORDS, Order, Proxy, Registered, going_down};
+use super::{LAST_WORDS, Proxy, Registered, going_down};
 use crate::auth::Proven;
-use crate::cluster::Cluster;
-use crate::cluster::node::Node;
 use crate::cluster::pool::PoolKey;
 use crate::config::ConsoleRight;
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::session::server::Params;
-use crate::session::settings::Settings;
 use crate::wire::cursor::Cursor;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{Header, body, header};
@@ -76,17 +71,8 @@ pub fn params() -> Params {
 /// Serves the client until it has gone.
 pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat) {
     let handle = registered.handle.clone();
-    handle.introduce(Who {
-        cluster: None,
-        key: entrance.key.clone(),
-        peer: entrance.stream.peer(),
-        tls: entrance
-            .stream
-            .tls()
-            .map(|tls| tls.parameters().to_string().into()),
-        application_name: entrance.application_name.into(),
-        since: SystemTime::now(),
-    });
+    let name = &entrance.application_name;
+    handle.introduce(Who::new(None, &entrance.key, &entrance.stream, name));
     let mut console = Console {
         proxy: registered.proxy.clone(),
         handle: handle.clone(),
@@ -135,11 +121,6 @@ struct Portal {
     formats: Formats,
     /// What it has returned and the client has not fetched.
     rows: Option<std::vec::IntoIter<Vec<Value>>>,
-}
-
-/// What a command comes to.
-struct Outcome {
-    table: Option<Table>,
 }
 
 enum Ended {
@@ -232,7 +213,7 @@ impl Console {
                 Err(complaint) => Err(Refusal::Complaint(complaint)),
             };
             match done {
-                Ok((tag, Outcome { table })) => {
+                Ok((tag, table)) => {
                     let mut shown = String::from(tag);
                     if let Some(table) = table {
                         table::describe(table.columns, &Formats::default(), &mut self.outbox);
@@ -369,13 +350,13 @@ impl Console {
         };
         if portal.rows.is_none() {
             match self.perform(command).await {
-                Ok(Outcome { table: Some(table) }) => {
+                Ok(Some(table)) => {
                     if let Err(refusal) = check(&portal.formats, table.columns.len()) {
                         return Ok(Err(refusal));
                     }
                     portal.rows = Some(table.rows.into_iter());
                 }
-                Ok(Outcome { table: None }) => {
+                Ok(None) => {
                     encode::command_complete(&mut self.outbox, command.tag());
                     return Ok(Ok(()));
                 }
@@ -430,219 +411,7 @@ impl Console {
         std::future::poll_fn(|cx| self.stream.poll_flush(cx)).await?;
         Ok(())
     }
-
-    async fn perform(&mut self, command: &Command) -> Result<Outcome, Refusal> {
-        let user = &self.key.user;
-        if self.right < command.right() {
-            let message = format!("user \"{user}\" may look, and not {}", command.tag());
-            let hint = "Who may is listed in console.admins.";
-            return Err(Refusal::hinted("42501", message, hint));
-        }
-        if command.right() == ConsoleRight::Change {
-            tracing::info!(%user, command = command.tag(), "told by the console");
-        }
-        let table = match command {
-            Command::Show(show) => Some(show.table(&self.proxy)),
-            Command::ExplainRoute {
-                database,
-                user,
-                sql,
-            } => {
-                let (database, user) = (database.as_deref(), user.as_deref());
-                Some(self.explain(database, user, sql).await?)
-            }
-            Command::Reload => {
-                self.reload().await?;
-                None
-            }
-            Command::Drain(name) => {
-                let (cluster, node) = find_node(&self.proxy, name)?;
-                cluster.drain(&node, true);
-                None
-            }
-            Command::ResumeNode(name) => {
-                self.resume_node(name)?;
-                None
-            }
-            Command::Pause(database) => {
-                self.pause(database.as_deref()).await?;
-                None
-            }
-            Command::Resume(name) => {
-                self.resume(name.as_deref())?;
-                None
-            }
-            Command::Kill(id) => {
-                self.kill(*id).await?;
-                None
-            }
-            Command::Set => None,
-        };
-        Ok(Outcome { table })
-    }
-
-    fn resume_node(&self, name: &str) -> Result<(), Refusal> {
-        let (cluster, node) = find_node(&self.proxy, name)?;
-        if !node.is_drained() {
-            let message = format!("node \"{name}\" is not drained");
-            return Err(Refusal::protocol("55000", message));
-        }
-        cluster.drain(&node, false);
-        Ok(())
-    }
-
-    /// Pauses a database, or all; comes back when nothing is open there.
-    async fn pause(&self, database: Option<&str>) -> Result<(), Refusal> {
-        /// How often it is looked whether something is.
-        const LOOK: Duration = Duration::from_millis(10);
-        let clusters = match database {
-            None => self.proxy.clusters.all().to_vec(),
-            Some(database) if !known_databases(&self.proxy).contains(database) => {
-                let message = format!("database \"{database}\" is neither listed nor used");
-                return Err(Refusal::hinted(
-                    "3D000",
-                    message,
-                    "SHOW DATABASES has them.",
-                ));
-            }
-            Some(database) => vec![serving(&self.proxy, database)?],
-        };
-        for cluster in &clusters {
-            cluster.pause(database);
-        }
-        let is_open = |cluster: &Arc<Cluster>| cluster.active_though_paused() > 0;
-        let closed = async {
-            while clusters.iter().any(is_open) {
-                sleep(LOOK).await;
-            }
-        };
-        tokio::select! {
-            () = closed => Ok(()),
-            () = self.handle.cancelled.notified() => Err(Refusal::hinted(
-                "57014",
-                "canceling wait due to user request: what is new is paused, and something is open yet",
-                "SHOW CLIENTS tells who has a server; RESUME ends the pause.",
-            )),
-        }
-    }
-
-    fn resume(&self, name: Option<&str>) -> Result<(), Refusal> {
-        let clusters = self.proxy.clusters.all();
-        let ended = clusters
-            .iter()
-            .filter(|cluster| cluster.resume(name))
-            .count();
-        match name {
-            _ if ended > 0 => Ok(()),
-            Some(name) if find_node(&self.proxy, name).is_ok() => self.resume_node(name),
-            Some(name) => Err(Refusal::protocol(
-                "55000",
-                format!(
-                    "no database \"{name}\" is paused by its name, and no node of the name is drained"
-                ),
-            )),
-            None => Err(Refusal::protocol("55000", "no database is paused")),
-        }
-    }
-
-    async fn kill(&self, id: i32) -> Result<(), Refusal> {
-        match self.proxy.sessions.kill(id).await {
-            true => Ok(()),
-            false => Err(Refusal::hinted(
-                "42704",
-                format!("there is no client {id}"),
-                "SHOW CLIENTS has their ids.",
-            )),
-        }
-    }
-
-    async fn reload(&self) -> Result<(), Refusal> {
-        let (answer, done) = oneshot::channel();
-        let sent = self.proxy.orders.send(Order::Reload(answer)).await;
-        let done = match sent {
-            Ok(()) => done.await.ok(),
-            Err(_) => None,
-        };
-        match done {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(Refusal::hinted(
-                "F0000",
-                error,
-                "Nothing has changed; tidegate check tells the same of the file.",
-            )),
-            // Nobody hears orders any more.
-            None => Err(going_down()),
-        }
-    }
-
-    /// Where a session that begins now would have `sql` go.
-    async fn explain(
-        &mut self,
-        database: Option<&str>,
-        user: Option<&str>,
-        sql: &[u8],
-    ) -> Result<Table, Refusal> {
-        let database = match database {
-            Some(database) => database.to_owned(),
-            None => only_database(&self.proxy)?,
-        };
-        let cluster = serving(&self.proxy, &database)?;
-        let key = PoolKey {
-            database: database.into(),
-            user: user.map_or(self.key.user.clone(), Into::into),
-        };
-        let known = cluster.credential(&key);
-        let own = (key.user == self.key.user).then(|| self.credential.clone());
-        let Some(credential) = known.or(own) else {
-            let PoolKey { user, database } = &key;
-            let message = format!("nobody has logged in to database \"{database}\" as \"{user}\"");
-            let hint = "SHOW POOLS tells who has.";
-            return Err(Refusal::hinted("28000", message, hint));
-        };
-        let settings = Settings::default();
-        let welcomes = &self.proxy.welcomes;
-        let params = tokio::select! {
-            params = welcomes.params(&cluster, &key, &credential, &settings) => params?,
-            () = self.handle.cancelled.notified() => {
-                let message = "canceling statement due to user request";
-                return Err(Refusal::protocol("57014", message));
-            }
-        };
-        let Some((registered, seat)) = self.place.take() else {
-            return Err(going_down());
-        };
-        let welcome = Welcome {
-            stream: Stream::Closed,
-            inbox: BytesMut::new(),
-            cluster,
-            key,
-            credential,
-            settings,
-            params,
-            application_name: String::new(),
-        };
-        let mut client = Box::new(Client::new(welcome, registered, seat));
-        let lines = match client.session.check_question(sql) {
-            Ok(()) => {
-                client.hear_of_catalog().await;
-                Ok(Box::pin(client.route_of(sql)).await)
-            }
-            Err(complaint) => Err(Refusal::Complaint(complaint)),
-        };
-        let Client {
-            registered, seat, ..
-        } = *client;
-        self.place = Some((registered, seat));
-        let rows = lines?.into_iter().map(|(item, value)| row![item, value]);
-        Ok(Table {
-            columns: ROUTE,
-            rows: rows.collect(),
-        })
-    }
 }
-
-/// The columns of EXPLAIN ROUTE's answer.
-const ROUTE: &[table::Column] = &[("item", Type::Text), ("value", Type::Text)];
 
 /// What CommandComplete says after rows.
 fn shows(tag: &str, rows: usize) -> String {
@@ -685,52 +454,5 @@ fn formats(rest: &[u8]) -> Result<Formats, Refusal> {
         Some((count, _)) => Err(bad(&format!(
             "supplies {count} parameters, but the console takes none"
         ))),
-    }
-}
-
-/// The node of this name, which may have its cluster's before it, with a slash between.
-fn find_node(proxy: &Proxy, name: &str) -> Result<(Arc<Cluster>, Arc<Node>), Refusal> {
-    let mut found = Vec::new();
-    for cluster in proxy.clusters.all().iter() {
-        let own = name.strip_prefix(cluster.name.as_str());
-        let own = own.and_then(|rest| rest.strip_prefix('/'));
-        let is_named = |node: &&Arc<Node>| node.name == name || Some(node.name.as_str()) == own;
-        let topology = cluster.topology();
-        let nodes = topology.nodes.iter().filter(is_named);
-        found.extend(nodes.map(|node| (cluster.clone(), node.clone())));
-    }
-    match (found.pop(), found.is_empty()) {
-        (Some(found), true) => Ok(found),
-        (Some(_), false) => Err(Refusal::hinted(
-            "42725",
-            format!("node \"{name}\" is in several clusters"),
-            "Name the cluster too: cluster/node.",
-        )),
-        (None, _) => Err(Refusal::hinted(
-            "42704",
-            format!("there is no node \"{name}\""),
-            "SHOW NODES has their names.",
-        )),
-    }
-}
-
-/// The cluster that serves this database.
-fn serving(proxy: &Proxy, database: &str) -> Result<Arc<Cluster>, Refusal> {
-    proxy.clusters.serving(database).ok_or_else(|| {
-        let message = format!("database \"{database}\" is not configured in any cluster");
-        Refusal::protocol("3D000", message)
-    })
-}
-
-/// The database that is meant where none is named.
-fn only_database(proxy: &Proxy) -> Result<String, Refusal> {
-    let mut names = known_databases(proxy);
-    match (names.pop_first(), names.is_empty()) {
-        (Some(only), true) => Ok(only),
-        _ => Err(Refusal::hinted(
-            "42601",
-            "EXPLAIN ROUTE has to be told which database is meant",
-            "Say EXPLAIN ROUTE IN database statement.",
-        )),
     }
 }

@@ -7,7 +7,6 @@ mod lookup;
 mod welcomes;
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
@@ -67,17 +66,8 @@ pub struct Welcome {
 impl Welcome {
     /// Who others see it to be.
     pub fn who(&self) -> Who {
-        Who {
-            cluster: Some(self.cluster.clone()),
-            key: self.key.clone(),
-            peer: self.stream.peer(),
-            tls: self
-                .stream
-                .tls()
-                .map(|tls| tls.parameters().to_string().into()),
-            application_name: self.application_name.as_str().into(),
-            since: SystemTime::now(),
-        }
+        let cluster = Some(self.cluster.clone());
+        Who::new(cluster, &self.key, &self.stream, &self.application_name)
     }
 }
 
@@ -389,8 +379,7 @@ impl Authenticated<'_> {
     ) -> Result<(Entry, Params), Refusal> {
         let Authenticated { user, database, .. } = self;
         let Some(cluster) = cluster else {
-            let message = format!("database \"{database}\" is not configured in any cluster");
-            return Err(Refusal::protocol("3D000", message));
+            return Err(Refusal::unserved(database));
         };
         if self.is_replication {
             let own = own_parameters(parameters)?;

@@ -83,6 +83,12 @@ impl Refusal {
         }
     }
 
+    /// No cluster serves this database.
+    pub fn unserved(database: &str) -> Refusal {
+        let message = format!("database \"{database}\" is not configured in any cluster");
+        Refusal::protocol("3D000", message)
+    }
+
     /// A server that cannot be connected to, or refuses it.
     pub fn connecting(node: String, error: ConnectError) -> Refusal {
         match error {

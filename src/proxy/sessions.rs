@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::cluster::Cluster;
 use crate::cluster::keys::{self, CancelKey, Listed};
 use crate::cluster::pool::PoolKey;
-use crate::net::stream::Peer;
+use crate::net::stream::{Peer, Stream};
 use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
 
 /// The length of a cancel key in protocol 3.2: what PostgreSQL 18 makes it.
@@ -63,6 +63,25 @@ pub struct Who {
     /// What it called itself when it logged in.
     pub application_name: Box<str>,
     pub since: SystemTime,
+}
+
+impl Who {
+    /// Who has just logged in over this stream.
+    pub fn new(
+        cluster: Option<Arc<Cluster>>,
+        key: &PoolKey,
+        stream: &Stream,
+        application_name: &str,
+    ) -> Who {
+        Who {
+            cluster,
+            key: key.clone(),
+            peer: stream.peer(),
+            tls: stream.tls().map(|tls| tls.parameters().to_string().into()),
+            application_name: application_name.into(),
+            since: SystemTime::now(),
+        }
+    }
 }
 
 /// What a session is doing.
