@@ -271,6 +271,26 @@ impl Cluster {
         }
     }
 
+    /// Asks for replicas to be where the primary was after `moment`; for a sample of that first, if there is none.
+    pub fn want_replicas_after(&self, moment: Tick) {
+        match self.clock.after(moment) {
+            Some(sample) => self.raise_goal(sample.lsn),
+            None => self.want_sample(moment),
+        }
+    }
+
+    /// Somebody waits for a replica that has replayed to `lsn`.
+    fn raise_goal(&self, lsn: Lsn) {
+        if lsn <= self.goal() || self.goal.fetch_max(lsn.0, SeqCst) >= lsn.0 {
+            return;
+        }
+        for node in &self.topology().nodes {
+            if node.role() == Role::Replica && node.rests() {
+                node.wake.notify_one();
+            }
+        }
+    }
+
     fn is_sample_wanted(&self) -> bool {
         let newest = self.clock.latest().map_or(0, |sample| sample.tick.0);
         self.wanted.load(SeqCst) > newest
@@ -317,12 +337,8 @@ impl Cluster {
                 node.has_all_of(moment(asked));
             }
         }
-        if somebody_waits && self.goal.fetch_max(lsn.0, SeqCst) < lsn.0 {
-            for node in &self.topology().nodes {
-                if node.role() == Role::Replica && node.rests() {
-                    node.wake.notify_one();
-                }
-            }
+        if somebody_waits {
+            self.raise_goal(lsn);
         }
         self.has_moved();
     }

@@ -368,6 +368,32 @@ fn a_read_waits_for_a_replica_or_fails_if_told_so() {
 }
 
 #[test]
+fn who_goes_on_reading_after_a_write_waits_for_a_replica_once() {
+    let cluster = start(1);
+    let replica = cluster.node(1);
+    let (primary, port) = (cluster.primary().port(), replica.port());
+    let gateway = with_consistency(&cluster, "gate_wait = \"10m\"");
+    let client = Client::open(&gateway, "app", "");
+    let heard = || gateway.metric("tidegate_client_bytes_total", "direction=\"received\"");
+    replica.pause_replay().unwrap();
+    for v in 1..=2 {
+        write(&client, v);
+        assert_eq!([read(&client, ""), read(&client, "")], [(v, primary); 2]);
+    }
+    let before = heard();
+    let shown = thread::scope(|scope| {
+        let read = scope.spawn(|| read(&client, ""));
+        wait_for("the read to come", || heard() > before);
+        replica.resume_replay().unwrap();
+        read.join().expect("no panic")
+    });
+    assert_eq!(shown, (2, port));
+    assert_eq!(read(&client, ""), (2, port));
+    let passed = gateway.metric("tidegate_gate_waits_total", "result=\"passed\"");
+    assert_eq!(passed, 1.0);
+}
+
+#[test]
 fn a_token_carries_what_a_session_has_written_and_seen() {
     let cluster = start(2);
     let primary = cluster.primary().port();

@@ -112,6 +112,8 @@ struct Probe {
     steps: Steps,
     /// Polls since the position last changed, while somebody waits for it.
     stalled: u32,
+    /// Of a replica: what was waited for when it was last asked.
+    asked_for: Lsn,
     /// Of a primary: a position that somebody waits for and that is not flushed, so that no replica
     /// can reach it; and the samples since. What is no commit (pruning, say) is flushed only with one,
     /// and on an idle primary that may be long.
@@ -146,6 +148,7 @@ impl Probe {
             last_start: Instant::now(),
             steps: Steps::new(),
             stalled: 0,
+            asked_for: Lsn(0),
             unflushed: None,
         };
         let rows = probe.ask(FACTS, limit).await?;
@@ -192,7 +195,7 @@ impl Probe {
                 self.rest(cluster, node, &config).await;
             }
             if is_needed || self.last_start.elapsed() < pause {
-                self.wait(node, pause, poll).await;
+                self.wait(cluster, node, pause, poll).await;
             }
             self.sample(cluster, node, config.health.timeout).await?;
         }
@@ -213,7 +216,7 @@ impl Probe {
     }
 
     /// Waits until the node is to be asked: so long after it was asked last, or when traffic has met an error.
-    async fn wait(&mut self, node: &Node, pause: Duration, poll: Duration) {
+    async fn wait(&mut self, cluster: &Cluster, node: &Node, pause: Duration, poll: Duration) {
         if pause > poll {
             let rest = pause.saturating_sub(self.last_start.elapsed());
             sleep_until_woken(node, rest).await;
@@ -222,7 +225,31 @@ impl Probe {
             }
         }
         // However often it is woken, never more often than this.
-        self.steps.next(poll).await;
+        match self.can_wait || cluster.is_primary(node) {
+            true => self.steps.next(poll).await,
+            false => self.wait_for_goal(cluster, node, poll).await,
+        }
+    }
+
+    /// Waits until a replica is to be asked again: when the primary has told a position that somebody waits for,
+    /// or else at a step. At a step at which the primary is asked its answer is worth waiting for: what the
+    /// replica says before that is of the position before.
+    async fn wait_for_goal(&mut self, cluster: &Cluster, node: &Node, poll: Duration) {
+        cluster.set_resting(node, true);
+        let mut has_deferred = false;
+        while cluster.goal() <= self.asked_for {
+            tokio::select! {
+                () = node.wake.notified() => {}
+                () = self.steps.next(poll) => {
+                    // But not for a primary that does not answer.
+                    if has_deferred || !cluster.is_sample_wanted() {
+                        break;
+                    }
+                    has_deferred = true;
+                }
+            }
+        }
+        cluster.set_resting(node, false);
     }
 
     /// Waits until somebody needs to know where the node is, or it is time to see whether it is there.
@@ -255,6 +282,7 @@ impl Probe {
         limit: Duration,
     ) -> Result<(), ProbeError> {
         self.last_start = Instant::now();
+        self.asked_for = cluster.goal();
         let for_cluster = cluster.is_primary(node);
         let clock = if for_cluster {
             &cluster.clock

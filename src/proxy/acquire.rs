@@ -380,7 +380,7 @@ impl Client {
                 }
                 ReadRoute::Gate(reason) => {
                     drop(topology);
-                    cluster.want_sample(cluster.clock.now());
+                    self.want_replicas(reason);
                     let since = *gate.get_or_insert_with(Instant::now);
                     let until = since + config.consistency.gate_wait;
                     if Instant::now() < until {
@@ -475,7 +475,23 @@ impl Client {
     fn pin_by(&mut self, reason: Reason) {
         if reason.is_behind() {
             self.pin();
-            self.cluster.want_sample(self.cluster.clock.now());
+            self.want_replicas(reason);
+        }
+    }
+
+    /// Asks for what it takes until replicas no longer lack what a read was refused for. What the session itself has
+    /// done and seen is over: where the primary has come since then is not waited for.
+    fn want_replicas(&self, reason: Reason) {
+        let cluster = &self.cluster;
+        let own = match reason {
+            Reason::OwnWrite | Reason::SeenNewer | Reason::NewerSchema => {
+                self.session.floors.last_moment()
+            }
+            _ => None,
+        };
+        match own {
+            Some(moment) => cluster.want_replicas_after(moment),
+            None => cluster.want_sample(cluster.clock.now()),
         }
     }
 

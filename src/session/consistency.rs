@@ -209,6 +209,8 @@ pub struct Floors {
     write: Option<Tick>,
     /// When the primary last showed it data: everybody's commits up to that moment.
     read: Option<Tick>,
+    /// How often it has done so since the last write, or since a replica did.
+    reads: u8,
     /// What had been acknowledged to anybody before it began.
     began: Option<Mark>,
     /// When anybody last changed the schema, until a replica is known to have that; and how often it
@@ -321,12 +323,18 @@ impl Floors {
     pub fn wrote(&mut self, primary: &Clock) {
         self.write = Some(primary.now());
         self.read = None;
+        self.reads = 0;
         self.replica = None;
     }
 
     /// Whether a write of the session's may not be on a replica yet.
     pub fn has_written(&self) -> bool {
         self.write.is_some()
+    }
+
+    /// How often the primary has shown it data since it last wrote, or a replica did.
+    pub fn reads_on_primary(&self) -> u8 {
+        self.reads
     }
 
     /// A new session: it reads what had been acknowledged to anybody by `mark`.
@@ -374,6 +382,17 @@ impl Floors {
         Some(position)
     }
 
+    /// The last moment of the primary's clock after which there has to be a sample for all of this to be judged.
+    pub fn last_moment(&self) -> Option<Tick> {
+        let began = self.began.map(|mark| mark.moment);
+        let schema = self.schema.as_ref().map(|mark| mark.moment);
+        let seen = self.replica.map(|seen| seen.primary);
+        [self.write, self.read, began, schema, seen]
+            .into_iter()
+            .flatten()
+            .max()
+    }
+
     /// While there is no primary, nobody can say how far it had come. What others had been told
     /// before the session began is then no reason to serve it nothing at all.
     pub fn without_primary(&self) -> Floors {
@@ -418,6 +437,7 @@ impl Floors {
             return;
         }
         self.read = Some(primary.now());
+        self.reads = self.reads.saturating_add(1);
         self.replica = None;
     }
 
@@ -426,6 +446,7 @@ impl Floors {
     pub fn read_replica<R: Replica>(&mut self, primary: &Clock, replica: &R, life: Incarnation) {
         self.write = None;
         self.read = None;
+        self.reads = 0;
         self.began = None;
         self.schema = None;
         self.token = None;
@@ -597,6 +618,32 @@ mod tests {
         assert_eq!(judge(&floors), Freshness::Fresh);
         floors.receive(token(3, 1));
         assert_eq!(judge(&floors), Freshness::MissesToken, "of what is to come");
+    }
+
+    #[test]
+    fn who_is_where_the_primary_was_after_the_last_moment_is_fresh() {
+        let (clock, seen, other) = (Clock::new(), fake(1, 40), fake(2, 0));
+        let nodes = [seen, other];
+        let mut floors = Floors::default();
+        assert_eq!(floors.last_moment(), None);
+        let catches_up = |floors: &Floors, lsn| {
+            let moment = floors.last_moment().expect("a moment");
+            assert_eq!(clock.after(moment), None);
+            assert_ne!(floors.judge(&clock, &nodes, &*nodes[1]), Freshness::Fresh);
+            sample(&clock, lsn);
+            sample(&clock, lsn + 1);
+            assert_eq!(clock.after(moment).map(|s| s.lsn), Some(Lsn(lsn)));
+            nodes[1].at.set(Some((Incarnation(1), Lsn(lsn))));
+            assert_eq!(floors.judge(&clock, &nodes, &*nodes[1]), Freshness::Fresh);
+        };
+        floors.wrote(&clock);
+        catches_up(&floors, 10);
+        floors.read_primary(&clock);
+        catches_up(&floors, 20);
+        assert_eq!(floors.reads_on_primary(), 1);
+        floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+        assert_eq!(floors.reads_on_primary(), 0);
+        catches_up(&floors, 50);
     }
 
     #[test]

@@ -242,6 +242,10 @@ pub enum ReadRoute {
     Primary(Reason),
 }
 
+/// So many reads after a write go to the primary at once: often there are no more. Who goes on reading there moves its
+/// floor to now with each read, so it waits at the gate once.
+const READS_AT_ONCE: u8 = 2;
+
 /// Chooses where a session's read goes that asks for nothing beyond the session's floors. `random`
 /// decides between equals.
 pub fn read_route<N: Candidate>(
@@ -301,10 +305,8 @@ pub fn bounded_route<N: Candidate>(
             Ok(life) => fresh.push((index, life)),
             Err(reason) => {
                 missed = worse(missed, reason);
-                // Until its own write is there the session goes to the primary at once: it may take
-                // long, and what the primary shows is waited for afterwards.
                 nearly |= reason.is_behind()
-                    && reason != Reason::OwnWrite
+                    && (reason != Reason::OwnWrite || floors.reads_on_primary() >= READS_AT_ONCE)
                     && node.lag().is_some_and(|lag| lag < policy.gate_wait);
             }
         }
@@ -610,6 +612,12 @@ mod tests {
         let (primary, nodes) = (Clock::new(), cluster(2));
         let route = |f: &Floors| read_route(f, &POLICY, &primary, &nodes, None, 0);
         let mut floors = Floors::default();
+        floors.wrote(&primary);
+        for _ in 0..READS_AT_ONCE {
+            assert_eq!(route(&floors), ReadRoute::Primary(Reason::OwnWrite));
+            floors.read_primary(&primary);
+        }
+        assert_eq!(route(&floors), ReadRoute::Gate(Reason::OwnWrite));
         floors.wrote(&primary);
         assert_eq!(route(&floors), ReadRoute::Primary(Reason::OwnWrite));
         let tick = primary.begin();

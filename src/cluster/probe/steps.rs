@@ -29,14 +29,17 @@ impl Steps {
         }
     }
 
-    /// Waits for the next step; each is `step` long.
+    /// Waits for the next step; each is `step` long. Whoever stops waiting loses nothing but that step.
     pub async fn next(&mut self, step: Duration) {
-        if self.after.deadline() <= Instant::now() || self.step != step {
+        let now = Instant::now();
+        if self.after.deadline() <= now || self.step != step {
             // It has rested, or is too late.
             self.step = step;
             let first = coming_boundary(step);
             self.next.as_mut().reset(first);
             self.after.as_mut().reset(first + step);
+        } else if self.next.deadline() <= now {
+            self.advance();
         }
         poll_fn(|cx| {
             // The later one is only to be set.
@@ -44,8 +47,12 @@ impl Steps {
             self.next.as_mut().poll(cx)
         })
         .await;
+        self.advance();
+    }
+
+    fn advance(&mut self) {
         std::mem::swap(&mut self.next, &mut self.after);
-        let coming = self.next.deadline() + step;
+        let coming = self.next.deadline() + self.step;
         self.after.as_mut().reset(coming);
     }
 }
@@ -74,6 +81,11 @@ mod tests {
         other.next(STEP).await;
         let apart = other.next.deadline().saturating_duration_since(first);
         assert_eq!(apart.as_nanos() % STEP.as_nanos(), 0, "{apart:?}");
+        // Whoever is late by less than a step waits for the one after all the same.
+        tokio::time::sleep_until(one.next.deadline()).await;
+        let passed = one.next.deadline();
+        one.next(STEP).await;
+        assert!(one.next.deadline() >= passed + STEP * 2);
         // However long it rests, it goes on with a step that is to come.
         tokio::time::sleep(STEP * 5).await;
         let began = Instant::now();
