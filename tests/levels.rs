@@ -394,6 +394,33 @@ fn who_goes_on_reading_after_a_write_waits_for_a_replica_once() {
 }
 
 #[test]
+fn nobody_waits_for_a_replica_that_does_not_answer() {
+    let cluster = start(1);
+    let primary = cluster.primary().port();
+    // It is not taken for down so soon.
+    let gateway = with_consistency(
+        &cluster,
+        "gate_wait = \"10ms\"\n[health]\ninterval = \"60s\"\ntimeout = \"60s\"",
+    );
+    let client = Client::open(&gateway, "app", "");
+    write(&client, 0);
+    wait_for("the replica to be known", || read(&client, "").1 != primary);
+    let missed = || gateway.metric("tidegate_gate_waits_total", "result=\"missed\"");
+    let before = missed();
+    cluster.node(1).freeze();
+    for v in 1..=20 {
+        write(&client, v);
+        for _ in 0..3 {
+            assert_eq!(read(&client, ""), (v, primary));
+        }
+    }
+    // Once, before it had been silent for that long.
+    let waits = missed() - before;
+    cluster.node(1).thaw();
+    assert!(waits <= 2.0, "{waits}");
+}
+
+#[test]
 fn a_token_carries_what_a_session_has_written_and_seen() {
     let cluster = start(2);
     let primary = cluster.primary().port();

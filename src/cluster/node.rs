@@ -56,6 +56,8 @@ pub struct Node {
     pub metrics: NodeMetrics,
     epoch: Instant,
     sampled_us: AtomicU64,
+    /// When it was asked where it is, if it has not answered; else 0.
+    asked_us: AtomicU64,
 }
 
 /// What a node has been seen to be.
@@ -114,6 +116,7 @@ impl Node {
             metrics: NodeMetrics::new(cluster, &node.name),
             epoch: Instant::now(),
             sampled_us: AtomicU64::new(0),
+            asked_us: AtomicU64::new(0),
         }
     }
 
@@ -241,10 +244,27 @@ impl Node {
         self.metrics.replay_lag_seconds.set(f64::NAN);
     }
 
+    /// It is being asked where it is.
+    pub fn note_asked(&self) {
+        self.asked_us.store(self.age_us(), Ordering::Relaxed);
+    }
+
+    /// For how long it has not answered to that.
+    fn silence(&self) -> Duration {
+        match self.asked_us.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            asked => Duration::from_micros(self.age_us().saturating_sub(asked)),
+        }
+    }
+
+    fn age_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
     pub fn set_position(&self, lsn: Lsn) {
         self.position.store(lsn.0, Ordering::SeqCst);
-        self.sampled_us
-            .store(self.epoch.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.sampled_us.store(self.age_us(), Ordering::Relaxed);
+        self.asked_us.store(0, Ordering::Relaxed);
         self.metrics.lsn.set(lsn.0 as f64);
     }
 
@@ -352,7 +372,8 @@ impl Candidate for Node {
     fn lag(&self) -> Option<Duration> {
         match self.lag_us.load(Ordering::SeqCst) {
             LAG_UNKNOWN => None,
-            us => Some(Duration::from_micros(us)),
+            // Who does not answer is known to be nowhere nearer.
+            us => Some(Duration::from_micros(us).max(self.silence())),
         }
     }
 

@@ -290,6 +290,7 @@ impl Probe {
             node.clock()
         };
         let tick = clock.begin();
+        node.note_asked();
         let (in_recovery, lsn, flushed) = match self.awaited(cluster, node) {
             Some(lsn) => {
                 let patience = cluster.topology().config.consistency.poll_interval * SLOW_MAX;
