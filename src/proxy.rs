@@ -212,6 +212,8 @@ struct Client {
     keeps_servers: bool,
     /// The server that it wrote on last: it may remember what the session has drawn from sequences.
     last_written: u64,
+    /// It has read without writing since it last wrote, or has not written yet: it may do so again.
+    has_read: bool,
     /// Of a primary and two replicas; with more nodes they are elsewhere.
     pools: SmallVec<[(NodeId, Arc<Pool>); 3]>,
     /// What its reads must have seen by the configuration; and of the last read that was looked at,
@@ -270,7 +272,10 @@ impl Client {
         let config = welcome.cluster.topology().config.clone();
         let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
-        session.floors.begin(welcome.cluster.last_write_mark());
+        let last_write = welcome.cluster.last_write_mark();
+        session.floors.begin(last_write);
+        // Its first read may be soon, and who only writes does not ask.
+        welcome.cluster.want_replicas_after(last_write.moment);
         session.set_schema(welcome.cluster.schema(database));
         session.set_system(welcome.cluster.system());
         if let Some(token) = token {
@@ -296,6 +301,7 @@ impl Client {
             held: None,
             held_replica: None,
             last_written: NO_FAVOURITE,
+            has_read: true,
             keeps_servers: config.pool.mode == PoolMode::Session,
             pools: SmallVec::new(),
             read_level: base.level,

@@ -421,6 +421,32 @@ fn nobody_waits_for_a_replica_that_does_not_answer() {
 }
 
 #[test]
+fn who_only_writes_has_nobody_asked_and_reads_it_all_the_same() {
+    const WRITES: i32 = 500;
+    let cluster = start(1);
+    let (primary, port) = (cluster.primary().port(), cluster.node(1).port());
+    let rarely = "[health]\ninterval = \"60s\"";
+    let gateway = with_consistency(&cluster, rarely);
+    let client = Client::open(&gateway, "app", "");
+    let samples = || -> f64 {
+        let all = gateway.samples("tidegate_samples_total", "");
+        all.iter().map(|(_, count)| count).sum()
+    };
+    wait_for("the replica to be read", || read(&client, "").1 == port);
+    let before = samples();
+    for v in 1..=WRITES {
+        write(&client, v);
+    }
+    let asked = samples() - before;
+    // For the first write, until the replica has it; else it would be at every step.
+    assert!(asked < 50.0, "{asked}");
+    assert_eq!(read(&client, ""), (WRITES, primary));
+    wait_for("the replica to have it", || {
+        read(&client, "") == (WRITES, port)
+    });
+}
+
+#[test]
 fn a_token_carries_what_a_session_has_written_and_seen() {
     let cluster = start(2);
     let primary = cluster.primary().port();

@@ -97,18 +97,28 @@ impl Client {
                 self.session.floors.read_replica(clock, node, life);
             }
             if did.read {
+                self.has_read = true;
                 self.unpin(true);
             }
             return;
         }
         // Who reads on the primary only, or whatever there is, needs no sample.
         let samples = matches!(self.level(), Level::Session | Level::Global);
-        if did.wrote {
-            self.session.floors.wrote(clock);
-        } else if did.read && samples {
-            self.session.floors.read_primary(clock);
-        }
-        if samples && (did.wrote || did.read) {
+        let is_read_after = match did.wrote {
+            true => {
+                self.session.floors.wrote(clock);
+                // Who does nothing but write is not asked for each time: its next read says if it is one.
+                std::mem::replace(&mut self.has_read, false)
+            }
+            false => {
+                if did.read && samples {
+                    self.session.floors.read_primary(clock);
+                }
+                self.has_read |= did.read;
+                did.read
+            }
+        };
+        if samples && is_read_after {
             self.cluster.want_sample(clock.now());
         }
     }
