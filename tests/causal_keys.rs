@@ -135,7 +135,10 @@ fn keys_are_shared_among_proxies() {
         here.metric("tidegate_causal_floors_written_total", "") > 0.0
     });
     assert_eq!(read(&reader, &cluster), (1, false));
-    assert!(reason(&there, "causal_key") > 0.0);
+    // A query is counted a moment after its answer has been sent.
+    wait_for("its reason to be counted", || {
+        reason(&there, "causal_key") > 0.0
+    });
     assert_eq!(read(&other, &cluster).0, 0, "of another key");
 
     // Away: writes go on, and reads of sessions with a key go where everything is.
@@ -144,7 +147,7 @@ fn keys_are_shared_among_proxies() {
     write(&writer, 2);
     assert_eq!(read(&reader, &cluster), (2, false));
     assert_eq!(read(&other, &cluster), (2, false));
-    assert!(unknown() > before);
+    wait_for("their reason to be counted", || unknown() > before);
     for gateway in [&here, &there] {
         wait_for("both to notice", || {
             gateway.metric("tidegate_causal_store_up", "") == 0.0
