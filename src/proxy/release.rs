@@ -104,10 +104,10 @@ impl Client {
         }
         // Who reads on the primary only, or whatever there is, needs no sample.
         let samples = matches!(self.level(), Level::Session | Level::Global);
-        let is_read_after = match did.wrote {
+        let may_read_next = match did.wrote {
             true => {
                 self.session.floors.wrote(clock);
-                // Who does nothing but write is not asked for each time: its next read says if it is one.
+                // Who does nothing but write needs no sample each time: if it reads after all, that asks for one.
                 std::mem::replace(&mut self.has_read, false)
             }
             false => {
@@ -118,7 +118,7 @@ impl Client {
                 did.read
             }
         };
-        if samples && is_read_after {
+        if samples && may_read_next {
             self.cluster.want_sample(clock.now());
         }
     }
