@@ -26,6 +26,9 @@ const RUN_LIMIT: Duration = Duration::from_secs(300);
 /// about splitting. The scripts read far more than this.
 const REPLICA_READS_MIN: f64 = 100.0;
 
+/// How often a driver is run at most until one of its reads has run on a replica.
+const RUNS_MAX: usize = 5;
+
 /// How many differences of a driver are shown.
 const SHOWN_MAX: usize = 20;
 
@@ -209,16 +212,21 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
     let direct = run(cluster.primary().port());
     let queries = |labels| gateway.metric("tidegate_queries_total", labels);
     // The scripts create a table and read at once: until the database has told its new catalog, what
-    // might be a read is not one yet.
+    // might be a read is not one yet. A machine that is busy with other drivers may be as long about that
+    // as a whole run lasts: then it runs again.
     let may_be_reads = || queries("reason=\"catalog_unknown\"");
     let reads = || queries("route=\"replica\"");
     let before = (reads(), may_be_reads());
-    let proxied = run(gateway.port);
+    let mut wrong = faults(&direct, sections);
+    for _ in 0..RUNS_MAX {
+        wrong.extend(differences(name, &direct, &run(gateway.port)));
+        if reads() > before.0 || !wrong.is_empty() {
+            break;
+        }
+    }
     let (reads, may_be_reads) = (reads() - before.0, may_be_reads() - before.1);
     eprintln!("{name}: {} steps, {reads} reads on replicas", direct.len());
 
-    let mut wrong = faults(&direct, sections);
-    wrong.extend(differences(name, &direct, &proxied));
     // The same with transactions that begin on replicas. What one connection of a driver's pool has written,
     // the next one reads: they are sessions of their own.
     let eager = Gateway::start_with(&cluster, |config| {
