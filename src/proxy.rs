@@ -54,7 +54,7 @@ use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
 use self::relay::{Begun, ClientSide, Ledger, Relay};
 use self::sessions::{Handle, Sessions};
-use self::wishes::Base;
+use self::wishes::{Base, needs_samples};
 use crate::auth::{Proven, Users};
 use crate::cluster::catalog::Watched;
 use crate::cluster::pool::{NO_FAVOURITE, Pool, PoolKey, Server};
@@ -274,14 +274,16 @@ impl Client {
         session.floors.set_ignore_primary_reads(!raises);
         let last_write = welcome.cluster.last_write_mark();
         session.floors.begin(last_write);
-        // Its first read may be soon, and who only writes does not ask.
-        welcome.cluster.want_replicas_after(last_write.moment);
         session.set_schema(welcome.cluster.schema(database));
         session.set_system(welcome.cluster.system());
         if let Some(token) = token {
             session.receive_token(&token);
         }
         let base = Base::of(&config, &welcome.cluster.name, &welcome.key);
+        if needs_samples(base.level) {
+            // Its first read may be soon, and who only writes does not ask.
+            welcome.cluster.want_replicas_after(last_write.moment);
+        }
         let catalog = welcome.cluster.catalog(database, user, &welcome.credential);
         session.set_catalog(catalog.known.clone());
         Client {

@@ -161,7 +161,9 @@ fn read_only_transactions_run_on_replicas_however_they_are_said_to_be() {
     let options = "options='-c default_transaction_read_only=on'";
     let client = settled(&gateway, &cluster, options);
     assert_eq!(of(&client, &["BEGIN", "here", "COMMIT"]), [true]);
-    assert!(gateway.metric("tidegate_queries_total", "reason=\"transaction_read\"") > 0.0);
+    wait_for("the transactions to be counted", || {
+        gateway.metric("tidegate_queries_total", "reason=\"transaction_read\"") > 0.0
+    });
 }
 
 #[test]

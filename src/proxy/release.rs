@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::acquire::Placed;
 use super::refusal::Broken;
 use super::relay::{ClientSide, Relay};
+use super::wishes::needs_samples;
 use super::{Client, Ended, lost};
 use crate::cluster::pool::Server;
 use crate::config::Level;
@@ -102,8 +103,7 @@ impl Client {
             }
             return;
         }
-        // Who reads on the primary only, or whatever there is, needs no sample.
-        let samples = matches!(self.level(), Level::Session | Level::Global);
+        let samples = needs_samples(self.level());
         let may_read_next = match did.wrote {
             true => {
                 self.session.floors.wrote(clock);

@@ -83,6 +83,12 @@ impl Base {
     }
 }
 
+/// Whether what a session of this level may read depends on where the primary was: not if it reads on the primary
+/// only, or whatever there is.
+pub fn needs_samples(level: Level) -> bool {
+    matches!(level, Level::Session | Level::Global)
+}
+
 /// The level, and the lag that is allowed, for a session with these settings and a batch with these
 /// hints; by the configuration's `usual` ones. Where some statement of the batch has no hint, that one
 /// must get what the session asks for.
