@@ -35,12 +35,19 @@ const PARAMETERS: [(&str, &str); 11] = [
 
 const SYSTEM: &str = "7000000000000000001";
 
-/// What a probe of Tidegate's contains, and its answer: a primary whose position never changes.
-const PROBES: [(&str, &[&str]); 4] = [
-    ("pg_postmaster_start_time", &["1700000000000000", SYSTEM]),
-    ("wal_block_size", &["8192", "16777216", SYSTEM]),
-    ("pg_is_in_recovery", &["f", "0/5000028", "0/5000028"]),
-    ("pg_walfile_name", &["00000001"]),
+const LIFE: &[&str] = &["1700000000000000", SYSTEM];
+
+/// What a question of Tidegate's own contains, the first that fits, and a row for each of its statements: a primary
+/// whose position never changes.
+const PROBES: [(&str, &[&[&str]]); 5] = [
+    (
+        "default_transaction_isolation",
+        &[LIFE, &["read committed"]],
+    ),
+    ("pg_postmaster_start_time", &[LIFE]),
+    ("wal_block_size", &[&["8192", "16777216", SYSTEM, "f"]]),
+    ("pg_is_in_recovery", &[&["f", "0/5000028", "0/5000028"]]),
+    ("pg_walfile_name", &[&["00000001"]]),
 ];
 
 /// How they begin. Only such texts are searched.
@@ -114,10 +121,13 @@ impl Answers {
             no_parameters: message(b't', &0_i16.to_be_bytes()),
             probes: PROBES
                 .iter()
-                .map(|(part, values)| {
-                    let mut answer = description(&vec!["?"; values.len()]);
-                    answer.extend_from_slice(&row(values));
-                    answer.extend_from_slice(&complete(b"SELECT 1"));
+                .map(|(part, rows)| {
+                    let mut answer = BytesMut::new();
+                    for values in *rows {
+                        answer.extend_from_slice(&description(&vec!["?"; values.len()]));
+                        answer.extend_from_slice(&row(values));
+                        answer.extend_from_slice(&complete(b"SELECT 1"));
+                    }
                     (part.as_bytes(), answer)
                 })
                 .collect(),

@@ -118,8 +118,10 @@ pub struct Listen {
     /// `None` offers no TLS.
     pub tls: Option<ListenTls>,
     pub max_clients: usize,
-    /// How many threads serve clients; 0 is one per core.
+    /// How many threads serve clients, at most; 0 is one per core.
     pub workers: usize,
+    /// Over how many of them clients are spread at least.
+    pub workers_min: usize,
     /// How long a client may take from connecting to being logged in.
     pub login_timeout: Duration,
     /// How long a shutdown waits for open transactions.
@@ -134,6 +136,7 @@ impl Default for Listen {
             tls: None,
             max_clients: 10_000,
             workers: 0,
+            workers_min: 1,
             login_timeout: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(30),
         }

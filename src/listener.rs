@@ -69,7 +69,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()?;
     let config = Arc::new(config);
-    let workers = Workers::start(config.listen.workers)?;
+    let workers = Workers::start(config.listen.workers, config.listen.workers_min)?;
     control.block_on(async {
         let (listeners, socket_files) = listen(&config.listen)?;
         let http = match config.http.address {

@@ -22,6 +22,8 @@ pub const BALANCE_INTERVAL: Duration = Duration::from_millis(100);
 /// All workers. The first so many of them have work.
 pub struct Workers {
     all: Box<[Worker]>,
+    /// How many have work at least.
+    least: usize,
     active: AtomicUsize,
 }
 
@@ -50,19 +52,22 @@ pub struct Seat {
 }
 
 impl Workers {
-    /// Starts `count` threads, or one for each core if that is 0.
+    /// Starts `count` threads, or one for each core if that is 0. So many of them as `least`, or all, always
+    /// have work.
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(count: usize) -> io::Result<Arc<Workers>> {
+    pub fn start(count: usize, least: usize) -> io::Result<Arc<Workers>> {
         let count = match count {
             0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             count => count,
         };
         let all: io::Result<Vec<_>> = (0..count).map(Worker::start).collect();
+        let least = least.clamp(1, count);
         Ok(Arc::new(Workers {
             all: all?.into(),
-            active: AtomicUsize::new(1),
+            least,
+            active: AtomicUsize::new(least),
         }))
     }
 
@@ -98,7 +103,7 @@ impl Workers {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut before: Vec<_> = self.all.iter().map(Worker::spent).collect();
         let mut looked = Instant::now();
-        let mut balance = Balance::default();
+        let mut balance = Balance::of_at_least(self.least);
         loop {
             telemetry::metrics()
                 .active_workers
@@ -242,6 +247,8 @@ impl Drop for Seat {
 /// Decides over how many workers clients are spread. Shares are of a thread's time, from 0 to 1.
 #[derive(Default)]
 struct Balance {
+    /// So many have work in any case.
+    least: usize,
     /// For how many looks in a row there has been too little time, and too much.
     short: u32,
     ample: u32,
@@ -278,6 +285,13 @@ impl Balance {
     /// A difference that is not worth a move.
     const EVEN: f64 = 0.2;
 
+    fn of_at_least(least: usize) -> Balance {
+        Balance {
+            least,
+            ..Balance::default()
+        }
+    }
+
     fn next(&mut self, shares: &[f64], active: usize) -> Step {
         let shares_of_active = shares.get(..active).unwrap_or(shares);
         let sum: f64 = shares_of_active.iter().sum();
@@ -291,7 +305,7 @@ impl Balance {
             .fold(f64::INFINITY, f64::min);
         let is_short = most > Self::SHORT;
         self.short = if is_short { self.short + 1 } else { 0 };
-        let is_ample = active > 1 && sum / (active - 1) as f64 <= Self::AMPLE;
+        let is_ample = active > self.least.max(1) && sum / (active - 1) as f64 <= Self::AMPLE;
         self.ample = if is_ample { self.ample + 1 } else { 0 };
         if self.rest > 0 {
             self.rest -= 1;
@@ -347,6 +361,10 @@ mod tests {
         assert_eq!(steps(&mut balance, &[0.2, 0.1], 2, 1), [Step::Deactivate]);
         assert_eq!(steps(&mut balance, &[0.3, 0.3], 2, 200), []);
         assert_eq!(steps(&mut balance, &[0.0, 0.0], 1, 200), [], "one is left");
+        let mut balance = Balance::of_at_least(2);
+        let idle = [0.0, 0.0, 0.0];
+        assert_eq!(steps(&mut balance, &idle, 2, 200), []);
+        assert_eq!(steps(&mut balance, &idle, 3, 50), [Step::Deactivate]);
     }
 
     #[test]
@@ -374,7 +392,7 @@ mod tests {
 
     #[test]
     fn as_many_move_as_are_called() {
-        let workers = Workers::start(2).unwrap();
+        let workers = Workers::start(2, 1).unwrap();
         if cfg!(target_os = "linux") {
             let told = || {
                 workers

@@ -6,6 +6,8 @@
 //! It is built as the tests are, but for this package, which is optimised. That spares building all
 //! dependencies once more, and counts up to a fifth more than `--release` would.
 
+mod support;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -93,36 +95,16 @@ fn the_hot_path_stays_within_its_bounds() {
     );
 }
 
-/// Builds the program that is counted, beside what the tests have built already.
+/// Builds the program that is counted, optimised.
 fn build() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let target = target.parent().expect("a directory within cargo's");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "--quiet", "--locked", "--example", "hot_path"])
-        .arg("--target-dir")
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What `cargo test` says of this package would be news to build scripts that look at it, and
-    // what they build be built again each time.
-    for (name, _) in env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&*name);
-        }
-    }
-    for setting in [
+    let settings = [
         "opt-level=3",
         "codegen-units=16",
         "debug-assertions=false",
         "overflow-checks=false",
-    ] {
-        let setting = format!("profile.dev.package.tidegate.{setting}");
-        cargo.args(["--config", &setting]);
-    }
-    let built = cargo.status().expect("cargo runs");
-    assert!(built.success(), "benches/hot_path.rs can't be built");
-    target.join("debug/examples/hot_path")
+    ];
+    let of_package = settings.map(|setting| format!("profile.dev.package.tidegate.{setting}"));
+    support::example::build("hot_path", &of_package)
 }
 
 /// How many instructions the program takes for so many rounds of an operation.

@@ -128,6 +128,8 @@ class Cores(Null):
             for count in self.counts:
                 self.workers = count
                 place = self.place(bench, clients)
+                # A quota keeps a thread from ever having too much to do.
+                place.tidegate["listen"] = {"workers_min": count}
                 label = self.label(count)
                 running[label] = self.slowed(targets["tidegate"].start(bench, place), count)
         return running, skipped

@@ -69,6 +69,10 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             old.listen.unix_socket_dir != new.listen.unix_socket_dir,
         ),
         ("listen.workers", old.listen.workers != new.listen.workers),
+        (
+            "listen.workers_min",
+            old.listen.workers_min != new.listen.workers_min,
+        ),
         ("http.address", old.http.address != new.http.address),
         ("log.format", old.log.format != new.log.format),
         ("log.level", old.log.level != new.log.level),
@@ -443,10 +447,10 @@ mod tests {
         check(
             &[(
                 "127.0.0.1:1\"",
-                "127.0.0.1:2\"\nworkers = 3\n[http]\naddress = ''\n[log]\nformat = 'json'\nslow_query = '1s'",
+                "127.0.0.1:2\"\nworkers = 3\nworkers_min = 3\n[http]\naddress = ''\n[log]\nformat = 'json'\nslow_query = '1s'",
             )],
             "changed: log.slow_query, needs a restart: listen.address, needs a restart: listen.workers, \
-             needs a restart: http.address, needs a restart: log.format",
+             needs a restart: listen.workers_min, needs a restart: http.address, needs a restart: log.format",
         );
     }
 }

@@ -48,6 +48,7 @@ const LISTEN: Keys = Keys {
         "tls",
         "max_clients",
         "workers",
+        "workers_min",
         "login_timeout",
         "shutdown_timeout",
     ],
@@ -253,6 +254,9 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
         workers: section.get("workers", default.workers, |value| {
             value.integer(0..=WORKERS_MAX)
         })?,
+        workers_min: section.get("workers_min", default.workers_min, |value| {
+            value.integer(1..=WORKERS_MAX)
+        })?,
         login_timeout: section.get("login_timeout", default.login_timeout, Value::duration)?,
         shutdown_timeout: section.get(
             "shutdown_timeout",
@@ -262,6 +266,15 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
     };
     if listen.address.is_empty() {
         return Err(section.fault_at("address", r#""listen.address" must name an address"#));
+    }
+    if listen.workers != 0 && listen.workers_min > listen.workers {
+        return Err(section.fault_at(
+            "workers_min",
+            format!(
+                "at least {} workers are wanted, and at most {}",
+                listen.workers_min, listen.workers
+            ),
+        ));
     }
     if let Some(twice) = first_repeated(&listen.address) {
         return Err(section.fault_at("address", format!("address {twice} is listed twice")));

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod client;
+pub mod example;
 pub mod forms;
 pub mod raw;
 pub mod redis;
@@ -34,10 +35,18 @@ impl Gateway {
 
     /// A proxy with the cluster's configuration as `change` makes it.
     pub fn start_with(cluster: &LocalCluster, change: impl Fn(String) -> String) -> Gateway {
+        let nodes = cluster.nodes().len();
+        Gateway::start_on(nodes, |port, http_port| {
+            change(cluster.config_for(port, http_port))
+        })
+    }
+
+    /// A proxy in front of so many nodes, with the configuration for its ports, the clients' and that for HTTP.
+    pub fn start_on(nodes: usize, config: impl Fn(u16, u16) -> String) -> Gateway {
         let directory = tempfile::tempdir().expect("temporary directory");
         let config_path = directory.path().join("config.toml");
         let (port, http_port) = (free_port(), free_port());
-        fs::write(&config_path, change(cluster.config_for(port, http_port))).expect("config");
+        fs::write(&config_path, config(port, http_port)).expect("config");
         let log = fs::File::create(directory.path().join("log")).expect("log");
         let child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
             .args(["--config".as_ref(), config_path.as_os_str()])
@@ -52,7 +61,7 @@ impl Gateway {
             child,
             directory,
         };
-        gateway.wait_ready(cluster.nodes().len());
+        gateway.wait_ready(nodes);
         gateway
     }
 

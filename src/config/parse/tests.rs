@@ -61,6 +61,7 @@ fn every_key_is_read() {
         tls = { mode = "verify-ca", cert = "c", key = "/k", client_ca = "ca" }
         max_clients = 1_000
         workers = 0x4
+        workers_min = 2
         login_timeout = "1s"
         shutdown_timeout = "0"
         [http]
@@ -166,6 +167,7 @@ fn every_key_is_read() {
             }),
             max_clients: 1000,
             workers: 4,
+            workers_min: 2,
             login_timeout: seconds(1),
             shutdown_timeout: Duration::ZERO,
         },
