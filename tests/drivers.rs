@@ -26,7 +26,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(300);
 /// about splitting. The scripts read far more than this.
 const REPLICA_READS_MIN: f64 = 100.0;
 
-/// How often a driver is run at most until one of its reads has run on a replica.
+/// How often a driver is run at most until what has to be on replicas has been.
 const RUNS_MAX: usize = 5;
 
 /// How many differences of a driver are shown.
@@ -234,13 +234,19 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
             "{config}\n[routing]\ntransaction_reads = \"replica\"\n[consistency]\nlevel = \"global\"\n"
         )
     });
-    wrong.extend(differences(name, &direct, &run(eager.port)));
-    let transactions = eager.metric("tidegate_queries_total", "reason=\"transaction_read\"");
+    let transactions = || eager.metric("tidegate_queries_total", "reason=\"transaction_read\"");
+    let has_many = sections.contains(&"default_transactions");
+    for _ in 0..RUNS_MAX {
+        wrong.extend(differences(name, &direct, &run(eager.port)));
+        if !has_many || transactions() >= REPLICA_READS_MIN || !wrong.is_empty() {
+            break;
+        }
+    }
+    let transactions = transactions();
     let moves = eager.metric("tidegate_transaction_moves_total", "");
     eprintln!(
         "{name}: {transactions} batches of transactions on replicas, which {moves} of them left"
     );
-    let has_many = sections.contains(&"default_transactions");
     if has_many && transactions < REPLICA_READS_MIN {
         wrong.push(format!(
             "only {transactions} batches of transactions were on replicas"

@@ -271,8 +271,8 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
         return Err(section.fault_at(
             "workers_min",
             format!(
-                "at least {} workers are wanted, and at most {}",
-                listen.workers_min, listen.workers
+                r#""listen.workers_min" must be at most "listen.workers", which is {}, not {}"#,
+                listen.workers, listen.workers_min
             ),
         ));
     }

@@ -596,6 +596,10 @@ fn wrong_values() {
             "t.toml:1:18: address 0.0.0.0:1 is listed twice",
         ),
         (
+            "listen.workers = 2\nlisten.workers_min = 3",
+            r#"t.toml:2:22: "listen.workers_min" must be at most "listen.workers", which is 2, not 3"#,
+        ),
+        (
             "log.level = ''",
             r#"t.toml:1:13: "log.level" must be "off" or "error" or "warn" or "info" or "debug" or "trace", not """#,
         ),
