@@ -103,7 +103,7 @@ impl Workers {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut before: Vec<_> = self.all.iter().map(Worker::spent).collect();
         let mut looked = Instant::now();
-        let mut balance = Balance::of_at_least(self.least);
+        let mut balance = Balance::new(self.least);
         loop {
             telemetry::metrics()
                 .active_workers
@@ -245,9 +245,8 @@ impl Drop for Seat {
 }
 
 /// Decides over how many workers clients are spread. Shares are of a thread's time, from 0 to 1.
-#[derive(Default)]
 struct Balance {
-    /// So many have work in any case.
+    /// So many have work in any case, at least one.
     least: usize,
     /// For how many looks in a row there has been too little time, and too much.
     short: u32,
@@ -285,10 +284,12 @@ impl Balance {
     /// A difference that is not worth a move.
     const EVEN: f64 = 0.2;
 
-    fn of_at_least(least: usize) -> Balance {
+    fn new(least: usize) -> Balance {
         Balance {
             least,
-            ..Balance::default()
+            short: 0,
+            ample: 0,
+            rest: 0,
         }
     }
 
@@ -305,7 +306,7 @@ impl Balance {
             .fold(f64::INFINITY, f64::min);
         let is_short = most > Self::SHORT;
         self.short = if is_short { self.short + 1 } else { 0 };
-        let is_ample = active > self.least.max(1) && sum / (active - 1) as f64 <= Self::AMPLE;
+        let is_ample = active > self.least && sum / (active - 1) as f64 <= Self::AMPLE;
         self.ample = if is_ample { self.ample + 1 } else { 0 };
         if self.rest > 0 {
             self.rest -= 1;
@@ -342,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_put_to_work_before_the_others_run_out_of_time() {
-        let mut balance = Balance::default();
+        let mut balance = Balance::new(1);
         assert_eq!(steps(&mut balance, &[0.6, 0.0], 1, 100), []);
         assert_eq!(balance.next(&[0.9, 0.0], 1), Step::Stay, "a burst");
         assert_eq!(steps(&mut balance, &[0.5, 0.0], 1, 10), []);
@@ -356,12 +357,12 @@ mod tests {
 
     #[test]
     fn a_worker_is_spared_when_the_others_have_ample_time() {
-        let mut balance = Balance::default();
+        let mut balance = Balance::new(1);
         assert_eq!(steps(&mut balance, &[0.2, 0.1], 2, 49), []);
         assert_eq!(steps(&mut balance, &[0.2, 0.1], 2, 1), [Step::Deactivate]);
         assert_eq!(steps(&mut balance, &[0.3, 0.3], 2, 200), []);
         assert_eq!(steps(&mut balance, &[0.0, 0.0], 1, 200), [], "one is left");
-        let mut balance = Balance::of_at_least(2);
+        let mut balance = Balance::new(2);
         let idle = [0.0, 0.0, 0.0];
         assert_eq!(steps(&mut balance, &idle, 2, 200), []);
         assert_eq!(steps(&mut balance, &idle, 3, 50), [Step::Deactivate]);
@@ -369,7 +370,7 @@ mod tests {
 
     #[test]
     fn clients_that_came_together_are_spread() {
-        let mut balance = Balance::default();
+        let mut balance = Balance::new(1);
         let step = balance.next(&[0.9, 0.3], 2);
         assert!(matches!(step, Step::Even { from: 0, share } if (0.3..0.4).contains(&share)));
         assert_eq!(steps(&mut balance, &[0.7, 0.6], 2, 50), []);

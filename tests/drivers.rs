@@ -26,7 +26,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(300);
 /// about splitting. The scripts read far more than this.
 const REPLICA_READS_MIN: f64 = 100.0;
 
-/// How often a driver is run at most until what has to be on replicas has been.
+/// How often a driver is run at most until what has to be on replicas has been, all in one run.
 const RUNS_MAX: usize = 5;
 
 /// How many differences of a driver are shown.
@@ -214,17 +214,22 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
     // The scripts create a table and read at once: until the database has told its new catalog, what
     // might be a read is not one yet. A machine that is busy with other drivers may be as long about that
     // as a whole run lasts: then it runs again.
-    let may_be_reads = || queries("reason=\"catalog_unknown\"");
-    let reads = || queries("route=\"replica\"");
-    let before = (reads(), may_be_reads());
+    let counts = || {
+        [
+            queries("route=\"replica\""),
+            queries("reason=\"catalog_unknown\""),
+        ]
+    };
     let mut wrong = faults(&direct, sections);
-    for _ in 0..RUNS_MAX {
-        wrong.extend(differences(name, &direct, &run(gateway.port)));
-        if reads() > before.0 || !wrong.is_empty() {
-            break;
-        }
-    }
-    let (reads, may_be_reads) = (reads() - before.0, may_be_reads() - before.1);
+    let mut is_like_direct = |port| {
+        wrong.extend(differences(name, &direct, &run(port)));
+        wrong.is_empty()
+    };
+    let [reads, may_be_reads] = run_until(
+        || is_like_direct(gateway.port),
+        counts,
+        |[reads, _]| reads >= 1.0,
+    );
     eprintln!("{name}: {} steps, {reads} reads on replicas", direct.len());
 
     // The same with transactions that begin on replicas. What one connection of a driver's pool has written,
@@ -234,15 +239,12 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
             "{config}\n[routing]\ntransaction_reads = \"replica\"\n[consistency]\nlevel = \"global\"\n"
         )
     });
-    let transactions = || eager.metric("tidegate_queries_total", "reason=\"transaction_read\"");
     let has_many = sections.contains(&"default_transactions");
-    for _ in 0..RUNS_MAX {
-        wrong.extend(differences(name, &direct, &run(eager.port)));
-        if !has_many || transactions() >= REPLICA_READS_MIN || !wrong.is_empty() {
-            break;
-        }
-    }
-    let transactions = transactions();
+    let [transactions] = run_until(
+        || is_like_direct(eager.port),
+        || [eager.metric("tidegate_queries_total", "reason=\"transaction_read\"")],
+        |[transactions]| !has_many || transactions >= REPLICA_READS_MIN,
+    );
     let moves = eager.metric("tidegate_transaction_moves_total", "");
     eprintln!(
         "{name}: {transactions} batches of transactions on replicas, which {moves} of them left"
@@ -267,6 +269,25 @@ fn check(name: &'static str, how: How, sections: &[&str]) {
         .map(|line| format!("\n{name}: {line}\n"))
         .collect();
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Runs something until one run has counted enough, or has gone wrong: what the last one has counted.
+fn run_until<const N: usize>(
+    mut goes_well: impl FnMut() -> bool,
+    counts: impl Fn() -> [f64; N],
+    is_enough: impl Fn([f64; N]) -> bool,
+) -> [f64; N] {
+    let mut counted = [0.0; N];
+    for _ in 0..RUNS_MAX {
+        let before = counts();
+        let went_well = goes_well();
+        let after = counts();
+        counted = std::array::from_fn(|i| after[i] - before[i]);
+        if is_enough(counted) || !went_well {
+            break;
+        }
+    }
+    counted
 }
 
 /// What is wrong with a direct run: then comparing with it says nothing.
