@@ -133,14 +133,14 @@ pub fn nothing_is_said_within_a_row(gateway: &Gateway, cluster: &LocalCluster) {
     let mut raw = log_in(gateway);
     let sql = format!("SELECT repeat('x', {ROW_BYTES}) FROM of_app LIMIT 1 FOR UPDATE");
     raw.send(&query(&sql).expect("SQL"));
-    // Its server has more to send than the client takes.
-    let waits = "FROM pg_stat_activity WHERE wait_event = 'ClientWrite'";
-    support::wait_for("a server that waits for its client", || {
-        let count = format!("SELECT count(*) {waits}");
-        cluster.primary().sql("postgres", &count).unwrap() == "1"
+    // Its server has more to send than the client takes. It also waits for moments while the proxy
+    // takes what the client has room for, so that one look finds it and the next does not: whoever
+    // waits is ended by the look that finds it.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE wait_event = 'ClientWrite'";
+    support::wait_for("a server that waits for its client, and is ended", || {
+        cluster.primary().sql("postgres", end).unwrap() == "1"
     });
-    let end = format!("SELECT pg_terminate_backend(pid) {waits}");
-    cluster.primary().sql("postgres", &end).unwrap();
     let mut seen = Vec::new();
     let _ = raw.socket.read_to_end(&mut seen);
     let row = seen.iter().position(|&byte| byte == b'D').expect("a row");
