@@ -3,6 +3,7 @@
 //! Owns: byte streams, over TCP, TLS and Unix sockets. Never: knows what the bytes mean.
 
 pub mod buffers;
+pub mod flow;
 pub mod stream;
 pub mod tls;
 pub mod unix;

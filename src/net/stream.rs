@@ -9,11 +9,17 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
+use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::tls::stream::Tls;
+
+sockopt_impl!(
+    /// Of how many bytes, at least, a socket tells that they can be read.
+    ReceiveMark, Both, libc::SOL_SOCKET, libc::SO_RCVLOWAT, u32
+);
 
 /// A byte stream.
 #[derive(Debug)]
@@ -117,6 +123,30 @@ impl Stream {
             Stream::Unix(socket) => pin!(socket.read_buf(buf)).poll(cx),
             Stream::Closed => Poll::Ready(Ok(0)),
         }
+    }
+
+    /// Has whoever waits for this stream woken only when `bytes` of it have come, or its end; what is
+    /// told of less, as with 1, is told of at once if it has come already. Reads themselves give what
+    /// there is.
+    ///
+    /// # Errors
+    /// What the operating system says; and of all but TCP without encryption that it can't be had.
+    pub fn set_receive_mark(&self, bytes: u32) -> io::Result<()> {
+        match self {
+            // Linux looks at what has come when the mark is set; elsewhere that is not known.
+            Stream::Tcp(socket) if cfg!(target_os = "linux") => {
+                Ok(nix::sys::socket::setsockopt(socket, ReceiveMark, &bytes)?)
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn receive_mark(&self) -> u32 {
+        let Stream::Tcp(socket) = self else {
+            panic!("not a TCP socket");
+        };
+        nix::sys::socket::getsockopt(socket, ReceiveMark).expect("a mark")
     }
 
     /// Takes some of `bytes` to be sent. What an encrypted stream has taken is not on its way until

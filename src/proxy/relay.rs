@@ -12,7 +12,8 @@ use super::sessions::Handle;
 use crate::cluster::Cluster;
 use crate::cluster::pool::Server;
 use crate::config::TransactionReads;
-use crate::net::buffers::{self, BUFFER_BYTES};
+use crate::net::buffers;
+use crate::net::flow::Flow;
 use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run, ServerFault};
@@ -63,9 +64,8 @@ pub struct Relay<'a> {
     /// it is dealt with when that has been sent.
     unsent: Range<usize>,
     heard: usize,
-    /// The last read from the server has filled its buffer; and the last from the client.
-    server_streams: bool,
-    client_streams: bool,
+    from_server: Flow,
+    from_client: Flow,
     /// What the server is to be sent and its socket has not taken.
     pub to_server: BytesMut,
     /// The client's own bytes that go to the server as they are: sent so far, and the end.
@@ -125,8 +125,8 @@ impl<'a> Relay<'a> {
             received,
             unsent: 0..0,
             heard: 0,
-            server_streams: false,
-            client_streams: false,
+            from_server: Flow::default(),
+            from_client: Flow::default(),
             to_server: BytesMut::new(),
             direct: 0..0,
             direct_passes: false,
@@ -198,6 +198,8 @@ impl<'a> Relay<'a> {
 
     /// To be called last: keeps the beginning of a message for the next exchange.
     pub fn end(&mut self) {
+        self.from_server.end(&self.server.stream);
+        self.from_client.end(self.client.stream);
         if self.to_server.capacity() > 0 {
             buffers::give_back(&mut self.to_server);
         }
@@ -330,24 +332,14 @@ impl<'a> Relay<'a> {
 
     /// Reads what the server says and passes it on. `true` when something was read.
     fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
-        match self.server_streams {
-            true => buffers::widen(&mut self.received),
-            false => self.received.reserve(BUFFER_BYTES / 2),
-        }
-        let room = self.received.capacity() - self.received.len();
-        match self.server.stream.poll_read(cx, &mut self.received) {
-            Poll::Pending => {
-                if self.server_streams {
-                    // It may be long until it goes on.
-                    buffers::give_back_large(&mut self.received);
-                }
-                return Ok(false);
-            }
+        let stream = &mut self.server.stream;
+        match self.from_server.poll_read(cx, stream, &mut self.received) {
+            Poll::Pending => return Ok(false),
             Poll::Ready(Ok(0)) => {
                 return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into()));
             }
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
-            Poll::Ready(Ok(n)) => self.server_streams |= n == room,
+            Poll::Ready(Ok(_)) => {}
         }
         self.hear_received()?;
         self.write_client(cx)?;
@@ -417,27 +409,13 @@ impl<'a> Relay<'a> {
         if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
             took = self.pass_to_server()?;
         }
-        if self.awaits_client()
-            && self.client.inbox.len() < self.inbox_max()
-            && let Poll::Ready(ready) = self.client.stream.poll_readable(cx)
-        {
-            ready.map_err(|_| Broken::Client)?;
-            match self.client_streams {
-                true => buffers::widen(self.client.inbox),
-                false => self.client.inbox.reserve(BUFFER_BYTES / 2),
-            }
-            let room = self.client.inbox.capacity() - self.client.inbox.len();
-            match self.client.stream.poll_read(cx, self.client.inbox) {
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.client_streams |= n == room;
-                    took = true;
-                }
+        if self.awaits_client() && self.client.inbox.len() < self.inbox_max() {
+            let ClientSide { stream, inbox, .. } = &mut self.client;
+            match self.from_client.poll_read(cx, stream, inbox) {
+                Poll::Ready(Ok(n)) if n > 0 => took = true,
                 Poll::Ready(_) => return Err(Broken::Client),
                 Poll::Pending => {}
             }
-        }
-        if !took && self.client_streams {
-            buffers::give_back_large(self.client.inbox);
         }
         Ok(took)
     }
