@@ -71,6 +71,7 @@ class Bench:
             workload.prepare(self, running, clients)
             runs = {label: [] for label in labels}
             for number in range(options.rounds):
+                workload.begin_round(self, running, clients)
                 # A different one first each time: who runs first finds other caches.
                 shift = number % max(1, len(labels))
                 for label in labels[shift:] + labels[:shift]:

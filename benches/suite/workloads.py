@@ -67,6 +67,9 @@ class Workload:
     def prepare(self, bench, running, clients):
         """Once, before the first round."""
 
+    def begin_round(self, bench, running, clients):
+        """Before the first target's run of each round."""
+
     def run(self, bench, running, clients):
         raise NotImplementedError
 
@@ -154,11 +157,14 @@ class AtRate(Workload):
     rate = 0.0
 
     def prepare(self, bench, running, clients):
+        if "pgbouncer" not in running:
+            bench.remark(f"{self.name}: a share of the first target's peak: no pgbouncer is measured")
+
+    def begin_round(self, bench, running, clients):
+        # Afresh each time: a rate from when the machine had more time may be more than it can do now.
         reference = running.get("pgbouncer") or next(iter(running.values()))
         peak = bench.pgbench.run(reference.port, ["-S", "-M", "simple"], clients, seconds=bench.options.seconds)
         self.rate = self.share * peak["tps"]
-        bench.remark(f"{self.name}: {self.rate:,.0f} transactions per second"
-                     + ("" if "pgbouncer" in running else ", a share of the first target's peak: no pgbouncer is measured"))
 
     def run(self, bench, running, clients):
         # With a rate the latency begins when the transaction is due, not when a client gets to it.

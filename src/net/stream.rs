@@ -125,16 +125,21 @@ impl Stream {
         }
     }
 
-    /// Has whoever waits for this stream woken only when `bytes` of it have come, or its end; what is
-    /// told of less, as with 1, is told of at once if it has come already. Reads themselves give what
-    /// there is.
+    /// Has whoever waits for this stream woken only when `bytes` of it have come, or its end. When less
+    /// is asked for than has come already, as with 1, that is told at once. Reads give what there is.
     ///
     /// # Errors
-    /// What the operating system says; and of all but TCP without encryption that it can't be had.
+    /// What the operating system says; and of a Unix socket, and where the system is not Linux, that
+    /// it can't be had.
     pub fn set_receive_mark(&self, bytes: u32) -> io::Result<()> {
-        match self {
-            // Linux looks at what has come when the mark is set; elsewhere that is not known.
-            Stream::Tcp(socket) if cfg!(target_os = "linux") => {
+        let socket = match self {
+            Stream::Tcp(socket) => Some(socket),
+            Stream::Tls(tls) => tls.socket(),
+            Stream::Unix(_) | Stream::Closed => None,
+        };
+        match socket {
+            // Others may not look at what has come when the mark is set.
+            Some(socket) if cfg!(target_os = "linux") => {
                 Ok(nix::sys::socket::setsockopt(socket, ReceiveMark, &bytes)?)
             }
             _ => Err(io::ErrorKind::Unsupported.into()),
