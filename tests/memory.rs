@@ -129,6 +129,22 @@ fn what_is_long_passes_without_being_held() {
     assert!(grown <= STREAM_KB_MAX, "{grown} kB for streams");
 }
 
+/// What streams is let gather, but its server's next words are heard, few as they are.
+#[test]
+fn a_server_is_heard_after_a_stream() {
+    let cluster = cluster();
+    let gateway = Gateway::start_with(&cluster, |config| format!("{config}\n[pool]\nsize = 1\n"));
+    let mut client = client(&gateway);
+    let stream = format!("SELECT repeat('x', {ROW_BYTES}) FROM generate_series(1, {ROWS} / 4)");
+    for _ in 0..20 {
+        client.send(|out| encode::query(out, stream.as_bytes()));
+        assert!(skip_to_ready(&mut client) > STREAM_BYTES / 4);
+        client.send(|out| encode::query(out, b"SELECT 1"));
+        client.until(b'D');
+        client.until(b'Z');
+    }
+}
+
 /// Whether a server of the application is kept from sending more.
 fn is_waiting_to_write(node: &LocalNode) -> bool {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND datname = 'app'";
