@@ -57,9 +57,11 @@ impl Flow {
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
         let read = self.read(cx, stream, buffer);
-        if read.is_pending() && self.streams {
-            // It may be long until it goes on.
-            buffers::give_back_large(buffer);
+        if read.is_pending() {
+            if self.streams {
+                // It may be long until it goes on.
+                buffers::give_back_large(buffer);
+            }
             self.gather(cx, stream);
         }
         read
@@ -100,6 +102,8 @@ impl Flow {
             && stream.set_receive_mark(GATHERED_BYTES).is_ok()
         {
             self.gathering = Gathering::Yes;
+            // What gathers fills a buffer, even if what came by itself never has.
+            self.streams = true;
         }
         if !matches!(self.gathering, Gathering::Yes | Gathering::Awaited) {
             return;
@@ -242,6 +246,20 @@ mod tests {
         pass(&mut flow, short, &peer, &mut stream).await;
         assert_eq!(flow.gathering, Gathering::No);
         assert_eq!(stream.receive_mark(), 1);
+    }
+
+    /// As PostgreSQL sends a table that takes longer to be read than to be passed on.
+    #[tokio::test]
+    async fn what_comes_little_by_little_is_let_gather() {
+        let (mut peer, mut stream) = pair();
+        let mut flow = Flow::default();
+        while stream.receive_mark() == 1 {
+            peer.write_all(&[b'x'; BUFFER_BYTES / 4]).unwrap();
+            assert!(read(&mut flow, &mut stream).await > 0);
+            assert!(poll(&mut flow, &mut stream).is_pending());
+            assert!(flow.brought < LONG as u64, "{flow:?}");
+        }
+        assert_eq!(flow.brought, GATHERS_AFTER_BYTES);
     }
 
     #[tokio::test]
