@@ -105,7 +105,7 @@ impl Flow {
             // What gathers fills a buffer, even if what came by itself never has.
             self.streams = true;
         }
-        if !matches!(self.gathering, Gathering::Yes | Gathering::Awaited) {
+        if !self.is_marked() {
             return;
         }
         let timer = self
@@ -127,9 +127,14 @@ impl Flow {
         self.gathering = Gathering::No;
     }
 
+    /// Whether the socket tells of a lot only.
+    fn is_marked(&self) -> bool {
+        matches!(self.gathering, Gathering::Yes | Gathering::Awaited)
+    }
+
     /// The operating system tells at once of what has come meanwhile.
     fn stop(&self, stream: &Stream) {
-        if matches!(self.gathering, Gathering::Yes | Gathering::Awaited)
+        if self.is_marked()
             && let Err(error) = stream.set_receive_mark(1)
         {
             tracing::error!(%error, peer = %stream.peer(), "a socket's low-water mark stays");
