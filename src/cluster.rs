@@ -14,7 +14,7 @@ pub mod pool;
 pub mod probe;
 pub mod roles;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,8 +66,10 @@ pub struct Cluster {
     wanted: AtomicU64,
     /// The position that somebody waits for replicas to reach.
     goal: AtomicU64,
-    /// The primary's probe sleeps until its heartbeat.
-    resting: AtomicBool,
+    /// The same, if a read waits for it.
+    urgent: AtomicU64,
+    /// How the primary's probe waits: a [`Rest`].
+    rest: AtomicU8,
     gate: Gate,
     /// A sample has been taken, or a replica has moved.
     pub moved: Notify,
@@ -92,6 +94,17 @@ pub struct Topology {
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
+}
+
+/// How a probe waits, and so for what it is woken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Rest {
+    None,
+    /// Until the next step at which nodes are asked.
+    Step,
+    /// Until its heartbeat, or until there is something to ask for.
+    Long,
 }
 
 /// See [`Cluster::watched_topology`].
@@ -133,7 +146,8 @@ impl Cluster {
             schema_waits: AtomicBool::new(false),
             wanted: AtomicU64::new(0),
             goal: AtomicU64::new(0),
-            resting: AtomicBool::new(false),
+            urgent: AtomicU64::new(0),
+            rest: AtomicU8::new(Rest::None as u8),
             gate: Gate::default(),
             moved: Notify::new(),
             changed: Notify::new(),
@@ -260,11 +274,26 @@ impl Cluster {
         }
     }
 
-    /// Asks for a sample of the primary's position that is started after `moment`.
+    /// Asks for a sample of the primary's position that is started after `moment`: before long, as nobody waits.
     pub fn want_sample(&self, moment: Tick) {
-        if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0
-            && self.resting.load(SeqCst)
-            && self.resting.swap(false, SeqCst)
+        if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0 {
+            self.wake_primary_from(Rest::Long);
+        }
+    }
+
+    /// A read waits for the sample that has been asked for: the primary is asked at once, if it has not just been.
+    pub fn hurry(&self) {
+        let wanted = self.wanted.load(SeqCst);
+        if self.urgent.fetch_max(wanted, SeqCst) < wanted {
+            self.wake_primary_from(Rest::Step);
+        }
+    }
+
+    /// Wakes the primary's probe if it waits like this, or longer.
+    fn wake_primary_from(&self, rest: Rest) {
+        let rest = rest as u8;
+        if self.rest.load(SeqCst) >= rest
+            && self.rest.swap(Rest::None as u8, SeqCst) >= rest
             && let Some(primary) = &self.topology().primary
         {
             primary.wake.notify_one();
@@ -292,14 +321,22 @@ impl Cluster {
     }
 
     fn is_sample_wanted(&self) -> bool {
-        let newest = self.clock.latest().map_or(0, |sample| sample.tick.0);
-        self.wanted.load(SeqCst) > newest
+        self.wanted.load(SeqCst) > self.newest_tick()
     }
 
-    fn set_resting(&self, node: &Node, resting: bool) {
-        node.set_resting(resting);
+    /// Whether a read waits for a sample of the primary.
+    fn is_urgent(&self) -> bool {
+        self.urgent.load(SeqCst) > self.newest_tick()
+    }
+
+    fn newest_tick(&self) -> u64 {
+        self.clock.latest().map_or(0, |sample| sample.tick.0)
+    }
+
+    fn set_rest(&self, node: &Node, rest: Rest) {
+        node.set_resting(rest != Rest::None);
         if self.is_primary(node) {
-            self.resting.store(resting, SeqCst);
+            self.rest.store(rest as u8, SeqCst);
         }
     }
 

@@ -63,7 +63,8 @@ fn a_session_comes_to_a_replica_wherever_its_write_has_ended() {
             format!("{config}\n[consistency]\n{waits}\npoll_interval = \"{poll_interval}\"\n")
         })
     };
-    let frequent = gateway("2ms");
+    // What is still not flushed a poll later the proxy has flushed.
+    let frequent = gateway("20ms");
     let log = Log::of(&cluster, &frequent);
     let (mut ends, mut ahead) = (0, Vec::new());
     let mut check = |offset, written: Written| {
@@ -81,7 +82,7 @@ fn a_session_comes_to_a_replica_wherever_its_write_has_ended() {
     drop((log, frequent));
     // Only what has begun in the segment before ends so near to the beginning. To flush so much may take a slow
     // disk longer than the proxy is patient for, if it asks often.
-    let patient = gateway("100ms");
+    let patient = gateway("1s");
     let log = Log::of(&cluster, &patient);
     for offset in (LONG_HEADER..2 * LONG_HEADER + OVERHEAD).step_by(ALIGNMENT) {
         let end = |from| next_segment(from) + offset;

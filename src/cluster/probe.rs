@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use self::steps::Steps;
-use super::Cluster;
 use super::connect::{self, ConnectError, Connection, Target};
 use super::node::{Node, Role};
 use super::pool::incarnation;
+use super::{Cluster, Rest};
 use crate::auth::Credential;
 use crate::config::Config;
 use crate::session::consistency::{Lsn, Replica, Tick};
@@ -31,12 +31,16 @@ const POSITION: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END";
 
 /// Makes the primary flush what it has inserted: a commit does. One that waits for standbys would
-/// take as long as they do.
+/// take as long as they do. Gives a position beyond all that.
 const FLUSH: &str = "SET LOCAL synchronous_commit = local; \
     SELECT pg_catalog.pg_logical_emit_message(true, 'tidegate', '')";
 
-/// After so many samples of the primary the WAL that somebody waits for should be flushed.
+/// So many polls after the primary has told of WAL that somebody waits for it should be flushed, however slow its
+/// disk.
 const UNFLUSHED_MAX: u32 = 10;
+
+/// By the time that so many flushes take it is, if anybody commits: one may have begun before.
+const FLUSHES: u32 = 2;
 
 /// The timeline a primary writes: `pg_control_checkpoint()` shows it only after a checkpoint.
 const TIMELINE: &str = "SELECT pg_catalog.substr(\
@@ -115,9 +119,11 @@ struct Probe {
     /// Of a replica: what was waited for when it was last asked.
     asked_for: Lsn,
     /// Of a primary: a position that somebody waits for and that is not flushed, so that no replica
-    /// can reach it; and the samples since. What is no commit (pruning, say) is flushed only with one,
+    /// can reach it; and since when. What is no commit (pruning, say) is flushed only with one,
     /// and on an idle primary that may be long.
-    unflushed: Option<(Lsn, u32)>,
+    unflushed: Option<(Lsn, Instant)>,
+    /// How long the primary took to flush when it was last asked to.
+    flush_time: Duration,
 }
 
 impl Probe {
@@ -150,6 +156,7 @@ impl Probe {
             stalled: 0,
             asked_for: Lsn(0),
             unflushed: None,
+            flush_time: Duration::ZERO,
         };
         let rows = probe.ask(FACTS, limit).await?;
         let [[Some(block), Some(segment), Some(system), Some(can_wait)]] =
@@ -174,7 +181,7 @@ impl Probe {
             }
         }
         node.set_incarnation(life);
-        probe.sample(cluster, node, limit).await?;
+        probe.sample(cluster, node, &config).await?;
         if !node.is_up() {
             node.set_up(true);
             tracing::info!(cluster = %cluster.name, node = %node.name, role = ?node.role(), "node is up");
@@ -190,14 +197,13 @@ impl Probe {
             let config = cluster.topology().config.clone();
             let poll = config.consistency.poll_interval;
             let pause = self.pause(cluster, node, poll);
-            let is_needed = self.needed(cluster, node);
-            if !is_needed {
+            if !self.needed(cluster, node) {
                 self.rest(cluster, node, &config).await;
             }
-            if is_needed || self.last_start.elapsed() < pause {
+            if self.needed(cluster, node) || self.last_start.elapsed() < pause {
                 self.wait(cluster, node, pause, poll).await;
             }
-            self.sample(cluster, node, config.health.timeout).await?;
+            self.sample(cluster, node, &config).await?;
         }
         Ok(())
     }
@@ -225,17 +231,38 @@ impl Probe {
             }
         }
         // However often it is woken, never more often than this.
-        match self.can_wait || cluster.is_primary(node) {
-            true => self.steps.next(poll).await,
-            false => self.wait_for_goal(cluster, node, poll).await,
+        if cluster.is_primary(node) {
+            self.wait_for_urgency(cluster, node, poll).await;
+        } else if self.can_wait {
+            self.steps.next(poll).await;
+        } else {
+            self.wait_for_goal(cluster, node, poll).await;
         }
+    }
+
+    /// Waits until the primary is to be asked again: at once when a read waits for the answer, or else at a step, as
+    /// what it says then serves all that have come by then.
+    async fn wait_for_urgency(&mut self, cluster: &Cluster, node: &Node, poll: Duration) {
+        cluster.set_rest(node, Rest::Step);
+        loop {
+            // The next step may come sooner than a poll after a question between two steps.
+            let is_due = |probe: &Probe| probe.last_start.elapsed() > poll / 2;
+            if cluster.is_urgent() && is_due(self) {
+                break;
+            }
+            tokio::select! {
+                () = node.wake.notified() => {}
+                () = self.steps.next(poll) => if is_due(self) { break },
+            }
+        }
+        cluster.set_rest(node, Rest::None);
     }
 
     /// Waits until a replica is to be asked again: when the primary has told a position that somebody waits for,
     /// or else at a step. At a step at which the primary is asked its answer is worth waiting for: what the
     /// replica says before that is of the position before.
     async fn wait_for_goal(&mut self, cluster: &Cluster, node: &Node, poll: Duration) {
-        cluster.set_resting(node, true);
+        cluster.set_rest(node, Rest::Long);
         let mut has_deferred = false;
         while cluster.goal() <= self.asked_for {
             tokio::select! {
@@ -249,12 +276,12 @@ impl Probe {
                 }
             }
         }
-        cluster.set_resting(node, false);
+        cluster.set_rest(node, Rest::None);
     }
 
     /// Waits until somebody needs to know where the node is, or it is time to see whether it is there.
     async fn rest(&self, cluster: &Cluster, node: &Node, config: &Config) {
-        cluster.set_resting(node, true);
+        cluster.set_rest(node, Rest::Long);
         // Asked for between the look and the flag: seen here.
         if !self.needed(cluster, node) {
             let pause = match cluster.topology().primary {
@@ -265,7 +292,7 @@ impl Probe {
             let rest = pause.saturating_sub(self.last_start.elapsed());
             sleep_until_woken(node, rest).await;
         }
-        cluster.set_resting(node, false);
+        cluster.set_rest(node, Rest::None);
     }
 
     fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
@@ -279,8 +306,9 @@ impl Probe {
         &mut self,
         cluster: &Cluster,
         node: &Node,
-        limit: Duration,
+        config: &Config,
     ) -> Result<(), ProbeError> {
+        let (limit, poll) = (config.health.timeout, config.consistency.poll_interval);
         self.last_start = Instant::now();
         self.asked_for = cluster.goal();
         let for_cluster = cluster.is_primary(node);
@@ -293,7 +321,7 @@ impl Probe {
         node.note_asked();
         let (in_recovery, lsn, flushed) = match self.awaited(cluster, node) {
             Some(lsn) => {
-                let patience = cluster.topology().config.consistency.poll_interval * SLOW_MAX;
+                let patience = poll * SLOW_MAX;
                 self.ask_position(&position_from(lsn, patience), limit + patience)
                     .await?
             }
@@ -318,7 +346,7 @@ impl Probe {
             if for_cluster && cluster.is_primary(node) {
                 let waited_for = cluster.is_sample_wanted();
                 cluster.sampled(tick, lsn, self.last_start);
-                self.see_to_flush(flushed, waited_for.then_some(lsn), limit)
+                self.see_to_flush(cluster, flushed, waited_for.then_some(lsn), config)
                     .await?;
             }
         }
@@ -337,24 +365,44 @@ impl Probe {
     /// Has the primary flush what somebody waits for, if it does not do so by itself.
     async fn see_to_flush(
         &mut self,
+        cluster: &Cluster,
         flushed: Lsn,
         waited_for: Option<Lsn>,
-        limit: Duration,
+        config: &Config,
     ) -> Result<(), ProbeError> {
-        let is_unflushed = |(lsn, _): &(Lsn, u32)| flushed < *lsn;
+        let poll = config.consistency.poll_interval;
+        // The next sample is a poll later, or nearly.
+        let patience = (self.flush_time * FLUSHES).clamp(poll / 2, poll * UNFLUSHED_MAX);
+        let is_unflushed = |(lsn, _): &(Lsn, Instant)| flushed < *lsn;
         self.unflushed = match self.unflushed.filter(is_unflushed) {
-            Some((lsn, samples)) if samples < UNFLUSHED_MAX => Some((lsn, samples + 1)),
-            Some(_) => match self.ask(FLUSH, limit).await {
-                Ok(_) => None,
-                Err(ProbeError::Connect(ConnectError::Refused(error))) => {
-                    let error = ConnectError::Refused(error);
-                    tracing::debug!(%error, "primary can't be asked to flush its WAL");
-                    None
-                }
-                Err(error) => return Err(error),
-            },
-            None => waited_for.map(|lsn| (lsn, 0)).filter(is_unflushed),
+            Some((lsn, since)) if since.elapsed() < patience => Some((lsn, since)),
+            Some(_) => {
+                self.flush(cluster, config.health.timeout).await?;
+                None
+            }
+            None => waited_for
+                .map(|lsn| (lsn, Instant::now()))
+                .filter(is_unflushed),
         };
+        Ok(())
+    }
+
+    async fn flush(&mut self, cluster: &Cluster, limit: Duration) -> Result<(), ProbeError> {
+        let began = Instant::now();
+        let rows = match self.ask(FLUSH, limit).await {
+            Ok(rows) => rows,
+            Err(ProbeError::Connect(ConnectError::Refused(error))) => {
+                let error = ConnectError::Refused(error);
+                tracing::debug!(%error, "primary can't be asked to flush its WAL");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.flush_time = began.elapsed();
+        let lsn = rows.first().and_then(|row| row.first()?.as_deref());
+        let lsn = lsn.and_then(Lsn::parse).ok_or(ProbeError::Answer(rows))?;
+        // Replicas are asked once more at once: they will have it in a moment.
+        cluster.raise_goal(lsn);
         Ok(())
     }
 

@@ -384,6 +384,7 @@ impl Client {
                     let since = *gate.get_or_insert_with(Instant::now);
                     let until = since + config.consistency.gate_wait;
                     if Instant::now() < until {
+                        cluster.hurry();
                         match special.is_none() && tried.is_empty() {
                             true => cluster.wait_at_gate(&self.session.floors, until).await,
                             // The gate knows of floors alone: nodes that are fresh by those, and have

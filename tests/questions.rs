@@ -1,0 +1,104 @@
+//! How often nodes are asked where they are, for what sessions do.
+//!
+//! Owns: the number of questions. Never: looks at how long anything takes, but for polls that are long enough for all
+//! that happens between two of them.
+
+mod support;
+
+use std::thread;
+use std::time::Duration;
+
+use support::Gateway;
+use support::client::Client;
+use tidegate::demo::{LocalCluster, Options};
+
+/// Nobody else writes or flushes.
+const QUIET: &[(&str, &str)] = &[
+    ("autovacuum", "off"),
+    ("checkpoint_timeout", "1d"),
+    ("wal_writer_delay", "10s"),
+];
+
+const SCHEMA: &str = "CREATE TABLE t (v int); GRANT SELECT, INSERT ON t TO app";
+
+fn start() -> LocalCluster {
+    let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+    let cluster = LocalCluster::start(Options {
+        replicas: 1,
+        settings: QUIET.iter().map(own).collect(),
+        ..Options::default()
+    })
+    .expect("a cluster");
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
+/// A proxy that asks nobody who is not waited for, and whose reads wait for a replica as long as it takes.
+fn gateway(cluster: &LocalCluster, poll: Duration) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        let consistency = format!(
+            "poll_interval = \"{}ms\"\ngate_wait = \"60s\"",
+            poll.as_millis()
+        );
+        format!(
+            "{config}\n[health]\ninterval = \"60s\"\n[consistency]\n{consistency}\n[lag]\nmax = \"10m\"\n"
+        )
+    })
+}
+
+/// How often the primary has been asked.
+fn questions(cluster: &LocalCluster, gateway: &Gateway) -> f64 {
+    let address = format!("127.0.0.1:{}\"", cluster.primary().port());
+    let label = format!("node=\"{address}");
+    let asked = gateway.metric("tidegate_samples_total", &label);
+    assert!(asked > 0.0, "no samples with {label}");
+    asked
+}
+
+fn reads_on_replicas(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_queries_total", "route=\"replica\"")
+}
+
+#[test]
+fn all_that_a_session_does_before_it_waits_costs_one_question() {
+    const SCRIPTS: u32 = 6;
+    let cluster = start();
+    let poll = Duration::from_millis(500);
+    let gateway = gateway(&cluster, poll);
+    let client = Client::open(&gateway, "app", "");
+    let (asked, before) = (questions(&cluster, &gateway), reads_on_replicas(&gateway));
+    for script in 1..=SCRIPTS {
+        // Whoever is asked for something now has not just been asked.
+        thread::sleep(2 * poll);
+        client.rows("INSERT INTO t VALUES (1)");
+        for _read in 0..4 {
+            assert_eq!(client.one("SELECT count(*) FROM t"), script.to_string());
+        }
+        let on_replicas = reads_on_replicas(&gateway) - before;
+        assert!(on_replicas >= f64::from(2 * script), "{on_replicas}");
+    }
+    let asked = questions(&cluster, &gateway) - asked;
+    let scripts = f64::from(SCRIPTS);
+    // Now and then a step comes just before the read that waits.
+    assert!(
+        (scripts..=1.5 * scripts).contains(&asked),
+        "{asked} questions"
+    );
+}
+
+#[test]
+fn what_nobody_flushes_is_flushed_before_long() {
+    let cluster = start();
+    let gateway = gateway(&cluster, Duration::from_millis(200));
+    let client = Client::open(&gateway, "app", "");
+    let (asked, before) = (questions(&cluster, &gateway), reads_on_replicas(&gateway));
+    // No commit: it is in the log, but not on the disk.
+    client.rows("SELECT pg_logical_emit_message(false, 'test', 'no commit')");
+    for _read in 0..3 {
+        client.rows("SELECT count(*) FROM t");
+    }
+    assert_eq!(reads_on_replicas(&gateway) - before, 1.0);
+    let asked = questions(&cluster, &gateway) - asked;
+    assert!((2.0..6.0).contains(&asked), "{asked} questions");
+}
