@@ -66,7 +66,7 @@ pub struct Cluster {
     wanted: AtomicU64,
     /// The position that somebody waits for replicas to reach.
     goal: AtomicU64,
-    /// The same, if a read waits for it.
+    /// The same, if it is to be taken at once.
     urgent: AtomicU64,
     /// How the primary's probe waits: a [`Rest`].
     rest: AtomicU8,
@@ -281,7 +281,7 @@ impl Cluster {
         }
     }
 
-    /// A read waits for the sample that has been asked for: the primary is asked at once, if it has not just been.
+    /// Somebody waits for the sample that has been asked for: the primary is asked at once, if it has not just been.
     pub fn hurry(&self) {
         let wanted = self.wanted.load(SeqCst);
         if self.urgent.fetch_max(wanted, SeqCst) < wanted {
@@ -324,7 +324,7 @@ impl Cluster {
         self.wanted.load(SeqCst) > self.newest_tick()
     }
 
-    /// Whether a read waits for a sample of the primary.
+    /// Whether the primary is to be asked at once.
     fn is_urgent(&self) -> bool {
         self.urgent.load(SeqCst) > self.newest_tick()
     }

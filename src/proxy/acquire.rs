@@ -442,6 +442,7 @@ impl Client {
                 });
             }
             tried = begun;
+            cluster.hurry();
             let _ = timeout(left.min(HOLD_STEP), moved).await;
         }
     }

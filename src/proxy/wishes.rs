@@ -285,6 +285,7 @@ impl Client {
                 return Ok(token);
             }
             cluster.want_sample(cluster.clock.now());
+            cluster.hurry();
             let left = TOKEN_WAIT.saturating_sub(began.elapsed());
             if left.is_zero() {
                 let cluster = cluster.name.clone();

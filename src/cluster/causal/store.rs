@@ -328,7 +328,9 @@ async fn sampled_after(cluster: &Cluster, moment: Tick) -> bool {
             if cluster.clock.after(moment).is_some() {
                 return;
             }
+            // Until other proxies are told, their sessions may miss it.
             cluster.want_sample(moment);
+            cluster.hurry();
             let _ = timeout(Duration::from_millis(50), moved).await;
         }
     };
