@@ -8,9 +8,9 @@
 
 mod support;
 
-use support::Gateway;
 use support::client::Client;
-use tidegate::demo::{LocalCluster, Options};
+use support::{Gateway, cluster_with};
+use tidegate::demo::LocalCluster;
 
 /// As initdb makes them.
 const PAGE: u64 = 8192;
@@ -47,13 +47,7 @@ const SCHEMA: &str = "CREATE VIEW here AS SELECT current_setting('port')::int AS
 
 #[test]
 fn a_session_comes_to_a_replica_wherever_its_write_has_ended() {
-    let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
-    let cluster = LocalCluster::start(Options {
-        replicas: 1,
-        settings: QUIET.iter().map(own).collect(),
-        ..Options::default()
-    })
-    .expect("a cluster");
+    let cluster = cluster_with(1, QUIET);
     cluster.primary().sql("app", SCHEMA).expect("schema");
     cluster.wait_caught_up().expect("caught up");
     // A read waits for a replica, for longer than a slow machine takes.

@@ -8,9 +8,9 @@ mod support;
 use std::thread;
 use std::time::Duration;
 
-use support::Gateway;
 use support::client::Client;
-use tidegate::demo::{LocalCluster, Options};
+use support::{Gateway, cluster_with};
+use tidegate::demo::LocalCluster;
 
 /// Nobody else writes or flushes.
 const QUIET: &[(&str, &str)] = &[
@@ -22,13 +22,7 @@ const QUIET: &[(&str, &str)] = &[
 const SCHEMA: &str = "CREATE TABLE t (v int); GRANT SELECT, INSERT ON t TO app";
 
 fn start() -> LocalCluster {
-    let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
-    let cluster = LocalCluster::start(Options {
-        replicas: 1,
-        settings: QUIET.iter().map(own).collect(),
-        ..Options::default()
-    })
-    .expect("a cluster");
+    let cluster = cluster_with(1, QUIET);
     cluster.primary().sql("app", SCHEMA).expect("schema");
     cluster.wait_caught_up().expect("caught up");
     cluster

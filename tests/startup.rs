@@ -8,8 +8,8 @@ use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
 use support::raw::{Raw, VERSION_3_0, VERSION_3_2, error};
-use support::{Gateway, wait_for};
-use tidegate::demo::{LocalCluster, Options};
+use support::{Gateway, cluster_with, wait_for};
+use tidegate::demo::LocalCluster;
 use tidegate::wire::encode;
 use tidegate::wire::frame::body;
 
@@ -39,19 +39,9 @@ fn said_to(port: u16, packet: &[u8]) -> String {
     said.escape_ascii().to_string()
 }
 
-fn start(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
-    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    LocalCluster::start(Options {
-        replicas,
-        settings: settings.iter().map(own).collect(),
-        ..Options::default()
-    })
-    .expect("a cluster")
-}
-
 #[test]
 fn versions_and_protocol_options_are_negotiated() {
-    let cluster = start(0, &[]);
+    let cluster = cluster_with(0, &[]);
     let gateway = Gateway::start(&cluster);
     let unsupported = |version: &str| {
         format!(
@@ -109,7 +99,7 @@ fn versions_and_protocol_options_are_negotiated() {
 
 #[test]
 fn cancel_keys_are_as_long_as_the_protocol_has_them() {
-    let cluster = start(0, &[]);
+    let cluster = cluster_with(0, &[]);
     let gateway = Gateway::start(&cluster);
     let cancel = |pid: i32, secret: &[u8]| {
         let mut raw = Raw::open(gateway.port);
@@ -183,7 +173,7 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn options_are_read_as_postgresql_reads_them() {
-    let cluster = start(0, &[]);
+    let cluster = cluster_with(0, &[]);
     let gateway = Gateway::start(&cluster);
     let shown = "SELECT current_setting('work_mem'), current_setting('search_path'), \
         current_setting('datestyle'), current_setting('my.own', true), \
@@ -265,7 +255,7 @@ fn succeed(mut command: Command) -> String {
 
 #[test]
 fn replication_is_refused_unless_it_is_wanted() {
-    let cluster = start(0, &[]);
+    let cluster = cluster_with(0, &[]);
     let gateway = Gateway::start(&cluster);
     for replication in ["database", "true", "on", "1"] {
         let refused = greeting(gateway.port, VERSION_3_0, &[("replication", replication)]);
@@ -284,7 +274,7 @@ fn replication_is_refused_unless_it_is_wanted() {
 
 #[test]
 fn replication_connections_reach_the_primary() {
-    let cluster = start(1, &[("wal_level", "logical")]);
+    let cluster = cluster_with(1, &[("wal_level", "logical")]);
     let gateway = passing(&cluster);
     let primary = cluster.primary();
     // Queries among commands, as the server itself has them.
@@ -398,7 +388,7 @@ fn replication_connections_reach_the_primary() {
 
 #[test]
 fn a_replication_connection_ends_with_its_primary() {
-    let cluster = start(1, &[]);
+    let cluster = cluster_with(1, &[]);
     let gateway = passing(&cluster);
     let directory = tempfile::tempdir().expect("a directory");
     cluster

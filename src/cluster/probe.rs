@@ -262,7 +262,7 @@ impl Probe {
     /// or else at a step. At a step at which the primary is asked its answer is worth waiting for: what the
     /// replica says before that is of the position before.
     async fn wait_for_goal(&mut self, cluster: &Cluster, node: &Node, poll: Duration) {
-        cluster.set_rest(node, Rest::Long);
+        cluster.set_rest(node, Rest::Step);
         let mut has_deferred = false;
         while cluster.goal() <= self.asked_for {
             tokio::select! {
@@ -394,6 +394,8 @@ impl Probe {
             Err(ProbeError::Connect(ConnectError::Refused(error))) => {
                 let error = ConnectError::Refused(error);
                 tracing::debug!(%error, "primary can't be asked to flush its WAL");
+                // Nor is it soon again.
+                self.flush_time = limit;
                 return Ok(());
             }
             Err(error) => return Err(error),

@@ -16,7 +16,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate::demo::LocalCluster;
+use tidegate::demo::{LocalCluster, Options};
+
+/// A primary and so many replicas, with these settings on all of them.
+pub fn cluster_with(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
+    let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+    LocalCluster::start(Options {
+        replicas,
+        settings: settings.iter().map(own).collect(),
+        ..Options::default()
+    })
+    .expect("a cluster")
+}
 
 /// A proxy process in front of a cluster; killed when dropped.
 pub struct Gateway {
