@@ -105,12 +105,23 @@ fn without_secrets(line: &str) -> String {
     line.to_owned()
 }
 
+/// Whether it is the name of a key for a secret, or what somebody may take for one.
 fn names_secret(word: &str) -> bool {
-    const TYPOS_MAX: usize = 2;
+    // The name, and how many typing errors leave it one.
+    const NAMES: [(&str, usize); 7] = [
+        ("password", 2),
+        ("verifier", 2),
+        ("secret", 2),
+        // There may be a password in it.
+        ("url", 1),
+        ("pass", 0),
+        ("pwd", 0),
+        ("pw", 0),
+    ];
     let word = word.to_lowercase();
-    ["password", "verifier"]
+    NAMES
         .iter()
-        .any(|key| word.contains(key) || strsim::osa_distance(&word, key) <= TYPOS_MAX)
+        .any(|(name, typos)| word.contains(name) || strsim::osa_distance(&word, name) <= *typos)
 }
 
 #[cfg(test)]
@@ -169,6 +180,13 @@ mod tests {
                 "{ name = 'a', Passwrod= ***",
             ),
             ("\"password\" = 'x'", "\"password\" = ***"),
+            (
+                "redis = { tiemout = '1s', url = 'redis://:x@h' }",
+                "redis = { tiemout = '1s', url = ***",
+            ),
+            ("uri = 'redis://:x@h'", "uri = ***"),
+            ("db_pass = 'x'", "db_pass = ***"),
+            ("secrte = 'x'", "secrte = ***"),
             ("address = 'é', max = 1", "address = 'é', max = 1"),
         ];
         for (line, expected) in cases {

@@ -696,6 +696,11 @@ fn an_error_repeats_no_secret() {
         "[[auth.user]]\nname = 'a'\nverifier = 'md5hunter2'",
         "[[auth.user]]\nname = 'a'\npassword = 'hunter2' x",
         "[[cluster]]\nname = 'a'\nmonitor = { password = 'hunter2', usr = 'x' }",
+        "[[auth.user]]\nname = 'a'\npass = 'hunter2'",
+        "consistency.redis = { url = 'rediss://:hunter2@h' }",
+        "consistency.redis = { url = 'redis://:hunter2@h:x' }",
+        "consistency.redis = { timout = '1s', url = 'redis://:hunter2@h' }",
+        "consistency.redis = { uri = 'redis://:hunter2@h' }",
     ] {
         let shown = parse(text).unwrap_err().to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
