@@ -18,12 +18,11 @@ use tidegate::session::answers::Answer;
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::catalog;
 use tidegate::session::consistency::{Clock, Floors, Incarnation, Lsn, NodeId, Replica};
-use tidegate::session::effects::{Effects, Known};
+use tidegate::session::effects::Effects;
 use tidegate::session::pipeline::Planned;
 use tidegate::session::route::{Candidate, Moment, Policy, Serving, read_route};
 use tidegate::session::server::{Params, ServerState};
 use tidegate::session::settings::Settings;
-use tidegate::session::statements::Registry;
 use tidegate::session::{Session, Shared};
 use tidegate::sql::Need;
 use tidegate::sql::cache::Classifier;
@@ -213,12 +212,7 @@ struct Talk {
 
 impl Talk {
     fn new() -> Talk {
-        let shared = Shared {
-            classifier: Classifier::new(Rules::default(), 1000),
-            registry: Registry::new(),
-            effects: Known::default(),
-            sequence_readers: Default::default(),
-        };
+        let shared = Shared::new(Classifier::new(Rules::default(), 1000));
         // The database has been asked for its catalog, as it is before its first statement.
         let (catalog, effects) = (Catalog::read([], None), Effects::default());
         let known: Arc<catalog::Known> = Arc::default();

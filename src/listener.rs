@@ -24,9 +24,6 @@ use crate::net::unix::{self, SocketError, SocketFile};
 use crate::proxy::sessions::Sessions;
 use crate::proxy::{self, Order, Proxy, handshake};
 use crate::session::Shared;
-use crate::session::effects::Known;
-use crate::session::sequences::Readers;
-use crate::session::statements::Registry;
 use crate::sql::cache::Classifier;
 use crate::sql::functions::Rules;
 use crate::workers::Workers;
@@ -82,7 +79,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         raise_descriptor_limit(config.listen.max_clients);
         let (orders, ordered) = mpsc::channel(1);
         let proxy = Arc::new(Proxy {
-            shared: ArcSwap::from_pointee(shared(&config)),
+            shared: ArcSwap::from_pointee(Shared::new(classifier(&config.routing))),
             users: ArcSwap::from_pointee(users),
             clusters: Clusters::start(&config, &tls, workers.first()),
             tls: ArcSwap::from_pointee(tls),
@@ -115,17 +112,12 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     })
 }
 
-fn shared(config: &Config) -> Shared {
+fn classifier(routing: &config::Routing) -> Classifier {
     let rules = Rules {
-        safe: config.routing.safe_functions.clone(),
-        r#unsafe: config.routing.unsafe_functions.clone(),
+        safe: routing.safe_functions.clone(),
+        r#unsafe: routing.unsafe_functions.clone(),
     };
-    Shared {
-        classifier: Classifier::new(rules, CLASSES_MAX),
-        registry: Registry::new(),
-        effects: Known::default(),
-        sequence_readers: Readers::default(),
-    }
+    Classifier::new(rules, CLASSES_MAX)
 }
 
 /// Where clients come in.
@@ -346,9 +338,11 @@ fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
     let users = proxy.users.load().reload(&new.auth)?;
     let new = Arc::new(new);
     proxy.users.store(Arc::new(users));
-    if new.routing != old.routing {
+    if !new.routing.has_rules_of(&old.routing) {
         // Sessions that are open keep the rules and classes that they have.
-        proxy.shared.store(Arc::new(shared(&new)));
+        let shared = proxy.shared.load();
+        let shared = shared.with_classifier(classifier(&new.routing));
+        proxy.shared.store(Arc::new(shared));
     }
     proxy.clusters.apply(&new, &tls);
     for warning in &tls.warnings {

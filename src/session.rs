@@ -61,8 +61,30 @@ const CONFIG_NAMES_MAX: usize = 128;
 pub struct Shared {
     pub classifier: Classifier,
     pub registry: Registry,
-    pub effects: effects::Known,
-    pub sequence_readers: sequences::Readers,
+    pub effects: Arc<effects::Known>,
+    pub sequence_readers: Arc<sequences::Readers>,
+}
+
+impl Shared {
+    pub fn new(classifier: Classifier) -> Shared {
+        Shared {
+            classifier,
+            registry: Registry::new(),
+            effects: Arc::default(),
+            sequence_readers: Arc::default(),
+        }
+    }
+
+    /// The same for new sessions, whose texts are classified by other rules. What is known of databases and servers is
+    /// everybody's.
+    pub fn with_classifier(&self, classifier: Classifier) -> Shared {
+        Shared {
+            classifier,
+            registry: self.registry.successor(),
+            effects: self.effects.clone(),
+            sequence_readers: self.sequence_readers.clone(),
+        }
+    }
 }
 
 /// One client's session.

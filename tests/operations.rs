@@ -83,6 +83,21 @@ fn with_items(replicas: usize) -> LocalCluster {
 }
 
 #[test]
+fn statements_are_what_was_prepared_after_a_reload_of_the_rules() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let config = std::fs::read_to_string(&gateway.config_path).unwrap();
+    let before = Client::open(&gateway, "app", "");
+    assert_eq!(before.prepared("SELECT 'before'"), "before");
+    gateway.reload(&format!("[routing]\nunsafe_functions = [\"f\"]\n{config}"));
+    // On the server that the other one has used: who leaves one last is lent it next.
+    let after = Client::open(&gateway, "app", "");
+    assert_eq!(after.prepared("SELECT 'after'"), "after");
+    assert_eq!(before.prepared("SELECT 'still here'"), "still here");
+    assert_eq!(after.prepared("SELECT 'before'"), "before");
+}
+
+#[test]
 fn nodes_come_and_go_under_traffic() {
     let cluster = with_items(2);
     let gateway = Gateway::start(&cluster);

@@ -20,7 +20,6 @@ use tidegate::session::pipeline::{PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Pla
 use tidegate::session::repair::Repairable;
 use tidegate::session::server::{OWED_MAX, Params, ServerState};
 use tidegate::session::settings::Settings;
-use tidegate::session::statements::Registry;
 use tidegate::session::{Session, Shared};
 use tidegate::sql::Need;
 use tidegate::sql::cache::Classifier;
@@ -192,12 +191,7 @@ struct Play {
 
 impl Play {
     fn new() -> Play {
-        let shared = Shared {
-            classifier: Classifier::new(Rules::default(), 64),
-            registry: Registry::new(),
-            effects: Default::default(),
-            sequence_readers: Default::default(),
-        };
+        let shared = Shared::new(Classifier::new(Rules::default(), 64));
         let settings = Settings::from_startup([("application_name", "play")]);
         let session = Session::new(Arc::new(shared), "main/app/app", settings, params());
         Play {

@@ -107,10 +107,17 @@ pub(super) fn key(name: &[u8]) -> &[u8] {
 pub struct Registry {
     /// By a hash of scope, text and types. Of two statements with one hash the later is kept.
     shards: [Mutex<LruCache<u64, Arc<Prepared>, foldhash::fast::FixedState>>; Self::SHARDS],
+    numbers: Arc<Numbers>,
+    hasher: foldhash::quality::RandomState,
+}
+
+/// What all registries of a process share: servers outlive them.
+#[derive(Debug)]
+struct Numbers {
+    /// Of the next statement. Servers know statements by their numbers.
     next: AtomicU64,
     /// Counts changes of schemas.
     epoch: AtomicU64,
-    hasher: foldhash::quality::RandomState,
 }
 
 impl Registry {
@@ -119,13 +126,25 @@ impl Registry {
     const STATEMENTS_MAX: usize = 16_384;
 
     pub fn new() -> Registry {
+        Registry::numbered(Arc::new(Numbers {
+            next: AtomicU64::new(1),
+            epoch: AtomicU64::new(0),
+        }))
+    }
+
+    /// An empty one that takes over from this one, which may still be used: no statement of either is taken for one of
+    /// the other's.
+    pub fn successor(&self) -> Registry {
+        Registry::numbered(self.numbers.clone())
+    }
+
+    fn numbered(numbers: Arc<Numbers>) -> Registry {
         let per_shard = NonZeroUsize::new(Self::STATEMENTS_MAX / Self::SHARDS);
         let per_shard = per_shard.unwrap_or(NonZeroUsize::MIN);
         let shard = || LruCache::with_hasher(per_shard, Default::default());
         Registry {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
-            next: AtomicU64::new(1),
-            epoch: AtomicU64::new(0),
+            numbers,
             hasher: foldhash::quality::RandomState::default(),
         }
     }
@@ -133,7 +152,7 @@ impl Registry {
     /// A schema has changed: what was prepared before may have another result now, and a new
     /// statement must not be given an old plan.
     pub fn begin_epoch(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.numbers.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The statement of this text and these types. `scope` names whose statements may be the same:
@@ -146,7 +165,7 @@ impl Registry {
         class: &Arc<Class>,
     ) -> Arc<Prepared> {
         let hash = self.hasher.hash_one((&**scope, sql, types));
-        let epoch = self.epoch.load(Ordering::Relaxed);
+        let epoch = self.numbers.epoch.load(Ordering::Relaxed);
         let mut shard = self.shards[hash as usize % Self::SHARDS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -160,7 +179,7 @@ impl Registry {
         {
             return known.clone();
         }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.numbers.next.fetch_add(1, Ordering::Relaxed);
         let prepared = Arc::new(Prepared {
             id,
             server_name: server_name(id).into(),
@@ -326,6 +345,27 @@ mod tests {
         assert!(again.is_stale());
         registry.begin_epoch();
         assert_ne!(third, id(&here, b"\0\0", &read));
+    }
+
+    #[test]
+    fn a_successor_has_statements_of_its_own() {
+        let (scope, read) = (Arc::from("main/app/app"), class(Need::Read));
+        let old = Registry::new();
+        let intern = |registry: &Registry, sql: &str| {
+            registry.intern(&scope, sql.as_bytes(), b"\0\0", &read).id
+        };
+        let first = intern(&old, "SELECT 1");
+        let new = old.successor();
+        let second = intern(&new, "SELECT 1");
+        let third = intern(&old, "SELECT 2");
+        assert!(first < second && second < third, "{first} {second} {third}");
+        assert_eq!(intern(&old, "SELECT 1"), first);
+        assert_eq!(intern(&new, "SELECT 1"), second);
+        old.begin_epoch();
+        assert!(
+            intern(&new, "SELECT 1") > third,
+            "a schema has changed for everybody"
+        );
     }
 
     #[test]

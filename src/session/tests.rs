@@ -30,12 +30,7 @@ fn session() -> Session {
 }
 
 fn session_with(params: Params) -> Session {
-    let shared = Shared {
-        classifier: Classifier::new(Rules::default(), 100),
-        registry: Registry::new(),
-        effects: Default::default(),
-        sequence_readers: Default::default(),
-    };
+    let shared = Shared::new(Classifier::new(Rules::default(), 100));
     Session::new(
         Arc::new(shared),
         "main/app/app",
