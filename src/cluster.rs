@@ -5,6 +5,7 @@
 pub mod catalog;
 pub mod causal;
 pub mod connect;
+mod demand;
 mod gate;
 pub mod keys;
 pub mod lag;
@@ -14,7 +15,7 @@ pub mod pool;
 pub mod probe;
 pub mod roles;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use tokio::sync::Notify;
 use self::catalog::Catalogs;
 use self::causal::Keys;
 use self::causal::store::{self, Store};
+use self::demand::{Demand, Rest};
 use self::gate::Gate;
 use self::lag::History;
 use self::node::{Node, Role};
@@ -62,14 +64,7 @@ pub struct Cluster {
     /// By the database's name, and whether one of them waits for a sample since it was changed.
     schemas: DashMap<Box<str>, Arc<Schema>>,
     schema_waits: AtomicBool,
-    /// The sample that somebody waits for, by its number.
-    wanted: AtomicU64,
-    /// The position that somebody waits for replicas to reach.
-    goal: AtomicU64,
-    /// The same, if it is to be taken at once.
-    urgent: AtomicU64,
-    /// How the primary's probe waits: a [`Rest`].
-    rest: AtomicU8,
+    demand: Demand,
     gate: Gate,
     /// A sample has been taken, or a replica has moved.
     pub moved: Notify,
@@ -94,17 +89,6 @@ pub struct Topology {
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
-}
-
-/// How a probe waits, and so for what it is woken.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Rest {
-    None,
-    /// Until the next step at which nodes are asked.
-    Step,
-    /// Until its heartbeat, or until there is something to ask for.
-    Long,
 }
 
 /// See [`Cluster::watched_topology`].
@@ -144,10 +128,7 @@ impl Cluster {
             last_write_mark: Mutex::new(Mark::new(Tick(0))),
             schemas: DashMap::new(),
             schema_waits: AtomicBool::new(false),
-            wanted: AtomicU64::new(0),
-            goal: AtomicU64::new(0),
-            urgent: AtomicU64::new(0),
-            rest: AtomicU8::new(Rest::None as u8),
+            demand: Demand::default(),
             gate: Gate::default(),
             moved: Notify::new(),
             changed: Notify::new(),
@@ -276,26 +257,20 @@ impl Cluster {
 
     /// Asks for a sample of the primary's position that is started after `moment`: before long, as nobody waits.
     pub fn want_sample(&self, moment: Tick) {
-        if self.wanted.fetch_max(moment.0 + 1, SeqCst) <= moment.0 {
-            self.wake_primary_from(Rest::Long);
+        if self.demand.want_sample(moment) {
+            self.wake_primary();
         }
     }
 
     /// Somebody waits for the sample that has been asked for: the primary is asked at once, if it has not just been.
     pub fn hurry(&self) {
-        let wanted = self.wanted.load(SeqCst);
-        if self.urgent.fetch_max(wanted, SeqCst) < wanted {
-            self.wake_primary_from(Rest::Step);
+        if self.demand.hurry() {
+            self.wake_primary();
         }
     }
 
-    /// Wakes the primary's probe if it waits like this, or longer.
-    fn wake_primary_from(&self, rest: Rest) {
-        let rest = rest as u8;
-        if self.rest.load(SeqCst) >= rest
-            && self.rest.swap(Rest::None as u8, SeqCst) >= rest
-            && let Some(primary) = &self.topology().primary
-        {
+    fn wake_primary(&self) {
+        if let Some(primary) = &self.topology().primary {
             primary.wake.notify_one();
         }
     }
@@ -310,7 +285,7 @@ impl Cluster {
 
     /// Somebody waits for a replica that has replayed to `lsn`.
     fn raise_goal(&self, lsn: Lsn) {
-        if lsn <= self.goal() || self.goal.fetch_max(lsn.0, SeqCst) >= lsn.0 {
+        if !self.demand.raise_goal(lsn) {
             return;
         }
         for node in &self.topology().nodes {
@@ -321,27 +296,27 @@ impl Cluster {
     }
 
     fn is_sample_wanted(&self) -> bool {
-        self.wanted.load(SeqCst) > self.newest_tick()
+        self.demand.is_sample_wanted(self.newest_tick())
     }
 
     /// Whether the primary is to be asked at once.
     fn is_urgent(&self) -> bool {
-        self.urgent.load(SeqCst) > self.newest_tick()
+        self.demand.is_urgent(self.newest_tick())
     }
 
-    fn newest_tick(&self) -> u64 {
-        self.clock.latest().map_or(0, |sample| sample.tick.0)
+    fn newest_tick(&self) -> Tick {
+        self.clock.latest().map_or(Tick(0), |sample| sample.tick)
     }
 
     fn set_rest(&self, node: &Node, rest: Rest) {
         node.set_resting(rest != Rest::None);
         if self.is_primary(node) {
-            self.rest.store(rest as u8, SeqCst);
+            self.demand.set_rest(rest);
         }
     }
 
     fn goal(&self) -> Lsn {
-        Lsn(self.goal.load(SeqCst))
+        self.demand.goal()
     }
 
     /// The next of the primary's positions beyond `replayed`, if somebody waits for one there.
@@ -479,7 +454,7 @@ impl Cluster {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .clear();
-                self.goal.store(0, SeqCst);
+                self.demand.forget_goal();
                 old.nodes.iter().for_each(|node| node.forget_as_of());
                 let is_failover = old.last_primary.is_some_and(|last| last != new.id());
                 telemetry::metrics()
@@ -493,7 +468,7 @@ impl Cluster {
                     }
                 }
                 // Its first sample is what every session waits for.
-                self.wanted.fetch_max(self.clock.now().0 + 1, SeqCst);
+                let _ = self.demand.want_sample(self.clock.now());
                 new.wake.notify_one();
             }
             (None, _) if split_brain => {
@@ -566,14 +541,7 @@ impl Cluster {
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
         }
-        let functions = |config: &Config| {
-            let routing = &config.routing;
-            (
-                routing.safe_functions.clone(),
-                routing.unsafe_functions.clone(),
-            )
-        };
-        if functions(&old.config) != functions(config) {
+        if !config.routing.has_rules_of(&old.config.routing) {
             self.catalogs.outdate();
         }
         let previous = old.config.clusters.iter().find(|c| c.name == self.name);

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use self::steps::Steps;
+use super::Cluster;
 use super::connect::{self, ConnectError, Connection, Target};
+use super::demand::Rest;
 use super::node::{Node, Role};
 use super::pool::incarnation;
-use super::{Cluster, Rest};
 use crate::auth::Credential;
 use crate::config::Config;
 use crate::session::consistency::{Lsn, Replica, Tick};
