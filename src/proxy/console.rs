@@ -437,15 +437,15 @@ fn check(formats: &Formats, columns: usize) -> Result<(), Refusal> {
 fn formats(rest: &[u8]) -> Result<Formats, Refusal> {
     let bad = |what: &str| Refusal::protocol("08P01", format!("bind message {what}"));
     let mut fields = Cursor::new(rest);
-    let mut read = || -> Option<(i16, Vec<i16>)> {
-        let codes = usize::try_from(fields.i16().ok()?).ok()?;
+    let mut read = || -> Option<(u16, Vec<u16>)> {
+        let codes = usize::from(fields.u16().ok()?);
         fields.bytes(2 * codes).ok()?;
-        let parameters = fields.i16().ok()?;
+        let parameters = fields.u16().ok()?;
         if parameters != 0 {
             return Some((parameters, Vec::new()));
         }
-        let results = usize::try_from(fields.i16().ok()?).ok()?;
-        let results: Option<Vec<i16>> = (0..results).map(|_| fields.i16().ok()).collect();
+        let results = fields.u16().ok()?;
+        let results: Option<Vec<u16>> = (0..results).map(|_| fields.u16().ok()).collect();
         Some((0, results?))
     };
     match read() {

@@ -19,13 +19,13 @@ impl<'a> Cursor<'a> {
         Ok(first)
     }
 
-    pub fn i16(&mut self) -> Result<i16, WireError> {
+    pub fn u16(&mut self) -> Result<u16, WireError> {
         let (head, rest) = self
             .rest
             .split_first_chunk::<2>()
             .ok_or(WireError::Truncated)?;
         self.rest = rest;
-        Ok(i16::from_be_bytes(*head))
+        Ok(u16::from_be_bytes(*head))
     }
 
     pub fn i32(&mut self) -> Result<i32, WireError> {
@@ -79,7 +79,7 @@ mod tests {
         let mut c = Cursor::new(b"ab\0\x01\0\x02\0\0\0\x03");
         assert_eq!(c.cstr(), Ok(&b"ab"[..]));
         assert_eq!(c.u8(), Ok(1));
-        assert_eq!(c.i16(), Ok(2));
+        assert_eq!(c.u16(), Ok(2));
         assert_eq!(c.end(), Err(WireError::Trailing));
         assert_eq!(c.i32(), Ok(3));
         assert_eq!(c.end(), Ok(()));
@@ -91,7 +91,7 @@ mod tests {
         #[test]
         fn never_panics(body: Vec<u8>, n: usize) {
             let mut c = Cursor::new(&body);
-            let _ = (c.cstr(), c.i16(), c.i32(), c.u8(), c.bytes(n), c.end());
+            let _ = (c.cstr(), c.u16(), c.i32(), c.u8(), c.bytes(n), c.end());
         }
     }
 }

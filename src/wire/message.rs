@@ -30,8 +30,8 @@ impl<'a> Parse<'a> {
         let name = fields.cstr()?;
         let sql = fields.cstr()?;
         let types = fields.rest();
-        let count = fields.i16()?;
-        fields.bytes(4 * usize::try_from(count).map_err(|_| WireError::Value)?)?;
+        let count = fields.u16()?;
+        fields.bytes(4 * usize::from(count))?;
         fields.end()?;
         Ok(Parse { name, sql, types })
     }
@@ -64,9 +64,9 @@ impl<'a> Bind<'a> {
 /// where there is no such value.
 pub fn bound_value(values: &[u8], number: u16) -> Option<&[u8]> {
     let mut fields = Cursor::new(values);
-    let formats = usize::try_from(fields.i16().ok()?).ok()?;
+    let formats = usize::from(fields.u16().ok()?);
     fields.bytes(2 * formats).ok()?;
-    let count = u16::try_from(fields.i16().ok()?).ok()?;
+    let count = fields.u16().ok()?;
     if number == 0 || number > count {
         return None;
     }
@@ -187,7 +187,7 @@ pub fn row_shape(body: &[u8]) -> Result<u64, WireError> {
     if body.is_empty() {
         return Ok(digest.finish());
     }
-    let count = usize::try_from(fields.i16()?).map_err(|_| WireError::Value)?;
+    let count = usize::from(fields.u16()?);
     digest.write_usize(count);
     for _ in 0..count {
         digest.write(fields.cstr()?);
@@ -208,7 +208,7 @@ pub type Row<'a> = SmallVec<[Option<&'a [u8]>; 4]>;
 /// Reads a DataRow.
 pub fn data_row(body: &[u8]) -> Result<Row<'_>, WireError> {
     let mut fields = Cursor::new(body);
-    let count = usize::try_from(fields.i16()?).map_err(|_| WireError::Value)?;
+    let count = usize::from(fields.u16()?);
     let mut values = Row::with_capacity(count);
     for _ in 0..count {
         values.push(match fields.i32()? {
@@ -237,7 +237,9 @@ mod tests {
             Parse::read(b"s\0SELECT\0\0\x02\0\0\0\x17"),
             Err(WireError::Truncated)
         );
-        assert_eq!(Parse::read(b"s\0SELECT\0\xff\xff"), Err(WireError::Value));
+        // PostgreSQL takes no count for negative.
+        let many = [b"s\0SELECT\0\xff\xff", &[0; 4 * 0xffff][..]].concat();
+        assert_eq!(Parse::read(&many).unwrap().types.len(), 2 + 4 * 0xffff);
         let bind = Bind::read(b"p\0s\0\0\0\0\0\0\0").unwrap();
         assert_eq!(
             (bind.portal, bind.statement, bind.head_len()),

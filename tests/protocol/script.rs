@@ -325,10 +325,10 @@ fn parse(text: &str) -> Result<Vec<u8>, String> {
         Some((name, types)) => (name, types.trim_end_matches(')')),
         None => (head, ""),
     };
-    let types: Vec<u32> = numbers(types)?;
+    let types: Vec<u32> = numbers(&String::from_utf8_lossy(&expand(types)?))?;
     let mut body = terminated(name_of(name)?);
     body.extend(terminated(expand(sql)?));
-    body.extend((types.len() as i16).to_be_bytes());
+    body.extend((types.len() as u16).to_be_bytes());
     for oid in types {
         body.extend(oid.to_be_bytes());
     }

@@ -125,7 +125,7 @@ pub struct Formats(Vec<bool>);
 
 impl Formats {
     /// From the codes of a Bind; `None` for one that is not known.
-    pub fn of(codes: impl IntoIterator<Item = i16>) -> Option<Formats> {
+    pub fn of(codes: impl IntoIterator<Item = u16>) -> Option<Formats> {
         let is_binary = |code| match code {
             0 => Some(false),
             1 => Some(true),
