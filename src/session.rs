@@ -619,6 +619,10 @@ impl Session {
                 server.settings.set(&name, statement);
                 self.restyled |= name == settings::DATE_STYLE;
             }
+            Setting::Transactions(modes) => {
+                self.settings.set_transactions(modes);
+                server.settings.set_transactions(modes);
+            }
             Setting::Reset { name } => {
                 self.went_back = true;
                 self.settings.reset(&name, &self.defaults);

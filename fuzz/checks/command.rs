@@ -3,9 +3,7 @@
 use tidegate::session::settings::Settings;
 use tidegate::sql::Verb;
 use tidegate::sql::cache::Classifier;
-use tidegate::sql::command::{
-    Setting, TRANSACTION_CHARACTERISTICS, deallocate, explained, setting,
-};
+use tidegate::sql::command::{Setting, deallocate, explained, setting};
 use tidegate::sql::functions::Rules;
 use tidegate::sql::lexer::statements;
 
@@ -51,6 +49,12 @@ fn settings(text: &[u8], verb: Verb) {
             server.reset(&name, &session);
             assert!(server.difference(&session).is_empty());
         }
+        Some(Setting::Transactions(modes)) => {
+            let none = Settings::default();
+            let mut set = none.clone();
+            set.set_transactions(modes);
+            undoes(&set);
+        }
         Some(Setting::ResetAll | Setting::Local) | None => {}
     }
 }
@@ -78,6 +82,12 @@ fn replays(name: &str, text: &[u8]) {
     };
     let said: Vec<_> = statements(&sql, true).map(|at| &sql[at]).collect();
     assert_eq!(said.last(), Some(&text), "{}", sql.escape_ascii());
+    undoes(&set);
+}
+
+/// What is said to undo settings is about each of them by its name.
+fn undoes(set: &Settings) {
+    let none = Settings::default();
     let mut undone = set.clone();
     for undo in set.difference(&none) {
         for at in statements(&undo, true) {
@@ -87,10 +97,7 @@ fn replays(name: &str, text: &[u8]) {
             }
         }
     }
-    assert!(
-        undone == none || name == TRANSACTION_CHARACTERISTICS,
-        "{name}"
-    );
+    assert!(undone == none);
 }
 
 fn deallocated(text: &[u8], verb: Verb) {

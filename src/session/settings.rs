@@ -9,8 +9,7 @@ use smallvec::SmallVec;
 
 use super::intern::Interner;
 use super::own::{self, Own, Wanted};
-use crate::sql::Isolation;
-use crate::sql::command::TRANSACTION_CHARACTERISTICS;
+use crate::sql::{Isolation, Modes};
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
 ///
@@ -45,6 +44,7 @@ const ENCODING: &str = "client_encoding";
 /// What transactions are unless they say otherwise.
 const ISOLATION: &str = "default_transaction_isolation";
 const READ_ONLY: &str = "default_transaction_read_only";
+const DEFERRABLE: &str = "default_transaction_deferrable";
 
 /// A SET of it changes a part of the value: it is restated whole from what the server reports.
 pub const DATE_STYLE: &str = "datestyle";
@@ -53,6 +53,7 @@ pub const DATE_STYLE: &str = "datestyle";
 const MEANINGLESS: [&str; 14] = [
     "application_name",
     "client_min_messages",
+    DEFERRABLE,
     ISOLATION,
     READ_ONLY,
     "extra_float_digits",
@@ -63,7 +64,6 @@ const MEANINGLESS: [&str; 14] = [
     "maintenance_work_mem",
     "statement_timeout",
     "synchronous_commit",
-    TRANSACTION_CHARACTERISTICS,
     "work_mem",
 ];
 
@@ -142,26 +142,19 @@ impl Settings {
     /// What transactions see of others unless they say otherwise, where servers have `usual` for it; `None`
     /// if that is not known.
     pub fn isolation(&self, usual: Option<Isolation>) -> Option<Isolation> {
-        let stated = |name: &str| {
-            let statement = self.map.get(name)?.to_ascii_lowercase();
-            let has = |word: &str| statement.windows(word.len()).any(|w| w == word.as_bytes());
-            // Characteristics may be of something else.
-            let is_of_it = name != TRANSACTION_CHARACTERISTICS || has("isolation");
-            let mut named = Isolation::ALL.iter().filter(|(name, _)| has(name));
-            is_of_it.then(|| named.next().filter(|_| named.next().is_none()))
+        let Some(statement) = self.map.get(ISOLATION) else {
+            return usual;
         };
-        match [ISOLATION, TRANSACTION_CHARACTERISTICS].map(stated) {
-            [None, None] => usual,
-            [Some(one), None] | [None, Some(one)] => one.map(|(_, isolation)| *isolation),
-            // It is not known which was said last.
-            [Some(a), Some(b)] => a.filter(|_| a == b).map(|(_, isolation)| *isolation),
-        }
+        let statement = statement.to_ascii_lowercase();
+        let has = |word: &str| statement.windows(word.len()).any(|w| w == word.as_bytes());
+        let mut named = Isolation::ALL.iter().filter(|(name, _)| has(name));
+        let one = named.next().filter(|_| named.next().is_none());
+        one.map(|(_, isolation)| *isolation)
     }
 
     /// Whether the session has said itself that its transactions are read-only, or are not.
     pub fn state_transactions_read_only(&self) -> bool {
-        let says = [READ_ONLY, TRANSACTION_CHARACTERISTICS];
-        says.iter().any(|&name| self.map.contains_key(name))
+        self.map.contains_key(READ_ONLY)
     }
 
     /// What the session asks of the proxy.
@@ -250,6 +243,21 @@ impl Settings {
             forget_role(name, map);
             map.insert(name.into(), statement.into());
         });
+    }
+
+    /// Transactions are like this now, unless they say otherwise.
+    pub fn set_transactions(&mut self, modes: Modes) {
+        let switch = |on: bool| if on { "on" } else { "off" };
+        let values = [
+            (ISOLATION, modes.isolation.map(Isolation::name)),
+            (READ_ONLY, modes.read_only.map(switch)),
+            (DEFERRABLE, modes.deferrable.map(switch)),
+        ];
+        for (name, value) in values {
+            if let Some(value) = value {
+                self.set(name, &set_config(name, value.as_bytes()));
+            }
+        }
     }
 
     /// `name` has this value now, by whatever statements. `false` when it is not set here.
@@ -368,12 +376,7 @@ impl Routing {
 }
 
 fn reset_statement(name: &str) -> String {
-    match name {
-        TRANSACTION_CHARACTERISTICS => "RESET default_transaction_isolation; \
-            RESET default_transaction_read_only; RESET default_transaction_deferrable"
-            .to_owned(),
-        _ => format!("RESET \"{}\"", name.replace('"', "\"\"")),
-    }
+    format!("RESET \"{}\"", name.replace('"', "\"\""))
 }
 
 /// A change of the session's user, whichever way, sets the role to none.
@@ -428,9 +431,9 @@ fn are_serializable(settings: &Map) -> bool {
         let mut words = statement.windows(12);
         words.any(|word| word.eq_ignore_ascii_case(b"serializable"))
     };
-    let names = [ISOLATION, TRANSACTION_CHARACTERISTICS];
-    let mut set = names.iter().filter_map(|&name| settings.get(name));
-    set.any(|statement| serializable(statement))
+    settings
+        .get(ISOLATION)
+        .is_some_and(|statement| serializable(statement))
 }
 
 #[cfg(test)]
@@ -464,6 +467,30 @@ mod tests {
         session.reset_all(&defaults);
         assert!(text(&defaults, &session).contains("SET ROLE bob"));
         assert!(!text(&defaults, &session).contains("work_mem"));
+    }
+
+    #[test]
+    fn characteristics_are_settings_of_their_own() {
+        let none = Settings::default();
+        let mut session = none.clone();
+        session.set_transactions(Modes {
+            isolation: Some(Isolation::Serializable),
+            ..Modes::default()
+        });
+        session.set_transactions(Modes {
+            read_only: Some(true),
+            ..Modes::default()
+        });
+        assert!(session.need_primary() && session.state_transactions_read_only());
+        session.set(READ_ONLY, b"SET default_transaction_read_only = off");
+        let said = text(&none, &session);
+        assert!(said.contains("'default_transaction_isolation', 'serializable'"));
+        assert!(
+            said.ends_with("SET default_transaction_read_only = off\n;"),
+            "{said}"
+        );
+        session.reset(ISOLATION, &none);
+        assert!(!session.need_primary());
     }
 
     #[test]

@@ -501,7 +501,7 @@ impl Session {
                     Within::Leaves
                 }
                 Some(Setting::Set { .. } | Setting::Reset { .. } | Setting::Local) => Within::Stays,
-                Some(Setting::ResetAll) | None => Within::Leaves,
+                Some(Setting::ResetAll | Setting::Transactions(_)) | None => Within::Leaves,
             },
             Verb::Show if shows_node(sql) => Within::Leaves,
             Verb::Show | Verb::Fetch | Verb::Close => Within::StaysReadOnly,

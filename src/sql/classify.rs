@@ -31,7 +31,7 @@ use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Kind, Lexer};
-use super::{Class, Isolation, Modes, Need, Pin, Reach, Refused, Statement, Verb, Why};
+use super::{Class, Need, Pin, Reach, Refused, Statement, Verb, Why};
 
 /// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
 /// as a tree that is as deep as the chain is long, and the tree's drop recurses: past some tens of

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::lexer::{Cursor, Kind};
+use super::{Isolation, Modes};
 
 /// What a SET or RESET is about. Names are in lower case, as the server compares them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,13 +20,11 @@ pub enum Setting<'a> {
         name: Cow<'a, str>,
     },
     ResetAll,
+    /// SET SESSION CHARACTERISTICS: what transactions are unless they say otherwise.
+    Transactions(Modes),
     /// Gone with the transaction: SET LOCAL, SET TRANSACTION, SET CONSTRAINTS.
     Local,
 }
-
-/// The name by which `SET SESSION CHARACTERISTICS AS TRANSACTION …` is known. It is no setting's
-/// own: it sets several.
-pub const TRANSACTION_CHARACTERISTICS: &str = "transaction characteristics";
 
 /// The longest name the server keeps, in bytes; it cuts off the rest.
 pub const NAME_MAX: usize = 63;
@@ -46,7 +45,7 @@ pub fn setting(statement: &[u8]) -> Option<Setting<'_>> {
     }
     if ahead.eat("session") && !assigns(&ahead) {
         if ahead.eat("characteristics") {
-            return set(TRANSACTION_CHARACTERISTICS);
+            return Some(Setting::Transactions(modes(&mut ahead)));
         }
         // SESSION twice is the same as once.
         ahead.eat("session");
@@ -70,6 +69,38 @@ pub fn setting(statement: &[u8]) -> Option<Setting<'_>> {
         return None;
     }
     Some(assigned(name, &cursor))
+}
+
+/// The transaction modes that follow.
+pub fn modes(cursor: &mut Cursor<'_>) -> Modes {
+    let mut modes = Modes::default();
+    let mut negated = false;
+    loop {
+        let not = std::mem::take(&mut negated);
+        if cursor.eat("read") {
+            if cursor.eat("only") {
+                modes.read_only = Some(true);
+            } else if cursor.eat("write") {
+                modes.read_only = Some(false);
+            } else if cursor.eat("committed") {
+                modes.isolation = Some(Isolation::ReadCommitted);
+            } else if cursor.eat("uncommitted") {
+                modes.isolation = Some(Isolation::ReadUncommitted);
+            }
+        } else if cursor.eat("repeatable") {
+            modes.isolation = Some(Isolation::RepeatableRead);
+        } else if cursor.eat("serializable") {
+            modes.isolation = Some(Isolation::Serializable);
+        } else if cursor.eat("deferrable") {
+            modes.deferrable = Some(!not);
+        } else {
+            negated = cursor.at("not");
+            // ISOLATION LEVEL, commas, and what the server will refuse.
+            if cursor.next().is_none() {
+                return modes;
+            }
+        }
+    }
 }
 
 /// A SET or RESET of a setting whose name has a dot.
@@ -591,7 +622,10 @@ mod tests {
             ),
             (
                 "set session characteristics as transaction read only",
-                set(TRANSACTION_CHARACTERISTICS),
+                Some(Setting::Transactions(Modes {
+                    read_only: Some(true),
+                    ..Modes::default()
+                })),
             ),
             ("set local a = 1", Some(Setting::Local)),
             ("set local time zone 'UTC'", Some(Setting::Local)),

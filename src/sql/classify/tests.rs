@@ -7,7 +7,7 @@ mod limits;
 mod reads;
 mod writes;
 
-use super::super::fingerprint;
+use super::super::{Modes, fingerprint};
 use super::*;
 
 fn class_with(sql: &str, rules: &Rules) -> Class {

@@ -3,8 +3,9 @@
 //! Owns: PostgreSQL's commands by keyword, none of which depends on the parser. Never: looks into a
 //! query; it hands that over as text.
 
+use super::super::command;
 use super::super::lexer::{Cursor, Kind};
-use super::{Isolation, Modes, Need, Pin, Reach, Verb, Why, temporary};
+use super::{Need, Pin, Reach, Verb, Why, temporary};
 
 /// A statement, as far as its words say.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,7 +116,7 @@ pub(super) fn read(text: &[u8], conforming: bool) -> Command<'_> {
         b"explain" => explain(&mut cursor, conforming),
         b"copy" => copy(&mut cursor),
 
-        b"begin" | b"start" => Command::transaction(Verb::Begin(modes(&mut cursor))),
+        b"begin" | b"start" => Command::transaction(Verb::Begin(command::modes(&mut cursor))),
         b"commit" | b"end" if !cursor.at("prepared") => Command::transaction(Verb::Commit),
         // What was prepared may well be a change of the schema.
         b"commit" => Command::write(Why::Utility, Verb::Ddl(Reach::Anything)),
@@ -236,38 +237,6 @@ fn is_routine(cursor: Cursor<'_>, text: &[u8]) -> bool {
     words.any(|token| KINDS.iter().any(|kind| token.is(text, kind)))
 }
 
-/// The transaction modes that follow.
-fn modes(cursor: &mut Cursor<'_>) -> Modes {
-    let mut modes = Modes::default();
-    let mut negated = false;
-    loop {
-        let not = std::mem::take(&mut negated);
-        if cursor.eat("read") {
-            if cursor.eat("only") {
-                modes.read_only = Some(true);
-            } else if cursor.eat("write") {
-                modes.read_only = Some(false);
-            } else if cursor.eat("committed") {
-                modes.isolation = Some(Isolation::ReadCommitted);
-            } else if cursor.eat("uncommitted") {
-                modes.isolation = Some(Isolation::ReadUncommitted);
-            }
-        } else if cursor.eat("repeatable") {
-            modes.isolation = Some(Isolation::RepeatableRead);
-        } else if cursor.eat("serializable") {
-            modes.isolation = Some(Isolation::Serializable);
-        } else if cursor.eat("deferrable") {
-            modes.deferrable = Some(!not);
-        } else {
-            negated = cursor.at("not");
-            // ISOLATION LEVEL, commas, and what the server will refuse.
-            if cursor.next().is_none() {
-                return modes;
-            }
-        }
-    }
-}
-
 fn set(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
     let session = cursor.eat("session");
     let Some(next) = cursor.next() else {
@@ -280,7 +249,7 @@ fn set(cursor: &mut Cursor<'_>, text: &[u8]) -> Verb {
         .any(|word| next.is(text, word));
     if local && !named && !session {
         match next.is(text, "transaction") && !cursor.at("snapshot") {
-            true => Verb::SetTransaction(modes(cursor)),
+            true => Verb::SetTransaction(command::modes(cursor)),
             false => Verb::SettingLocal,
         }
     } else {
@@ -434,6 +403,7 @@ fn relation(cursor: &mut Cursor<'_>) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::{Isolation, Modes};
 
     fn effects(sql: &str) -> (Verb, Option<Pin>) {
         let Effects { verb, pin } = read(sql.as_bytes(), true).effects();
