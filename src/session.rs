@@ -109,6 +109,8 @@ pub struct Session {
     before: Option<(Settings, Settings)>,
     /// Settings were changed in a way that only the server knows; those that it does not list.
     uncertain: bool,
+    /// The batch under way may do that, and commit it: then a rollback undoes only a part.
+    suspected: bool,
     config_names: Vec<Box<str>>,
     /// What has run while it was not known which names have effects on sessions, and the version of
     /// that knowledge when it was asked for.
@@ -192,6 +194,7 @@ impl Session {
             defaults,
             before: None,
             uncertain: false,
+            suspected: false,
             config_names: Vec::new(),
             unjudged: Vec::new(),
             asked: 0,
@@ -678,7 +681,7 @@ impl Session {
         if let Some((session, on_server)) = self.before.take() {
             self.settings = session;
             server.settings = on_server;
-            self.uncertain = false;
+            self.uncertain = self.suspected;
         }
     }
 
@@ -721,6 +724,7 @@ impl Session {
             }
         }
         self.failed = false;
+        self.suspected = false;
         self.foretold = None;
         self.status = status;
         server.ready(status);

@@ -397,6 +397,52 @@ fn who_goes_on_reading_after_a_write_waits_for_a_replica_once() {
 }
 
 #[test]
+fn what_the_primary_has_shown_at_one_level_is_a_floor_at_the_next() {
+    let cluster = start(1);
+    let (primary, replica) = (cluster.primary().port(), cluster.node(1));
+    let gateway = gateway(&cluster);
+    let (writer, reader) = (
+        Client::open(&gateway, "app", ""),
+        Client::open(&gateway, "app", ""),
+    );
+    wait_for("reads on the replica", || read(&reader, "").1 != primary);
+    replica.pause_replay().unwrap();
+    write(&writer, 1);
+    assert_eq!(read(&reader, "/* tidegate: primary */ "), (1, primary));
+    assert_eq!(read(&reader, ""), (1, primary));
+    write(&writer, 2);
+    reader.rows("SET tidegate.consistency = 'primary'");
+    assert_eq!(read(&reader, ""), (2, primary));
+    reader.rows("SET tidegate.consistency = 'session'");
+    assert_eq!(read(&reader, ""), (2, primary));
+    replica.resume_replay().unwrap();
+}
+
+#[test]
+fn who_has_a_server_on_the_replica_needs_no_other_after_waiting_for_it() {
+    let cluster = start(1);
+    let (primary, replica) = (cluster.primary().port(), cluster.node(1));
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let pool = "[pool]\nmode = \"session\"\nsize = 1\n";
+        format!("{config}\n{pool}[lag]\nmax = \"10m\"\n[consistency]\ngate_wait = \"10m\"\n")
+    });
+    let client = Client::open(&gateway, "app", "");
+    wait_for("reads on the replica", || read(&client, "").1 != primary);
+    let heard = || gateway.metric("tidegate_client_bytes_total", "direction=\"received\"");
+    replica.pause_replay().unwrap();
+    write(&client, 1);
+    assert_eq!([read(&client, ""), read(&client, "")], [(1, primary); 2]);
+    let before = heard();
+    let shown = thread::scope(|scope| {
+        let read = scope.spawn(|| read(&client, ""));
+        wait_for("the read to come", || heard() > before);
+        replica.resume_replay().unwrap();
+        read.join().expect("no panic")
+    });
+    assert_eq!(shown, (1, replica.port()));
+}
+
+#[test]
 fn nobody_waits_for_a_replica_that_does_not_answer() {
     let cluster = start(1);
     let primary = cluster.primary().port();

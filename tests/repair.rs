@@ -6,6 +6,7 @@ use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::client::Client;
 use support::forms::{Form, Speaker};
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, Options};
@@ -387,6 +388,49 @@ fn what_is_cut_off_for_good_is_told() {
         assert_eq!(answers.last(), Some(&Err("57P01".to_owned())), "{form:?}");
         assert_eq!(retries(), before + 3.0, "{form:?}");
         assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+    }
+}
+
+#[test]
+fn who_loses_what_it_kept_with_its_server_is_told() {
+    let cluster = cluster(0);
+    on_primary(
+        &cluster,
+        "CREATE TABLE slow (is_slow boolean); INSERT INTO slow VALUES (true);
+         GRANT SELECT ON slow TO app;
+         CREATE FUNCTION w_stand() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+             IF (SELECT is_slow FROM slow) THEN PERFORM pg_sleep(600); END IF;
+             RETURN 'done';
+         END $$",
+    );
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[routing]\nsafe_functions = [\"w_*\"]\n")
+    });
+    for (keeps, is_told) in [
+        ("SELECT 1", false),
+        ("LISTEN c", true),
+        ("CREATE TEMP TABLE basket AS SELECT 1", true),
+    ] {
+        let client = Client::open(&gateway, "app", "");
+        client.rows(keeps);
+        on_primary(&cluster, "UPDATE slow SET is_slow = true");
+        let answer = thread::scope(|scope| {
+            let asked = scope.spawn(|| client.row_or_error("SELECT w_stand()"));
+            let sleeping = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            let mut pid = String::new();
+            wait_for("the read to stand still", || {
+                pid = on_primary(&cluster, sleeping);
+                !pid.is_empty()
+            });
+            on_primary(&cluster, "UPDATE slow SET is_slow = false");
+            on_primary(&cluster, &format!("SELECT pg_terminate_backend({pid})"));
+            asked.join().expect("an answer")
+        });
+        match (answer, is_told) {
+            (Ok(row), false) => assert_eq!(row, ["done"]),
+            (Err(error), true) => assert_eq!(error.code().code(), "57P01", "{keeps}"),
+            (answer, _) => panic!("{keeps}: {answer:?}"),
+        }
     }
 }
 

@@ -562,6 +562,25 @@ fn a_transaction_sees_what_its_session_must_see() {
     }
 }
 
+#[test]
+fn a_schema_that_changes_during_a_transaction_is_a_floor_after_it() {
+    let cluster = start(1);
+    let grant = "GRANT CREATE ON SCHEMA public TO app";
+    cluster.primary().sql("app", grant).expect("granted");
+    let gateway = eager(&cluster);
+    let other = Client::open(&gateway, "app", "");
+    other.rows("CREATE VIEW shape AS SELECT 1 AS v");
+    cluster.wait_caught_up().expect("caught up");
+    let client = settled(&gateway, &cluster, "");
+    client.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    assert_eq!(here(&client), cluster.node(1).port());
+    cluster.node(1).pause_replay().expect("paused");
+    other.rows("CREATE OR REPLACE VIEW shape AS SELECT 2 AS v");
+    client.rows("COMMIT");
+    assert_eq!(client.one("SELECT v FROM shape"), "2");
+    cluster.node(1).resume_replay().expect("resumed");
+}
+
 /// Sends this and gives the types of the answers up to ReadyForQuery, with its status.
 fn tell(raw: &mut Raw, write: impl FnOnce(&mut bytes::BytesMut)) -> String {
     raw.send(write);

@@ -454,6 +454,12 @@ impl Client {
         life: Incarnation,
         config: &Config,
     ) -> Result<Option<Box<Server>>, Refusal> {
+        if let Some(server) = self
+            .kept_replica(node.id())
+            .filter(|server| server.incarnation == life)
+        {
+            return Ok(Some(server));
+        }
         let pool = self.pool(node, config);
         match pool.checkout(self.session.settings(), NO_FAVOURITE).await {
             Ok(server) if server.incarnation == life => Ok(Some(server)),

@@ -12,6 +12,7 @@ use super::{Client, Ended, lost};
 use crate::cluster::pool::Server;
 use crate::config::Level;
 use crate::net::buffers;
+use crate::wire::message::Status;
 
 /// The longest that resetting a server may take after its session has gone.
 const CLEANING: Duration = Duration::from_secs(10);
@@ -111,7 +112,8 @@ impl Client {
                 std::mem::replace(&mut self.has_read, false)
             }
             false => {
-                if did.read && samples {
+                if did.read {
+                    // Whatever level it was read at: the next read may be at another.
                     self.session.floors.read_primary(clock);
                 }
                 self.has_read |= did.read;
@@ -159,11 +161,16 @@ impl Client {
 
     /// Makes a kept server as good as new and gives it back. In the middle of something it is
     /// closed, which ends the transaction too.
-    pub(super) fn clean(&self, server: Box<Server>, primary: bool) {
+    pub(super) fn clean(&self, mut server: Box<Server>, primary: bool) {
         self.registered.handle.keeps(None);
+        if server.state.status != Status::Idle {
+            // What its transaction has set goes with it.
+            self.session.leave_settings(&mut server.state);
+        }
         let spoilt = primary && self.session.spoils_server();
         if server.state.is_quiet() && !spoilt {
-            let discard = self.keeps_servers || self.session.is_pinned();
+            let is_unsure = self.session.is_pinned() || self.session.must_inspect();
+            let discard = self.keeps_servers || is_unsure;
             tokio::spawn(server.clean(CLEANING, discard));
         }
     }

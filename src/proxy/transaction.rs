@@ -105,10 +105,12 @@ impl Client {
     /// Whether nothing asks for more than the transaction's replica had when it began. One that keeps its
     /// snapshot shows no more than that anyhow, and one that has failed shows nothing.
     fn is_still_fresh(&mut self) -> bool {
+        if !self.session.may_move() || self.session.status() == Status::Failed {
+            // What has changed meanwhile is not heeded here: it is for the next read to see.
+            return true;
+        }
         self.session.heed_schema(&self.cluster.clock);
-        let asks_more =
-            !self.reads_plainly || self.is_special() || self.session.floors.awaits_schema();
-        !asks_more || !self.session.may_move() || self.session.status() == Status::Failed
+        self.reads_plainly && !self.is_special() && !self.session.floors.awaits_schema()
     }
 
     /// Whether the replica that the transaction is on has what the batch asks for.
@@ -138,7 +140,9 @@ impl Client {
     pub(super) fn may_run_again(&self, replica: bool) -> bool {
         let is_read = self.batch.need == Need::Read;
         match self.session.status() {
-            Status::Idle => is_read || replica && self.batch.rest == Need::Read,
+            // What it keeps on the primary's server is gone with that, and nobody would be told.
+            Status::Idle if !replica => is_read && !self.session.is_pinned(),
+            Status::Idle => is_read || self.batch.rest == Need::Read,
             Status::InTransaction => is_read && replica && self.session.may_move(),
             Status::Failed => false,
         }

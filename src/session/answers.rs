@@ -263,7 +263,7 @@ impl Session {
                 return Ok(());
             }
             b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
-            b's' => pop(server, tag, |what| matches!(what, Expect::Execute(_)))?,
+            b's' => self.hear_suspended(server)?,
             b'I' => {
                 if let Some(Expect::Execute(_)) = server.queue.front().map(|e| &e.what) {
                     server.queue.pop_front();
@@ -329,6 +329,20 @@ impl Session {
         };
         if let Some(tracked) = tracked {
             self.completed(&tracked, index, at, tag, server);
+        }
+        Ok(())
+    }
+
+    /// A portal has returned as many rows as it was to; there may be more. What it does to the session it has
+    /// begun to do.
+    fn hear_suspended(&mut self, server: &mut ServerState) -> Result<(), ServerFault> {
+        let Some(Expect::Execute(tracked)) = server.queue.front_mut().map(|e| &mut e.what) else {
+            return Err(ServerFault::Unexpected('s'));
+        };
+        let tracked = tracked.take();
+        server.queue.pop_front();
+        if let Some(tracked) = tracked {
+            self.completed(&tracked, 0, 0..0, b"", server);
         }
         Ok(())
     }

@@ -88,6 +88,7 @@ impl Session {
         if batch.suspicion.is_none() && batch.unjudged.is_empty() && !batch.unjudged_more {
             return;
         }
+        self.suspected = true;
         self.remember_settings(server);
         let mut more = batch.unjudged_more;
         for (class, sql) in &batch.unjudged {

@@ -375,7 +375,7 @@ impl Session {
     }
 
     /// The transaction on this server is undone, and what it has set there with it.
-    fn leave_settings(&self, state: &mut ServerState) {
+    pub fn leave_settings(&self, state: &mut ServerState) {
         if let Some((_, on_server)) = &self.before {
             state.settings = on_server.clone();
         }

@@ -167,6 +167,22 @@ pub fn whoever_leaves_in_a_transaction_leaves_nothing_behind(
         ask(&mut raw, "SELECT pg_advisory_lock(1)");
         ask(&mut raw, "SELECT pg_advisory_unlock(1)");
     }
+    for change in ["SET ROLE other", "RESET ROLE"] {
+        let mut raw = log_in(gateway);
+        if change == "RESET ROLE" {
+            ask(&mut raw, "SET ROLE other");
+        }
+        ask(&mut raw, "BEGIN");
+        ask(&mut raw, change);
+        drop(raw);
+        let mut raw = log_in(gateway);
+        for (before, user) in [("SELECT 1", "app"), ("SET ROLE other", "other")] {
+            ask(&mut raw, before);
+            // No replica's answer.
+            let shown = ask(&mut raw, "SELECT current_user, pg_advisory_xact_lock(77)");
+            assert!(shown[1].contains(user), "{change}: {shown:?}");
+        }
+    }
     let mut raw = log_in(gateway);
     let shown = ask(
         &mut raw,
