@@ -18,10 +18,12 @@ use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run, ServerFault};
 use crate::session::batch::{Batch, End};
-use crate::session::pipeline::Planned;
+use crate::session::pipeline::{Planned, is_copy_data};
 use crate::session::repair::Repairable;
+use crate::sql::Need;
+use crate::wire::frame::{Header, header};
 use crate::wire::message::Status;
-use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
+use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, encode};
 
 /// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
 const AHEAD_BYTES_MAX: usize = 64 << 10;
@@ -155,12 +157,13 @@ impl<'a> Relay<'a> {
             }
         }
         let (session, state) = (&mut *self.client.session, &mut self.server.state);
-        if state.settings.differs_in_identity(session.settings()) {
-            // Nothing of the client's may run with other rights than it has.
-            session.say_settings(state, &mut self.to_server);
-            self.run().await?;
-        } else if !session.say_settings(state, &mut self.to_server) {
+        let is_other = state.settings.differs_in_identity(session.settings());
+        if !session.say_settings(state, &mut self.to_server) {
             session.show_params(state, self.client.outbox);
+        } else if is_other || self.client.batch.need == Need::Write {
+            // Nothing of the client's may run with other rights than it has, and nothing may be changed unless all
+            // is as the session wants it. What else runs and should not have is gone with the server.
+            self.run().await?;
         }
         let (session, state) = (&*self.client.session, &mut self.server.state);
         session.say_sequences(self.client.batch, state, &mut self.to_server);
@@ -223,7 +226,13 @@ impl<'a> Relay<'a> {
 
     /// Goes on until nothing is owed, or the next part of the pipeline belongs elsewhere.
     pub async fn run(&mut self) -> Result<(), Broken> {
-        std::future::poll_fn(|cx| self.poll(cx)).await
+        std::future::poll_fn(|cx| self.poll(cx)).await?;
+        if !self.leave && self.server.state.may_answer_more() {
+            let state = &mut self.server.state;
+            self.client.session.say_fence(state, &mut self.to_server);
+            std::future::poll_fn(|cx| self.poll(cx)).await?;
+        }
+        Ok(())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -428,17 +437,14 @@ impl<'a> Relay<'a> {
 
     /// A message that must be whole to be understood may be longer than what is taken in ahead.
     fn inbox_max(&self) -> usize {
-        let planned = if self.consumed {
-            0
-        } else {
-            self.client.batch.len
+        let planned = self.client.batch.len;
+        let next = self.client.inbox.get(planned..).unwrap_or(&[]);
+        let whole = match header(next) {
+            Ok(Some(Header { tag: b'P', len })) => len.min(PARSE_BYTES_MAX),
+            Ok(Some(Header { len, .. })) => len.min(FRAME_BUFFERED_BYTES_MAX),
+            _ => 0,
         };
-        let understood = if self.open {
-            FRAME_BUFFERED_BYTES_MAX
-        } else {
-            0
-        };
-        planned + AHEAD_BYTES_MAX + understood
+        planned + AHEAD_BYTES_MAX + whole
     }
 
     /// Passes on the client's bytes that belong to this exchange. `true` when there were any.
@@ -481,7 +487,10 @@ impl<'a> Relay<'a> {
             if !self.client.session.copy_goes_on(&self.server.state) {
                 break;
             }
-            if !self.server.state.may_owe_more() {
+            let next = self.client.inbox.get(self.client.batch.len);
+            let may_be_copied =
+                next.is_some_and(|&tag| is_copy_data(tag)) && self.server.state.may_begin_copy();
+            if may_be_copied || !self.server.state.may_owe_more() {
                 took |= self.ask_to_flush();
                 break;
             }

@@ -219,7 +219,10 @@ impl Session {
         match tag {
             b'C' => {
                 self.hear_complete(body, server)?;
-                server.copy_in = None;
+                if server.copy_in.take().is_some() {
+                    // It has read all that was within.
+                    server.sync_in_copy = false;
+                }
             }
             b'Z' => return self.hear_ready(body, at, server, answer),
             b'E' => return self.hear_error(body, at, server, answer),
@@ -264,11 +267,11 @@ impl Session {
             }
             b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
             b's' => self.hear_suspended(server)?,
-            b'I' => {
-                if let Some(Expect::Execute(_)) = server.queue.front().map(|e| &e.what) {
-                    server.queue.pop_front();
-                }
-            }
+            b'I' => match server.queue.front_mut().map(|e| &mut e.what) {
+                Some(Expect::Execute(_)) => drop(server.queue.pop_front()),
+                Some(Expect::Fence { reached }) => *reached = true,
+                _ => {}
+            },
             b'G' => {
                 server.copy_in = Some(match server.queue.front().map(|e| &e.what) {
                     Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
@@ -277,9 +280,11 @@ impl Session {
                 });
                 server.awaits_sync = matches!(server.copy_in, Some(CopyIn::Extended { .. }));
                 // A Sync that the client has sent already is ignored within the COPY.
+                let owed = server.owed();
                 server
                     .queue
                     .retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
+                server.sync_in_copy |= server.owed() < owed;
             }
             b'H' | b'c' => {}
             b'D' => {
@@ -357,6 +362,12 @@ impl Session {
         let status = message::ready(body)?;
         server.copy_in = None;
         server.awaits_sync = false;
+        let is_surplus = |e: &Expected| matches!(e.what, Expect::Fence { reached: false });
+        if server.queue.front().is_some_and(is_surplus) {
+            self.ready(status, server);
+            answer.forward(at);
+            return Ok(());
+        }
         match server.queue.pop_front() {
             Some(expected) if !expected.what.ends() => return Err(ServerFault::Unexpected('Z')),
             Some(Expected {

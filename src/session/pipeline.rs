@@ -67,6 +67,11 @@ fn names(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
     names
 }
 
+/// Whether a message of this type is a part of a COPY FROM STDIN, if there is one.
+pub fn is_copy_data(tag: u8) -> bool {
+    matches!(tag, b'd' | b'c' | b'f')
+}
+
 impl Session {
     /// Plans the messages at the start of `client`, going on where the last call left `batch`.
     ///
@@ -82,6 +87,10 @@ impl Session {
             let Some(Header { tag, len }) = header(rest)? else {
                 break;
             };
+            if is_copy_data(tag) && batch.executes {
+                // Perhaps of a COPY that is to be executed: the answer to that tells.
+                return Ok(self.open(batch));
+            }
             if len > FRAME_BUFFERED_BYTES_MAX && tag != b'P' {
                 return self.plan_giant(tag, len, rest, batch);
             }
@@ -206,7 +215,7 @@ impl Session {
                 batch.steps.push(Step::Flush { at });
             }
             // The rest of a COPY that the server has already ended with an error.
-            b'd' | b'c' | b'f' => {}
+            tag if is_copy_data(tag) => {}
             _ => return Err(ClientFault::Tag(tag)),
         }
         Ok(false)

@@ -406,6 +406,7 @@ impl Session {
             let Some(Header { tag, len }) = header(rest)? else {
                 break;
             };
+            server.sync_in_copy |= tag == b'S';
             if !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H') {
                 // The server takes it and ends the COPY with an error over it.
                 tracing::debug!(tag = tag as u32, "unexpected message in COPY FROM STDIN");
@@ -477,6 +478,15 @@ impl Session {
     pub fn say_sync(&self, server: &mut ServerState, out: &mut BytesMut) {
         out.extend_from_slice(encode::SYNC);
         server.expect_hidden(Expect::Sync);
+    }
+
+    /// Asks `server` for an answer that can't be taken for any other. It has been sent a Sync that a COPY may have
+    /// ignored or not; up to this answer all that it says belongs to that COPY.
+    pub fn say_fence(&self, server: &mut ServerState, out: &mut BytesMut) {
+        encode::query(out, b"");
+        server.unnamed = None;
+        server.sync_in_copy = false;
+        server.expect_hidden(Expect::Fence { reached: false });
     }
 
     /// Ends an open transaction, or resets the server wholly, after its client is done with it.

@@ -53,6 +53,8 @@ pub struct ServerState {
     pub(super) drawn_by: Option<u64>,
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
+    /// It has been sent a Sync that a COPY ignores, unless that had failed before: then it is answered.
+    pub(super) sync_in_copy: bool,
     /// Rows of the answer to a question of the proxy's own.
     pub(super) facts: Vec<Fact>,
     /// It could not answer it.
@@ -78,6 +80,7 @@ impl ServerState {
             misplaced: None,
             drawn_by: None,
             copy_in: None,
+            sync_in_copy: false,
             facts: Vec::new(),
             unanswered: false,
         }
@@ -138,6 +141,17 @@ impl ServerState {
     /// Its pipeline goes on, whatever the client's last batch looked like.
     pub fn awaits_sync(&self) -> bool {
         self.awaits_sync
+    }
+
+    /// Whether it may answer more than is expected of it: see [`Session::say_fence`](super::Session::say_fence).
+    pub fn may_answer_more(&self) -> bool {
+        self.sync_in_copy && self.copy_in.is_none()
+    }
+
+    /// Whether what it answers next may be that it waits for COPY data.
+    pub fn may_begin_copy(&self) -> bool {
+        let is_execute = |e: &Expected| !e.hidden && matches!(e.what, Expect::Execute(_));
+        self.queue.iter().any(is_execute)
     }
 
     pub fn copies_in(&self) -> bool {
@@ -227,6 +241,10 @@ pub(super) enum Expect {
     Inspection,
     /// The proxy's own, which fails, as the transaction has that it is said in.
     Failing,
+    /// The proxy's empty Query, behind all that the server may answer; and whether that has been answered.
+    Fence {
+        reached: bool,
+    },
     FunctionCall,
     Sync,
     /// The client's Parse of a statement that the server has: answered by the proxy in its turn.
@@ -250,6 +268,7 @@ impl Expect {
                 | Expect::Settings
                 | Expect::Inspection
                 | Expect::Failing
+                | Expect::Fence { .. }
         )
     }
 }
