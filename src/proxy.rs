@@ -71,7 +71,7 @@ use crate::session::route::Reason;
 use crate::session::{Did, Session, Shared};
 use crate::telemetry::{self, LocalCounter, LocalHistogram};
 use crate::wire::encode::{self, Severity};
-use crate::wire::message::Status;
+use crate::wire::message::{self, Status};
 use crate::workers::Seat;
 
 /// What all clients share.
@@ -549,7 +549,12 @@ impl Client {
             }
             Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
             Err(broken) => {
-                let may_retry = retriable && !consumed && answered == 0;
+                // What is said with settings that are refused has no effect beyond that server; and what has more
+                // is not said before they are taken.
+                let is_alone = self.session.status() == Status::Idle && !self.session.is_pinned();
+                let is_unsettled = matches!(broken, Broken::Server(ServerFault::Settings(_)));
+                let may_retry = retriable || is_unsettled && is_alone;
+                let may_retry = may_retry && !consumed && answered == 0;
                 let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
                 if may_retry {
                     self.outbox.clear();
@@ -595,7 +600,12 @@ impl Client {
             // The client would take an error for the rest of it.
             return Failed::Ended(Ended::Gone);
         }
-        let refused_settings = matches!(broken, Broken::Server(ServerFault::Settings(_)));
+        let (refuses_settings, was_cancelled) = match &broken {
+            Broken::Server(ServerFault::Settings(words)) => {
+                (true, message::error_field(words, b'C') == Some(b"57014"))
+            }
+            _ => (false, false),
+        };
         let why = again::what_befell(&broken);
         let refusal = match (&broken, wrote) {
             (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
@@ -603,7 +613,7 @@ impl Client {
             },
             _ => lost(node.name.clone(), broken),
         };
-        if may_retry && !refused_settings {
+        if may_retry && !was_cancelled {
             let is_primary = self
                 .cluster
                 .topology()
@@ -616,7 +626,10 @@ impl Client {
                 replica,
                 why,
             }))
-        } else if was_idle && self.batch.end() == Some(End::Ready) && !refused_settings {
+        } else if was_idle
+            && self.batch.end() == Some(End::Ready)
+            && (!refuses_settings || was_cancelled)
+        {
             Failed::Refused(refusal)
         } else {
             // What was open on the server is gone with it, and the client has to know.

@@ -527,6 +527,28 @@ fn who_waits_can_be_cancelled() {
 }
 
 #[test]
+fn nothing_is_begun_for_who_has_gone_while_waiting() {
+    let cluster = start(0);
+    let gateway = gateway(&cluster);
+    let console = console(&gateway, "app");
+    let mut client = Raw::start(gateway.port, VERSION_3_0, &[]);
+    client.log_in();
+    console.rows("PAUSE");
+    client.send(|out| {
+        encode::query(out, WRITE.as_bytes());
+        out.extend_from_slice(encode::TERMINATE);
+    });
+    wait_for("the client to wait", || is_waiting(&gateway, &console));
+    let clients = || gateway.metric("tidegate_clients", "");
+    let before = clients();
+    drop(client);
+    wait_for("the client to be missed", || clients() < before);
+    console.rows("RESUME");
+    let other = Client::open(&gateway, "app", "");
+    assert_eq!(other.one("SELECT n FROM t WHERE id = 1"), "0");
+}
+
+#[test]
 fn a_client_is_ended_whatever_it_does() {
     let cluster = start(0);
     let gateway = gateway(&cluster);

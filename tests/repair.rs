@@ -435,6 +435,41 @@ fn who_loses_what_it_kept_with_its_server_is_told() {
 }
 
 #[test]
+fn what_a_server_says_to_settings_is_heard_before_it_matters() {
+    let cluster = cluster(1);
+    on_primary(
+        &cluster,
+        "CREATE TABLE log (n int); GRANT ALL ON log TO app; CREATE ROLE admin SUPERUSER ROLE app",
+    );
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster, "session");
+    // A replica that has not heard of a role is no reason to fail.
+    let client = Client::open(&gateway, "app", "");
+    wait_for("a replica to serve the session", || {
+        is_on_replica(&gateway, || drop(client.one("SELECT 1")))
+    });
+    cluster.node(1).pause_replay().expect("paused");
+    on_primary(&cluster, "CREATE ROLE tenant ROLE app");
+    client.rows("SET ROLE tenant");
+    assert_eq!(client.one("SELECT current_user"), "tenant");
+    let refused = gateway.metric("tidegate_retries_total", "reason=\"settings_refused\"");
+    assert_eq!(refused, 1.0);
+    cluster.node(1).resume_replay().expect("resumed");
+
+    // What is set by another's right is refused by the next server; nothing is done there.
+    let (client, other) = (
+        Client::open(&gateway, "app", ""),
+        Client::open(&gateway, "app", ""),
+    );
+    client.rows("SET ROLE admin; SET log_statement = 'none'; RESET ROLE");
+    other.rows("BEGIN; LOCK log IN ROW EXCLUSIVE MODE");
+    let error = client.error("INSERT INTO log VALUES (1)");
+    assert_eq!(error.code().code(), "42501", "{error}");
+    assert_eq!(on_primary(&cluster, "SELECT count(*) FROM log"), "0");
+    other.rows("ROLLBACK");
+}
+
+#[test]
 fn a_schema_that_one_session_changes_is_changed_for_all() {
     let cluster = cluster(1);
     on_primary(

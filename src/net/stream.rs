@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
@@ -89,6 +90,17 @@ impl Stream {
         };
         let address = socket.and_then(|socket| socket.peer_addr().ok());
         address.map_or(Peer::Unknown, Peer::Address)
+    }
+
+    /// Whether the other end says no more, whatever it has said and is not read: it has gone, most likely. Costs a
+    /// system call.
+    pub fn is_ended(&self) -> bool {
+        match self {
+            Stream::Tcp(socket) => is_ended(socket),
+            Stream::Unix(socket) => is_ended(socket),
+            Stream::Tls(tls) => tls.socket().is_none_or(|socket| is_ended(socket)),
+            Stream::Closed => true,
+        }
     }
 
     /// The encrypted stream, if it is one.
@@ -306,6 +318,12 @@ impl Socket for UnixStream {
     fn attempt(&self, interest: Interest, f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.try_io(interest, f)
     }
+}
+
+fn is_ended(socket: &impl AsFd) -> bool {
+    let mut looked_at = [PollFd::new(socket, PollFlags::RDHUP)];
+    let at_once = Timespec::default();
+    rustix::event::poll(&mut looked_at, Some(&at_once)).is_ok_and(|ended| ended > 0)
 }
 
 /// Reads what has come already. By rustix, whose system calls are no points where glibc lets a thread

@@ -8,12 +8,14 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use super::again::Again;
 use super::refusal::Refusal;
+use super::sessions::Handle;
 use super::wishes::{Base, Special};
 use super::{Client, cancelled, going_down};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
 use crate::config::{Config, OnNoReplica, ReadPrimary};
+use crate::net::stream::Stream;
 use crate::session::batch::End;
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
 use crate::session::repair::Repairable;
@@ -25,6 +27,10 @@ use crate::wire::message::Status;
 
 /// While there is no primary, it is looked for at least this often.
 pub const HOLD_STEP: Duration = Duration::from_millis(50);
+
+/// While a server is waited for, it is looked at least this often whether the client is still there: nothing is
+/// to be begun for one that is not.
+const GONE_STEP: Duration = Duration::from_secs(1);
 
 /// A server, and why it is that one.
 pub struct Placed {
@@ -101,6 +107,23 @@ impl Client {
     ) -> Result<Placed, Refusal> {
         let fails_alone = end == End::Ready && self.batch.beyond == 0 && self.held.is_none();
         let handle = self.registered.handle.clone();
+        // Nothing is said to the client meanwhile, but it is seen when it goes.
+        let stream = std::mem::replace(&mut self.stream, Stream::Closed);
+        let placed = self
+            .while_wanted(&handle, &stream, fails_alone, needs_primary, again)
+            .await;
+        self.stream = stream;
+        placed
+    }
+
+    async fn while_wanted(
+        &mut self,
+        handle: &Handle,
+        stream: &Stream,
+        fails_alone: bool,
+        needs_primary: Option<Reason>,
+        again: Option<&Again>,
+    ) -> Result<Placed, Refusal> {
         let mut finding = std::pin::pin!(self.find(needs_primary, again));
         loop {
             // Made before the look, so that nothing that is told after it is missed.
@@ -114,6 +137,11 @@ impl Client {
                 () = told => {
                     if fails_alone && !handle.must_end(false) {
                         return Err(cancelled());
+                    }
+                }
+                () = sleep(GONE_STEP) => {
+                    if stream.is_ended() {
+                        return Err(Refusal::protocol("08006", "connection to client lost"));
                     }
                 }
             }

@@ -181,6 +181,7 @@ pub(super) fn may_be_unsaid(mut unsent: &[u8]) -> bool {
 pub(super) fn what_befell(broken: &Broken) -> &'static str {
     let Broken::Server(ServerFault::Ended(words)) = broken else {
         return match broken {
+            Broken::Server(ServerFault::Settings(_)) => "settings_refused",
             Broken::Server(_) => "nonsense",
             _ => "connection_lost",
         };
@@ -196,13 +197,14 @@ pub(super) fn what_befell(broken: &Broken) -> &'static str {
 
 /// Shows all that may be counted here, from the beginning.
 pub(super) fn announce() {
-    const LOSSES: [&str; 7] = [
+    const LOSSES: [&str; 8] = [
         "connection_lost",
         "crashed",
         "ended",
         "nonsense",
         "not_ready",
         "recovery_conflict",
+        "settings_refused",
         "terminated",
     ];
     for why in LOSSES {
