@@ -14,6 +14,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::proxy::Proxy;
 use crate::telemetry;
@@ -21,15 +23,32 @@ use crate::telemetry;
 /// The longest a request's head may take to arrive.
 const HEAD: Duration = Duration::from_secs(5);
 
+/// The longest a request may take, until its answer is sent.
+const REQUEST: Duration = Duration::from_secs(20);
+
+/// Connections that are served at a time; others wait until one of them ends.
+const CONNECTIONS_MAX: usize = 64;
+
 /// Serves until the listener fails for good.
 pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
-    loop {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Never closed, so there always is a place again.
+    while let Ok(place) = places.clone().acquire_owned().await {
         let Ok((socket, peer)) = listener.accept().await else {
             // Out of descriptors, most likely: some may be free soon.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        tokio::spawn(converse(socket, peer, proxy.clone()));
+        let proxy = proxy.clone();
+        tokio::spawn(async move {
+            if timeout(REQUEST, converse(socket, peer, proxy))
+                .await
+                .is_err()
+            {
+                tracing::debug!(%peer, "http connection took too long");
+            }
+            drop(place);
+        });
     }
 }
 
@@ -40,6 +59,8 @@ async fn converse(socket: tokio::net::TcpStream, peer: SocketAddr, proxy: Arc<Pr
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        // One request for each: a peer that keeps its connection would keep a place.
+        .keep_alive(false)
         .header_read_timeout(HEAD)
         .serve_connection(TokioIo::new(socket), service)
         .await;

@@ -1,7 +1,7 @@
 //! Owns: the process's life: accepting clients, signals, reload, shutdown. Never: reads what a client
 //! sends.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::BytesMut;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::runtime;
@@ -21,11 +22,13 @@ use crate::config::{self, Config, ConfigError};
 use crate::net::stream::Stream;
 use crate::net::tls::{FileError, Material};
 use crate::net::unix::{self, SocketError, SocketFile};
+use crate::proxy::refusal::Refusal;
 use crate::proxy::sessions::Sessions;
-use crate::proxy::{self, Order, Proxy, handshake};
+use crate::proxy::{self, Order, Proxy, Registered, handshake};
 use crate::session::Shared;
 use crate::sql::cache::Classifier;
 use crate::sql::functions::Rules;
+use crate::wire::encode::Severity;
 use crate::workers::Workers;
 use crate::{http, telemetry};
 
@@ -155,6 +158,16 @@ impl Arrived {
             Arrived::Unix(socket) => Ok(Stream::Unix(UnixStream::from_std(socket)?)),
         }
     }
+
+    /// Tells it why it is not served, as far as its socket takes that at once: nobody waits for it.
+    fn turn_away(self, refusal: &Refusal) {
+        let mut words = BytesMut::new();
+        refusal.encode(Severity::Fatal, &mut words);
+        let _ = match self {
+            Arrived::Tcp(mut socket) => socket.write(&words),
+            Arrived::Unix(mut socket) => socket.write(&words),
+        };
+    }
 }
 
 /// Listens on every address, and on a Unix socket for each of their ports. The files of these are
@@ -186,7 +199,8 @@ fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), R
 }
 
 /// Lets the process have as many sockets as the system's administrator lets it, where the usual soft
-/// limit of 1,024 would be the end of clients long before `max_clients`.
+/// limit of 1,024 would be the end of clients long before `max_clients`. As many connections again may be
+/// on their way to being logged in.
 fn raise_descriptor_limit(max_clients: usize) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft < hard {
@@ -195,11 +209,11 @@ fn raise_descriptor_limit(max_clients: usize) {
         Ok(hard)
     });
     match raised {
-        Ok(limit) if limit < max_clients as u64 => tracing::warn!(
+        Ok(limit) if limit < 2 * max_clients as u64 => tracing::warn!(
             limit,
             max_clients,
-            "the limit of open files is below listen.max_clients, and servers need some too: raise \
-             it (ulimit -Hn, LimitNOFILE=), or lower max_clients"
+            "the limit of open files is below twice listen.max_clients (as many may be logging in), and \
+             servers need some too: raise it (ulimit -Hn, LimitNOFILE=), or lower max_clients"
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
@@ -234,11 +248,13 @@ async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Arc<Workers>) {
 }
 
 fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Arc<Workers>) {
-    let proxy = proxy.clone();
+    let Some(guest) = Registered::new(proxy) else {
+        return socket.turn_away(&Refusal::too_many_clients());
+    };
     let seat = workers.seat();
     seat.runtime().clone().spawn(async move {
         match socket.settle() {
-            Ok(stream) => proxy::serve(proxy, stream, seat).await,
+            Ok(stream) => proxy::serve(guest, stream, seat).await,
             Err(error) => tracing::debug!(%error, "client lost before it was served"),
         }
     });

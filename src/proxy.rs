@@ -97,9 +97,8 @@ pub enum Order {
 
 /// Serves one client until it has gone, or leaves it to a task of its own once it is logged in: what
 /// the handshake needs is given back then.
-pub async fn serve(proxy: Arc<Proxy>, stream: Stream, seat: Seat) {
-    let peer = stream.peer();
-    let guest = Registered::new(&proxy);
+pub async fn serve(guest: Registered, stream: Stream, seat: Seat) {
+    let (proxy, peer) = (guest.proxy.clone(), stream.peer());
     let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
     if let Some(Admitted::Session(welcome)) = admitted {
         guest.handle.introduce(welcome.who());
@@ -165,19 +164,23 @@ enum Left {
 
 /// A connected client, counted and reachable by its cancel key for as long as this lives, a panic
 /// included.
-struct Registered {
+pub struct Registered {
     proxy: Arc<Proxy>,
     handle: Arc<Handle>,
 }
 
 impl Registered {
-    fn new(proxy: &Arc<Proxy>) -> Registered {
+    /// As many connections may be on their way to being logged in as there may be clients, those of the
+    /// console included; `None` beyond that.
+    pub fn new(proxy: &Arc<Proxy>) -> Option<Registered> {
+        let guests_max = proxy.config.load().listen.max_clients + handshake::CONSOLE_CLIENTS;
+        let handle = proxy.sessions.register(guests_max)?;
         telemetry::metrics().client_connects.increment(1);
         telemetry::metrics().clients.increment(1.0);
-        Registered {
+        Some(Registered {
             proxy: proxy.clone(),
-            handle: proxy.sessions.register(),
-        }
+            handle,
+        })
     }
 }
 

@@ -209,6 +209,15 @@ fn one_who_has_to_look_is_let_in_when_there_are_too_many() {
     let refused = Client::refused(&gateway, "app", "");
     assert_eq!(refused.code().code(), "53300");
     assert_eq!(console(&gateway, "looker").rows("SHOW CLIENTS").len(), 2);
+
+    // Who wants the console and has not logged in takes none of its places.
+    let mut strangers: Vec<_> = (0..8)
+        .map(|_| Raw::start(gateway.port, VERSION_3_0, &[("database", "tidegate")]))
+        .collect();
+    for stranger in &mut strangers {
+        assert_eq!(stranger.next().expect("a request to log in")[0], b'R');
+    }
+    assert_eq!(console(&gateway, "looker").rows("SHOW CLIENTS").len(), 2);
 }
 
 #[test]

@@ -664,3 +664,40 @@ fn a_replica_that_stands_still_is_asked_on_however_seldom() {
         assert_eq!(shown.join().expect("read"), "0");
     });
 }
+
+#[test]
+fn http_connections_are_bounded_and_none_stays() {
+    const SILENT: usize = 100;
+    const SERVED_MAX: usize = 64;
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let sockets = || {
+        let files = format!("/proc/{}/fd", gateway.pid());
+        let files = std::fs::read_dir(files).expect("open files");
+        let target =
+            |file: std::io::Result<std::fs::DirEntry>| std::fs::read_link(file.ok()?.path()).ok();
+        let targets = files.filter_map(target);
+        let is_socket =
+            |target: &std::path::PathBuf| target.to_string_lossy().starts_with("socket:");
+        targets.filter(is_socket).count()
+    };
+    let before = sockets();
+    let silent: Vec<_> = (0..SILENT)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", gateway.http_port)).expect("a socket"))
+        .collect();
+    for socket in &silent {
+        socket.set_nonblocking(true).expect("set");
+    }
+    let is_over = |mut socket: &std::net::TcpStream| {
+        matches!(std::io::Read::read(&mut socket, &mut [0; 512]), Ok(0))
+    };
+    let mut most = 0;
+    wait_for("the first ones to be cut off", || {
+        most = most.max(sockets());
+        is_over(&silent[0])
+    });
+    // The proxy's own connections to the node come and go.
+    assert!(most <= before + SERVED_MAX + 8, "{before} {most}");
+    let answer = gateway.get("/healthz").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}

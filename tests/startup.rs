@@ -409,3 +409,38 @@ fn a_replication_connection_ends_with_its_primary() {
         gateway.log().contains("the node is the primary no more")
     });
 }
+
+#[test]
+fn who_says_nothing_keeps_no_client_out_and_is_bounded() {
+    let cluster = cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        config.replace("[listen]\n", "[listen]\nmax_clients = 2\n")
+    });
+    let refused = "V=FATAL C=53300 M=sorry, too many clients already";
+    let mut silent: Vec<_> = (0..9).map(|_| Raw::open(gateway.port)).collect();
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Raw::start(gateway.port, VERSION_3_0, &[]);
+        client.log_in();
+        clients.push(client);
+    }
+    // Of clients there are as many as there may be, and these know who they are.
+    let mut third = Raw::start(gateway.port, VERSION_3_0, &[]);
+    assert_eq!(error(&third.next().expect("an answer")), refused);
+    assert!(third.is_ended());
+
+    // As many as clients, and those of the console.
+    wait_for("the third to have gone", || {
+        gateway.metric("tidegate_clients", "") == 11.0
+    });
+    silent.push(Raw::open(gateway.port));
+    let mut last = Raw::open(gateway.port);
+    assert_eq!(error(&last.next().expect("an answer")), refused);
+    assert!(last.is_ended());
+    drop(silent);
+    drop(clients);
+    wait_for("their places to be free", || {
+        gateway.metric("tidegate_clients", "") == 0.0
+    });
+    Raw::start(gateway.port, VERSION_3_0, &[]).log_in();
+}

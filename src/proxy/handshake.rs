@@ -6,6 +6,7 @@ mod encryption;
 mod lookup;
 mod welcomes;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
@@ -46,7 +47,7 @@ const REQUESTS_MAX: usize = 2;
 
 /// How many clients of the console are taken beyond the limit of clients: when that is reached is when
 /// somebody has to look.
-const CONSOLE_CLIENTS: usize = 8;
+pub(super) const CONSOLE_CLIENTS: usize = 8;
 
 /// A client that is logged in and has been greeted.
 pub struct Welcome {
@@ -84,7 +85,7 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
     let limit = proxy.config.load().listen.login_timeout;
     let mut guest = Guest {
         stream,
-        inbox: buffers::take(),
+        inbox: BytesMut::new(),
         offer: None,
     };
     let refusal = tokio::select! {
@@ -163,12 +164,9 @@ impl Guest {
         let wanted = named.or(parameters.get("user"));
         let wanted = wanted.and_then(|name| std::str::from_utf8(name).ok());
         let is_console = wanted.is_some_and(|name| config.console.is_wanted(name));
-        let reserved = if is_console { CONSOLE_CLIENTS } else { 0 };
-        if proxy.sessions.len() > config.listen.max_clients + reserved {
-            return Err(Refusal::protocol(
-                "53300",
-                "sorry, too many clients already",
-            ));
+        // Those of the console later: who cannot log in must not take the places that are kept for it.
+        if !is_console && !proxy.sessions.admit(handle, config.listen.max_clients) {
+            return Err(Refusal::too_many_clients());
         }
         let mut out = BytesMut::new();
         if parameters.major() < 3 {
@@ -214,7 +212,9 @@ impl Guest {
             is_replication: replication.is_some(),
         };
         let entered = match is_console {
-            true => guest.enter_console(&config, &parameters),
+            true => guest.enter_console(&config, &parameters, |places| {
+                proxy.sessions.admit(handle, places)
+            }),
             false => guest.enter(proxy, cluster, &parameters).await,
         };
         if let Ok((_, params)) = &entered {
@@ -350,6 +350,14 @@ impl Guest {
 
     /// `false` at the end of the stream.
     async fn read(&mut self) -> bool {
+        if self.inbox.capacity() == 0 {
+            // Who says nothing needs no buffer.
+            let readable = poll_fn(|cx| self.stream.poll_readable(cx)).await;
+            if readable.is_err() {
+                return false;
+            }
+            self.inbox = buffers::take();
+        }
         self.inbox.reserve(1024);
         matches!(self.stream.read(&mut self.inbox).await, Ok(n) if n > 0)
     }
@@ -407,10 +415,12 @@ impl Authenticated<'_> {
         Ok((Entry::Session(login), params))
     }
 
+    /// The same into the console, if it is admitted where so many places are.
     fn enter_console(
         self,
         config: &Config,
         parameters: &Parameters,
+        admit: impl FnOnce(usize) -> bool,
     ) -> Result<(Entry, Params), Refusal> {
         let user = self.user;
         let Some(right) = config.console.right(user) else {
@@ -418,6 +428,9 @@ impl Authenticated<'_> {
             let hint = "Who may is listed in console.admins and console.viewers.";
             return Err(Refusal::hinted("42501", message, hint));
         };
+        if !admit(config.listen.max_clients + CONSOLE_CLIENTS) {
+            return Err(Refusal::too_many_clients());
+        }
         let login = ConsoleLogin {
             key: PoolKey {
                 database: self.database.into(),

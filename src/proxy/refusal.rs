@@ -83,6 +83,11 @@ impl Refusal {
         }
     }
 
+    /// There are as many clients as there may be, or as many connections that are not logged in.
+    pub fn too_many_clients() -> Refusal {
+        Refusal::protocol("53300", "sorry, too many clients already")
+    }
+
     /// No cluster serves this database.
     pub fn unserved(database: &str) -> Refusal {
         let message = format!("database \"{database}\" is not configured in any cluster");

@@ -1,7 +1,7 @@
-//! Owns: the sessions there are: who each is, what it is doing, and how it is asked to end. Never: does
-//! anything for one.
+//! Owns: the sessions there are: who each is, what it is doing, how many there may be, and how each is
+//! asked to end. Never: does anything for one.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +25,27 @@ const AT_ONCE: u8 = 2;
 #[derive(Default)]
 pub struct Sessions {
     by_pid: DashMap<i32, Arc<Handle>>,
+    /// Taken by those that are not admitted yet, and by those that are. Apart, so that connections of which
+    /// nobody knows who they are keep no client out.
+    guests: Places,
+    clients: Places,
+}
+
+/// How many places are taken.
+#[derive(Default)]
+struct Places(AtomicUsize);
+
+impl Places {
+    /// Takes one, unless `max` are taken.
+    fn take(&self, max: usize) -> bool {
+        let free = |taken: usize| (taken < max).then_some(taken + 1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.0.fetch_update(set, fetch, free).is_ok()
+    }
+
+    fn give_up(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What others see of a session, and may do to it.
@@ -46,6 +67,8 @@ pub struct Handle {
     pub stop: Notify,
     /// How soon it is to end: [`WHEN_IDLE`], [`AT_ONCE`], or 0 for not at all.
     ending: AtomicU8,
+    /// It has a client's place, and no longer a guest's.
+    admitted: AtomicBool,
     /// A cancel request has come while no server worked for it.
     pub(super) cancelled: Notify,
     /// Boxed, and there only once it has logged in.
@@ -97,9 +120,12 @@ pub enum Doing {
 }
 
 impl Sessions {
-    /// Registers a session under a new key.
-    pub fn register(&self) -> Arc<Handle> {
+    /// Registers a connection under a new key, as a guest; `None` if there are `guests_max`.
+    pub fn register(&self, guests_max: usize) -> Option<Arc<Handle>> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
+        if !self.guests.take(guests_max) {
+            return None;
+        }
         loop {
             let pid = (NEXT.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff) as i32;
             let handle = Arc::new(Handle {
@@ -113,18 +139,33 @@ impl Sessions {
                 waits_since: AtomicU64::new(0),
                 stop: Notify::new(),
                 ending: AtomicU8::new(0),
+                admitted: AtomicBool::new(false),
                 cancelled: Notify::new(),
                 who: OnceLock::new(),
             });
             if let dashmap::Entry::Vacant(place) = self.by_pid.entry(pid) {
                 place.insert(handle.clone());
-                return handle;
+                return Some(handle);
             }
         }
     }
 
+    /// Gives a guest the place of a client; `false` if there are `clients_max`.
+    pub fn admit(&self, handle: &Handle, clients_max: usize) -> bool {
+        let admitted = self.clients.take(clients_max);
+        if admitted {
+            handle.admitted.store(true, Ordering::Relaxed);
+            self.guests.give_up();
+        }
+        admitted
+    }
+
     pub fn remove(&self, handle: &Handle) {
         self.by_pid.remove(&handle.pid);
+        match handle.admitted.load(Ordering::Relaxed) {
+            true => self.clients.give_up(),
+            false => self.guests.give_up(),
+        }
     }
 
     pub fn find(&self, pid: i32) -> Option<Arc<Handle>> {
@@ -245,4 +286,39 @@ fn now() -> u64 {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     // Never 0, which means none.
     EPOCH.elapsed().as_micros() as u64 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_keep_no_client_out() {
+        let sessions = Sessions::default();
+        let guests: Vec<_> = (0..3).map_while(|_| sessions.register(2)).collect();
+        assert_eq!(guests.len(), 2);
+        assert!(sessions.admit(&guests[0], 1) && !sessions.admit(&guests[1], 1));
+        // Who is admitted leaves its place to the next.
+        let third = sessions.register(2).expect("a place");
+        assert!(sessions.register(2).is_none());
+        sessions.remove(&guests[0]);
+        assert!(sessions.admit(&third, 1) && sessions.register(2).is_some());
+    }
+
+    #[test]
+    fn no_storm_takes_more_places_than_there_are() {
+        let sessions = Sessions::default();
+        let admitted = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        let guest = sessions.register(800).expect("a place");
+                        admitted.fetch_add(sessions.admit(&guest, 50).into(), Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(admitted.into_inner(), 50);
+    }
 }
