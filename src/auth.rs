@@ -51,7 +51,7 @@ impl Users {
         Users::build(auth, rand::random(), &HashMap::new())
     }
 
-    /// As [`Users::new`] for a changed config; verifiers of unchanged users are kept.
+    /// As [`Users::new`] for a changed config; verifiers of unchanged users are not derived again.
     pub fn reload(&self, auth: &Auth) -> Result<Users, UsersError> {
         Users::build(auth, self.secret, &self.by_name)
     }
@@ -76,13 +76,10 @@ impl Users {
     ) -> Result<Users, UsersError> {
         let mut by_name = HashMap::with_capacity(auth.users.len());
         for user in &auth.users {
-            let unchanged = known
-                .get(&user.name)
-                .filter(|entry| entry.configured == *user);
-            let verifier = match unchanged.and_then(|entry| entry.verifier.clone()) {
-                Some(verifier) => Some(verifier),
-                None => verifier(user, auth.method, &secret)?,
-            };
+            let known = known.get(&user.name);
+            let unchanged = known.filter(|entry| entry.configured == *user);
+            let derived = unchanged.and_then(|entry| entry.verifier.as_ref());
+            let verifier = verifier(user, auth.method, &secret, derived)?;
             by_name.insert(
                 user.name.clone(),
                 Entry {
@@ -127,10 +124,12 @@ impl fmt::Debug for Users {
     }
 }
 
+/// The user's verifier under this method, if it has one. `derived` is what its password has given before.
 fn verifier(
     user: &User,
     method: AuthMethod,
     secret: &MockSecret,
+    derived: Option<&Verifier>,
 ) -> Result<Option<Verifier>, UsersError> {
     match (&user.verifier, &user.password) {
         (Some(text), _) => Verifier::parse(text.expose())
@@ -140,6 +139,9 @@ fn verifier(
                 error,
             }),
         (None, Some(password)) if method == AuthMethod::ScramSha256 => {
+            if let Some(derived) = derived {
+                return Ok(Some(derived.clone()));
+            }
             let salt = scram::salt_for(secret, &user.name);
             let iterations = scram::ITERATIONS_DEFAULT;
             Ok(Some(Verifier::from_password(

@@ -389,6 +389,24 @@ fn a_reload_keeps_what_is_unchanged_and_takes_what_is_new() {
 }
 
 #[test]
+fn a_reload_with_another_method_asks_by_that() {
+    for (before, after) in [
+        (AuthMethod::ScramSha256, AuthMethod::Md5),
+        (AuthMethod::Md5, AuthMethod::ScramSha256),
+    ] {
+        let reloaded = users(before).reload(&auth(after)).unwrap();
+        let asks_for_md5 = |user| {
+            let (_, step) = begin(&reloaded, user);
+            matches!(step, Step::Send(AuthRequest::Md5Password { .. }))
+        };
+        assert_eq!(asks_for_md5("plain"), after == AuthMethod::Md5);
+        assert!(!asks_for_md5("stored"));
+        let answer = log_in(&reloaded, "plain", password("secret"));
+        assert_eq!(accepted(answer), password("secret"));
+    }
+}
+
+#[test]
 fn a_verifier_that_is_not_one_names_its_user() {
     let verifier = Some(Secret::new("SCRAM-SHA-256$4096:hunter2"));
     let users = vec![User {
