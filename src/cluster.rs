@@ -624,9 +624,6 @@ impl Cluster {
         for node in &self.topology().nodes {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
-            for pool in &node.pools {
-                pool.report();
-            }
             node.forget_latency();
             node.report();
         }
@@ -781,6 +778,17 @@ impl Clusters {
             })
         };
         names(database).or_else(|| names("*")).cloned()
+    }
+
+    /// The pools of all nodes.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut pools = Vec::new();
+        for cluster in self.list.load().iter() {
+            for node in &cluster.topology().nodes {
+                pools.extend(node.pools.iter().map(|pool| pool.clone()));
+            }
+        }
+        pools
     }
 
     /// The cluster, if there is but one.

@@ -78,7 +78,11 @@ fn answer(request: &Request<Incoming>, proxy: &Proxy) -> Response<Full<Bytes>> {
     }
     match request.uri().path() {
         "/metrics" => {
-            let mut response = text(StatusCode::OK, telemetry::render());
+            let mut metrics = telemetry::render();
+            let pools = proxy.clusters.pools();
+            let gauges: Vec<_> = pools.iter().map(|pool| pool.gauges()).collect();
+            telemetry::render_pools(&gauges, &mut metrics);
+            let mut response = text(StatusCode::OK, metrics);
             let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response

@@ -4,6 +4,7 @@
 //! every query records is cheaper still, see `local`.
 
 mod local;
+mod pools;
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -11,6 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use self::local::{LocalCounter, LocalHistogram};
+pub use self::pools::{PoolGauges, render_pools};
 
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: [f64; 17] = [
@@ -33,7 +35,7 @@ pub fn install_recorder() -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The metrics as Prometheus reads them.
+/// The metrics as Prometheus reads them, but for those of [pools](render_pools).
 pub fn render() -> String {
     local::collect();
     let mut text = RECORDER
@@ -274,39 +276,6 @@ impl CatalogMetrics {
     }
 }
 
-/// The gauges of one pool.
-pub struct PoolMetrics {
-    pub idle: Gauge,
-    pub active: Gauge,
-    pub waiting: Gauge,
-}
-
-impl PoolMetrics {
-    pub fn new(cluster: &str, node: &str, database: &str, user: &str) -> PoolMetrics {
-        let labels = |state: Option<&str>| {
-            let mut labels = vec![
-                ("cluster", cluster.to_owned()),
-                ("node", node.to_owned()),
-                ("database", database.to_owned()),
-                ("user", user.to_owned()),
-            ];
-            labels.extend(state.map(|state| ("state", state.to_owned())));
-            labels
-        };
-        PoolMetrics {
-            idle: gauge!("tidegate_pool_servers", &labels(Some("idle"))),
-            active: gauge!("tidegate_pool_servers", &labels(Some("active"))),
-            waiting: gauge!("tidegate_pool_waiting", &labels(None)),
-        }
-    }
-
-    pub fn clear(&self) {
-        for gauge in [&self.idle, &self.active, &self.waiting] {
-            gauge.set(0.0);
-        }
-    }
-}
-
 fn describe() {
     use metrics::{
         describe_counter as counter, describe_gauge as gauge, describe_histogram as histo,
@@ -342,11 +311,6 @@ fn describe() {
     gauge!(
         "tidegate_in_flight",
         "Servers of the node that are serving a client."
-    );
-    gauge!("tidegate_pool_servers", "Servers of a pool, by state.");
-    gauge!(
-        "tidegate_pool_waiting",
-        "Clients that wait for a server of a pool."
     );
     counter!(
         "tidegate_queries_total",

@@ -701,3 +701,24 @@ fn http_connections_are_bounded_and_none_stays() {
     let answer = gateway.get("/healthz").expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
+
+#[test]
+fn gauges_of_pools_go_with_their_pools() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[pool]\nidle_timeout = \"1s\"\n")
+    });
+    let shown = |labels: &str| {
+        ["tidegate_pool_servers", "tidegate_pool_waiting"]
+            .map(|name| gateway.samples(name, labels).len())
+    };
+    let client = Client::open(&gateway, "app", "");
+    client.rows("SELECT 1");
+    assert_eq!(shown("database=\"app\",user=\"app\""), [2, 1]);
+    // A database that there is not is found out by trying.
+    let refused = Client::refused(&gateway, "app", "dbname=nowhere");
+    assert_eq!(refused.code().code(), "3D000");
+    wait_for("its gauges to go", || shown("nowhere") == [0, 0]);
+    drop(client);
+    wait_for("no gauge without a pool", || shown("") == [0, 0]);
+}

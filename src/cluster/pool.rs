@@ -25,7 +25,7 @@ use crate::session::consistency::Incarnation;
 use crate::session::server::ServerState;
 use crate::session::settings::Settings;
 use crate::sql::Isolation;
-use crate::telemetry::{self, PoolMetrics};
+use crate::telemetry::{self, PoolGauges};
 use crate::wire::encode;
 use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, Status};
@@ -47,7 +47,6 @@ pub struct Pool {
     node: Arc<Node>,
     key: PoolKey,
     inner: Mutex<Inner>,
-    metrics: PoolMetrics,
 }
 
 /// Boxed, as servers move between sessions and here all the time.
@@ -141,7 +140,6 @@ struct Place(Arc<Pool>);
 
 impl Pool {
     pub fn new(node: Arc<Node>, key: PoolKey, credential: Proven, limits: config::Pool) -> Pool {
-        let metrics = PoolMetrics::new(&node.cluster, &node.name, &key.database, &key.user);
         let (drained, paused) = (node.is_drained(), node.pauses.has(&key.database));
         let inner = Inner {
             idle: Vec::new(),
@@ -159,7 +157,6 @@ impl Pool {
             node,
             key,
             inner: Mutex::new(inner),
-            metrics,
         }
     }
 
@@ -327,7 +324,6 @@ impl Pool {
         let waiters = std::mem::take(&mut inner.waiters);
         drop(inner);
         drop((idle, waiters));
-        self.metrics.clear();
     }
 
     /// Lends nothing more, and has nobody wait: idle servers are closed, and lent ones when they are given
@@ -401,11 +397,16 @@ impl Pool {
         self.lock().credential.clone()
     }
 
-    pub fn report(&self) {
+    /// The same for whoever watches.
+    pub fn gauges(&self) -> PoolGauges<'_> {
         let census = self.census();
-        self.metrics.idle.set(census.idle as f64);
-        self.metrics.active.set(census.active as f64);
-        self.metrics.waiting.set(census.waiting as f64);
+        let (node, key) = (&self.node, &self.key);
+        PoolGauges {
+            of: [&node.cluster, &node.name, &key.database, &key.user],
+            idle: census.idle,
+            active: census.active,
+            waiting: census.waiting,
+        }
     }
 
     fn try_checkout(

@@ -385,15 +385,7 @@ fn all_nodes(proxy: &Proxy) -> impl Iterator<Item = (Arc<Cluster>, Arc<Node>)> {
 }
 
 fn all_pools(proxy: &Proxy) -> Vec<Arc<Pool>> {
-    let pools = |node: &Node| {
-        node.pools
-            .iter()
-            .map(|pool| pool.clone())
-            .collect::<Vec<_>>()
-    };
-    let mut all: Vec<_> = all_nodes(proxy)
-        .flat_map(|(_, node)| pools(&node))
-        .collect();
+    let mut all = proxy.clusters.pools();
     all.sort_by(|a, b| {
         let key = |pool: &Pool| (pool.key().database.clone(), pool.key().user.clone());
         key(a).cmp(&key(b))
