@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
+use support::client::Client;
 use support::raw::{Raw, VERSION_3_0, VERSION_3_2, error};
 use support::{Gateway, cluster_with, wait_for};
 use tidegate::demo::LocalCluster;
@@ -443,4 +444,20 @@ fn who_says_nothing_keeps_no_client_out_and_is_bounded() {
         gateway.metric("tidegate_clients", "") == 0.0
     });
     Raw::start(gateway.port, VERSION_3_0, &[]).log_in();
+}
+
+#[test]
+fn long_names_are_cut_to_what_a_name_has() {
+    let cluster = cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    // The next character would be cut in two, so none of it is left.
+    let kept = "n".repeat(62);
+    let long = format!("{kept}\u{e9} and more");
+    let create = format!("CREATE DATABASE {kept}");
+    cluster.primary().sql("postgres", &create).expect("created");
+    let client = Client::open(&gateway, "app", &format!("dbname='{long}'"));
+    assert_eq!(client.one("SELECT current_database()"), kept);
+    let refused = Client::refused(&gateway, "app", &format!("user='{long}'"));
+    let told = format!("password authentication failed for user \"{kept}\"");
+    assert_eq!(refused.message(), told);
 }

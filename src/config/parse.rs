@@ -345,7 +345,7 @@ fn lookup(section: &Section<'_>, method: AuthMethod) -> Result<Option<Lookup>> {
 
 fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
     let user = User {
-        name: section.required("name", Value::string)?,
+        name: section.required("name", Value::name)?,
         password: section.optional("password", Value::secret)?,
         verifier: section.optional("verifier", Value::secret)?,
     };
@@ -373,9 +373,9 @@ fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
 fn console(section: &Section<'_>) -> Result<Console> {
     let default = Console::default();
     let console = Console {
-        database: section.get("database", default.database, Value::string)?,
-        admins: section.get("admins", default.admins, Value::strings)?,
-        viewers: section.get("viewers", default.viewers, Value::strings)?,
+        database: section.get("database", default.database, Value::name)?,
+        admins: section.get("admins", default.admins, Value::names)?,
+        viewers: section.get("viewers", default.viewers, Value::names)?,
     };
     let both = |user: &&String| console.admins.contains(user);
     match console.viewers.iter().find(both) {
@@ -530,8 +530,8 @@ fn overrides(section: &Section<'_>) -> Result<Vec<Override>> {
     let mut overrides: Vec<Override> = Vec::new();
     for section in section.sections("override", &OVERRIDE)? {
         let new = Override {
-            database: section.optional("database", Value::string)?,
-            user: section.optional("user", Value::string)?,
+            database: section.optional("database", Value::name)?,
+            user: section.optional("user", Value::name)?,
             wish: wish(&section)?,
         };
         if new.database.is_none() && new.user.is_none() {
@@ -645,7 +645,7 @@ fn clusters(root: &Section<'_>) -> Result<Vec<Cluster>> {
 
 fn cluster(section: &Section<'_>) -> Result<Cluster> {
     let name = section.required("name", Value::string)?;
-    let databases = section.get("databases", vec!["*".to_owned()], Value::strings)?;
+    let databases = section.get("databases", vec!["*".to_owned()], Value::names)?;
     if databases.is_empty() {
         let message = r#""cluster.databases" must name a database, or "*" for every one"#;
         return Err(section.fault_at("databases", message));

@@ -202,6 +202,24 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// What a client may name, which PostgreSQL cuts after so many bytes: nobody could name what is longer.
+    pub fn name(&self) -> Result<String> {
+        /// `NAMEDATALEN - 1`.
+        const NAME_BYTES_MAX: usize = 63;
+        let name = self.string()?;
+        match name.len() > NAME_BYTES_MAX {
+            true => Err(self.fault(format!(
+                r#""{}" must have {NAME_BYTES_MAX} bytes at most, as names in PostgreSQL have"#,
+                self.name
+            ))),
+            false => Ok(name),
+        }
+    }
+
+    pub fn names(&self) -> Result<Vec<String>> {
+        self.items()?.iter().map(Value::name).collect()
+    }
+
     pub fn secret(&self) -> Result<Secret> {
         self.string().map(Secret::new)
     }

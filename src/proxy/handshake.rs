@@ -31,7 +31,7 @@ use crate::net::tls::Offer;
 use crate::session::own;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
-use crate::sql::command::NAME_MAX;
+use crate::sql::command::{NAME_MAX, clipped};
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
@@ -160,8 +160,9 @@ impl Guest {
             return Ok(None);
         };
         let config = proxy.config.load_full();
-        let named = parameters.get("database").filter(|name| !name.is_empty());
-        let wanted = named.or(parameters.get("user"));
+        let name = |name| parameters.get(name).map(clipped);
+        let named = name("database").filter(|name| !name.is_empty());
+        let wanted = named.or(name("user"));
         let wanted = wanted.and_then(|name| std::str::from_utf8(name).ok());
         let is_console = wanted.is_some_and(|name| config.console.is_wanted(name));
         // Those of the console later: who cannot log in must not take the places that are kept for it.
@@ -175,15 +176,17 @@ impl Guest {
             return Ok(None);
         }
         negotiate(&parameters, &mut out)?;
-        let text = |name| parameters.get(name).map(utf8).transpose();
-        let Some(user) = text("user")?.filter(|user| !user.is_empty()) else {
+        let Some(user) = name("user")
+            .map(utf8)
+            .transpose()?
+            .filter(|user| !user.is_empty())
+        else {
             let message = "no PostgreSQL user name specified in startup packet";
             return Err(Refusal::protocol("28000", message));
         };
-        let database = text("database")?
-            .filter(|name| !name.is_empty())
-            .unwrap_or(user);
-        let replication = replication::wanted(text("replication")?)?;
+        let database = named.map(utf8).transpose()?.unwrap_or(user);
+        let replication = parameters.get("replication").map(utf8).transpose()?;
+        let replication = replication::wanted(replication)?;
         if is_console && replication.is_some() {
             let message = "the console has nothing to replicate";
             return Err(Refusal::protocol("0A000", message));

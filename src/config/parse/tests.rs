@@ -560,6 +560,10 @@ fn wrong_values() {
             r#"t.toml:1:22: "listen.max_clients" must be from 1 to 1000000, not 99999999999999999999"#,
         ),
         (
+            "console.database = 'eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee'",
+            r#"t.toml:1:20: "console.database" must have 63 bytes at most, as names in PostgreSQL have"#,
+        ),
+        (
             "health.failures = 0",
             r#"t.toml:1:19: "health.failures" must be from 1 to 1000, not 0"#,
         ),
