@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use diff::{Diff, diff};
+pub use diff::{Diff, diff, keep_until_restart};
 pub use error::{ConfigError, Fault};
 pub use level::{Consistency, Level, OnNoReplica, Override, Redis, Wish};
 pub use tls::{ListenTls, NodeTls, OfferMode, SslMode};

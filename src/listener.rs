@@ -341,7 +341,7 @@ fn reload(proxy: &Proxy, path: PathBuf) -> Result<(), RunError> {
     applied
 }
 
-fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
+fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
     let old = proxy.config.load_full();
     let diff = config::diff(&old, &new);
     // Read anew even if nothing has changed in the configuration: certificates are renewed so.
@@ -361,9 +361,11 @@ fn apply(proxy: &Proxy, new: Config) -> Result<(), RunError> {
         proxy.shared.store(Arc::new(shared));
     }
     proxy.clusters.apply(&new, &tls);
-    for warning in &tls.warnings {
+    for warning in warnings.iter().chain(&tls.warnings) {
         tracing::warn!("{warning}");
     }
+    let warnings = new.warnings();
+    config::keep_until_restart(&mut new, &old);
     proxy.tls.store(Arc::new(tls));
     proxy.config.store(new);
     let files = if renewed { "changed" } else { "unchanged" };

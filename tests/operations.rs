@@ -722,3 +722,27 @@ fn gauges_of_pools_go_with_their_pools() {
     drop(client);
     wait_for("no gauge without a pool", || shown("") == [0, 0]);
 }
+
+#[test]
+fn what_needs_a_restart_is_said_until_there_was_one() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let said = |what: &str| gateway.log().matches(what).count();
+    let changed = config.replace("[http]", "workers_min = 2\n\n[http]");
+    for times in 1..=2 {
+        gateway.reload(&changed);
+        assert_eq!(said("this change applies after a restart"), times);
+    }
+    // As it was all the time: there is nothing to do.
+    gateway.reload(&config);
+    assert_eq!(said("this change applies after a restart"), 2);
+    assert_eq!(said("nothing has changed"), 1);
+
+    // What is most likely not meant is said as at the start.
+    let open = "lets anyone who can connect be an admin of the console";
+    assert_eq!(said(open), 0);
+    let trust = config.replace("[auth]", "[console]\nadmins = [\"app\"]\n\n[auth]");
+    gateway.reload(&trust.replace("method = \"scram-sha-256\"", "method = \"trust\""));
+    assert_eq!(said(open), 1, "{}", gateway.log());
+}

@@ -98,6 +98,21 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     }
 }
 
+/// Takes from `running`, the configuration that is in force, what a reload cannot change. So the next reload
+/// is compared with what is in force, and says again what still waits for a restart.
+pub fn keep_until_restart(new: &mut Config, running: &Config) {
+    let (listen, log) = (&running.listen, &running.log);
+    new.listen.address.clone_from(&listen.address);
+    new.listen
+        .unix_socket_dir
+        .clone_from(&listen.unix_socket_dir);
+    new.listen.workers = listen.workers;
+    new.listen.workers_min = listen.workers_min;
+    new.http.address = running.http.address;
+    new.log.format = log.format;
+    new.log.level.clone_from(&log.level);
+}
+
 impl Diff {
     pub fn is_empty(&self) -> bool {
         *self == Diff::default()
@@ -406,6 +421,31 @@ mod tests {
                 ),
             ],
             "user added: come, user removed: gone, user changed: new-password",
+        );
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_waits_on() {
+        let running = config(OLD);
+        let restarts = "127.0.0.1:2\"\nworkers = 3\nworkers_min = 3\nunix_socket_dir = '/x'\n\
+                        [http]\naddress = ''\n[log]\nformat = 'json'\nlevel = 'debug'";
+        let wanted = config(
+            &OLD.replace("127.0.0.1:1\"", restarts)
+                .replace("size = 5", "size = 6"),
+        );
+        let mut in_force = wanted.clone();
+        keep_until_restart(&mut in_force, &running);
+        assert_eq!(diff(&running, &in_force).to_string(), "changed: pool");
+        // Reading the same file again tells the same.
+        let again = diff(&in_force, &wanted);
+        assert_eq!(
+            again.needs_restart,
+            diff(&running, &wanted).needs_restart,
+            "{again}"
+        );
+        assert_eq!(
+            (again.needs_restart.len(), again.tunables),
+            (7, Tunables::default())
         );
     }
 
