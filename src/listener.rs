@@ -73,7 +73,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     control.block_on(async {
         let (listeners, socket_files) = listen(&config.listen)?;
         let http = match config.http.address {
-            Some(address) => Some(bind(address)?),
+            Some(address) => Some(bind(address, Families::Both)?),
             None => None,
         };
         for warning in config.warnings().iter().chain(&tls.warnings) {
@@ -175,7 +175,7 @@ impl Arrived {
 fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), RunError> {
     let (mut entrances, mut ports) = (Vec::new(), Vec::new());
     for &address in &config.address {
-        let listener = bind(address)?;
+        let listener = bind(address, Families::One)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, "listening");
         ports.push(address.port());
@@ -220,13 +220,25 @@ fn raise_descriptor_limit(max_clients: usize) {
     }
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+/// What an address of IPv6 that stands for all is to take.
+enum Families {
+    /// IPv6 alone, as with PostgreSQL: an address of IPv4 may be listed beside it.
+    One,
+    /// IPv4 as well, where there is but one address.
+    Both,
+}
+
+fn bind(address: SocketAddr, families: Families) -> Result<TcpListener, RunError> {
     let bind = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
         } else {
             TcpSocket::new_v6()
         }?;
+        if address.is_ipv6() {
+            let only_v6 = matches!(families, Families::One);
+            socket2::SockRef::from(&socket).set_only_v6(only_v6)?;
+        }
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -352,6 +364,8 @@ fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
         return Ok(());
     }
     let users = proxy.users.load().reload(&new.auth)?;
+    let warnings = new.warnings();
+    config::keep_until_restart(&mut new, &old);
     let new = Arc::new(new);
     proxy.users.store(Arc::new(users));
     if !new.routing.has_rules_of(&old.routing) {
@@ -364,8 +378,6 @@ fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
     for warning in warnings.iter().chain(&tls.warnings) {
         tracing::warn!("{warning}");
     }
-    let warnings = new.warnings();
-    config::keep_until_restart(&mut new, &old);
     proxy.tls.store(Arc::new(tls));
     proxy.config.store(new);
     let files = if renewed { "changed" } else { "unchanged" };
@@ -401,5 +413,27 @@ async fn shut_down(proxy: &Proxy, signals: &mut Signals) {
             }
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_of_both_families_can_be_listened_on() {
+        let runtime = runtime::Builder::new_current_thread().enable_io().build();
+        runtime.unwrap().block_on(async {
+            let v6 = bind("[::]:0".parse().unwrap(), Families::One);
+            let Ok(v6) = v6 else {
+                return println!("there is no IPv6 here");
+            };
+            let port = v6.local_addr().unwrap().port();
+            let v4 = SocketAddr::from(([0, 0, 0, 0], port));
+            bind(v4, Families::One).expect("the port is free for IPv4");
+            let both = bind("[::]:0".parse().unwrap(), Families::Both).unwrap();
+            let port = both.local_addr().unwrap().port();
+            assert!(TcpStream::connect(("127.0.0.1", port)).await.is_ok());
+        });
     }
 }
