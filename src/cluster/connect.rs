@@ -220,18 +220,27 @@ async fn log_in_over(
         .with_end_point(end_point);
     let mut params = Vec::new();
     let mut key = (0, Vec::new());
+    let mut is_logged_in = false;
     loop {
         let frame = next(&mut stream, &mut buf).await?;
         let body = body(&frame);
         match frame[0] {
             b'R' => {
                 let (code, rest) = body.split_first_chunk::<4>().ok_or(WireError::Truncated)?;
-                if let Reply::Send(payload) = auth.on_request(i32::from_be_bytes(*code), rest)? {
-                    let mut out = BytesMut::new();
-                    encode::password(&mut out, &payload);
-                    stream.write_all(&out).await?;
+                match auth.on_request(i32::from_be_bytes(*code), rest)? {
+                    Reply::Send(payload) => {
+                        let mut out = BytesMut::new();
+                        encode::password(&mut out, &payload);
+                        stream.write_all(&out).await?;
+                    }
+                    Reply::Nothing => {}
+                    Reply::Done => is_logged_in = true,
                 }
             }
+            b'N' => {}
+            b'E' => return Err(ConnectError::Refused(body.to_vec())),
+            // A server that skips the login has not proved who it is.
+            tag if !is_logged_in => return Err(ConnectError::Unexpected(tag.into())),
             b'S' => {
                 let (name, value) = message::parameter_status(body)?;
                 params.push((name.into(), value.into()));
@@ -240,8 +249,6 @@ async fn log_in_over(
                 let (pid, secret) = message::key_data(body)?;
                 key = (pid, secret.to_vec());
             }
-            b'N' => {}
-            b'E' => return Err(ConnectError::Refused(body.to_vec())),
             b'Z' => break,
             tag => return Err(ConnectError::Unexpected(tag.into())),
         }
@@ -448,5 +455,59 @@ pub async fn cancel(
     match tokio::time::timeout(limit, deliver).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout(limit)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a login at a server that says this, whatever it hears.
+    async fn log_in_at(says: Vec<u8>) -> Result<(), ConnectError> {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut stream = Stream::tcp(socket).unwrap();
+            stream
+                .read(&mut BytesMut::with_capacity(1024))
+                .await
+                .unwrap();
+            stream.write_all(&says).await.unwrap();
+            stream
+        };
+        let target = Target {
+            host: "127.0.0.1",
+            port,
+            tls: &NodeSide::default(),
+            database: "app",
+            user: "app",
+            credential: None,
+            application_name: "",
+        };
+        let (answer, _stream) = tokio::join!(connect(&target, Duration::from_secs(60)), server);
+        answer.map(drop)
+    }
+
+    #[test]
+    fn a_server_must_end_the_login_before_it_is_ready() {
+        const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+        const STATUS: &[u8] = b"S\0\0\0\x08a\0b\0";
+        const READY: &[u8] = b"Z\0\0\0\x05I";
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            assert!(log_in_at([OK, STATUS, READY].concat()).await.is_ok());
+            for (says, tag) in [([STATUS, READY].concat(), 'S'), (READY.to_vec(), 'Z')] {
+                match log_in_at(says).await {
+                    Err(ConnectError::Unexpected(seen)) => assert_eq!(seen, tag),
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
     }
 }
