@@ -160,16 +160,21 @@ pub fn query_seconds(route: &'static str) -> LocalHistogram {
     LocalHistogram::new("tidegate_query_seconds", help, Some(("route", route)))
 }
 
-/// Counts an error that a client was sent. By class, the first two characters of the SQLSTATE:
-/// few enough to be a label.
-pub fn count_error(sqlstate: &str) {
-    let known = sqlstate.is_ascii() && sqlstate.len() == 5;
-    let class = if known {
-        sqlstate[..2].to_owned()
-    } else {
-        "other".to_owned()
+/// Counts an error that a client was sent, a server's or the proxy's own.
+pub fn count_error(sqlstate: &[u8]) {
+    counter!("tidegate_errors_total", "class" => class(sqlstate).to_owned()).increment(1);
+}
+
+/// The first two characters of a SQLSTATE: few enough to be a label, whatever a server says.
+fn class(sqlstate: &[u8]) -> &str {
+    let is_one = |class: &&str| {
+        let may_be = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_uppercase();
+        class.bytes().all(may_be)
     };
-    counter!("tidegate_errors_total", "class" => class).increment(1);
+    let class = sqlstate
+        .get(..2)
+        .and_then(|class| std::str::from_utf8(class).ok());
+    class.filter(is_one).unwrap_or("other")
 }
 
 /// Whether the store of a cluster's causal keys can be asked.
@@ -433,7 +438,7 @@ fn describe() {
     );
     counter!(
         "tidegate_errors_total",
-        "Errors sent to clients, by class of SQLSTATE."
+        "Errors sent to clients, servers' and the proxy's own, by class of SQLSTATE."
     );
     counter!(
         "tidegate_logins_refused_total",
@@ -458,4 +463,24 @@ pub fn install_logs(json: bool, level: &str) {
         let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
         logs.with_target(false).with_ansi(ansi).try_init()
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_few() {
+        for (sqlstate, expected) in [
+            (&b"22012"[..], "22"),
+            (b"P0001", "P0"),
+            (b"XX000", "XX"),
+            (b"", "other"),
+            (b"2", "other"),
+            (b"a\"000", "other"),
+            (b"\xc3\xa9000", "other"),
+        ] {
+            assert_eq!(class(sqlstate), expected, "{sqlstate:?}");
+        }
+    }
 }

@@ -746,3 +746,28 @@ fn what_needs_a_restart_is_said_until_there_was_one() {
     gateway.reload(&trust.replace("method = \"scram-sha-256\"", "method = \"trust\""));
     assert_eq!(said(open), 1, "{}", gateway.log());
 }
+
+#[test]
+fn errors_are_counted_by_class_whoever_made_them() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let counted = |class: &str| {
+        let labels = format!("class=\"{class}\"");
+        gateway.metric("tidegate_errors_total", &labels)
+    };
+    let client = Client::open(&gateway, "app", "");
+    client.error("SELECT 1/0");
+    client.error_of_prepared("SELECT 1/0");
+    assert_eq!(counted("22"), 2.0);
+    // The proxy's own words, in the place of a server's error.
+    let complaint = client.error("SET tidegate.consistency = 'none'");
+    assert_eq!(complaint.code().code(), "22023");
+    assert_eq!(counted("22"), 3.0);
+    for sqlstate in ["U1234", "U1999"] {
+        client.error(&format!(
+            "DO $$ BEGIN RAISE EXCEPTION 'own' USING ERRCODE = '{sqlstate}'; END $$"
+        ));
+    }
+    assert_eq!(counted("U1"), 2.0);
+    assert_eq!(gateway.metric("tidegate_errors_total", ""), 5.0);
+}

@@ -163,7 +163,7 @@ impl Refusal {
 
     /// Appends the ErrorResponse.
     pub fn encode(&self, severity: Severity, out: &mut BytesMut) {
-        telemetry::count_error(self.sqlstate());
+        telemetry::count_error(self.sqlstate().as_bytes());
         match self {
             // Its own words; only whether the connection ends over it is ours to say.
             Refusal::Server(error) => encode::error_again(out, severity, error),

@@ -14,6 +14,7 @@ use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
 use super::statements::Prepared;
 use crate::sql::Pin;
 use crate::sql::lexer;
+use crate::telemetry;
 use crate::wire::encode::Severity;
 use crate::wire::frame::{Header, body, header, run};
 use crate::wire::message::{self, Status};
@@ -56,6 +57,24 @@ impl Answer {
         if self.is_empty() && (self.runs.spilled() || self.own.capacity() > OWN_BYTES_KEPT) {
             *self = Answer::default();
         }
+    }
+
+    /// How many bytes the client is to be sent.
+    fn len(&self) -> usize {
+        let len = |run: &Run| match run {
+            Run::Server(at) | Run::Own(at) => at.len(),
+        };
+        self.runs.iter().map(len).sum()
+    }
+
+    /// The SQLSTATE of the error that it ends with: the server's, whose body this is, or one in the proxy's
+    /// own words.
+    fn last_error<'a>(&'a self, servers: &'a [u8]) -> &'a [u8] {
+        let told = match self.runs.last() {
+            Some(Run::Own(at)) => self.own.get(at.clone()).map_or(&[][..], body),
+            _ => servers,
+        };
+        message::error_field(told, b'C').unwrap_or_default()
     }
 
     fn forward(&mut self, at: Range<usize>) {
@@ -225,7 +244,14 @@ impl Session {
                 }
             }
             b'Z' => return self.hear_ready(body, at, server, answer),
-            b'E' => return self.hear_error(body, at, server, answer),
+            b'E' => {
+                let told = answer.len();
+                self.hear_error(body, at, server, answer)?;
+                if answer.len() > told {
+                    telemetry::count_error(answer.last_error(body));
+                }
+                return Ok(());
+            }
             b'S' => {
                 let (name, value) = message::parameter_status(body)?;
                 server.params.set(name, value);
