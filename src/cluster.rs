@@ -35,7 +35,7 @@ use self::pauses::Pauses;
 use self::pool::{Pool, PoolKey};
 use self::roles::Roles;
 use crate::auth::Proven;
-use crate::config::{self, Config, Secret};
+use crate::config::{self, Config};
 use crate::net::tls::{Material, NodeSide};
 use crate::session::consistency::{
     Clock, Floors, Freshness, Incarnation, Lsn, Mark, NodeId, Replica, Tick,
@@ -153,11 +153,6 @@ impl Cluster {
     /// with the one before.
     pub fn watched_topology(&self) -> WatchedTopology {
         arc_swap::Cache::new(self.topology.clone())
-    }
-
-    /// Whom the nodes are probed as: user, password, database.
-    fn monitor(&self, config: &Config) -> (String, Option<Secret>, String) {
-        monitor(config, &self.name)
     }
 
     /// A write has been acknowledged to some session.
@@ -637,34 +632,6 @@ pub fn moment(at: Instant) -> Moment {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since = at.saturating_duration_since(*EPOCH) + BEFORE;
     Moment(since.as_micros() as u64)
-}
-
-/// Whom the nodes of the cluster of this name are probed as: user, password, database.
-fn monitor(config: &Config, cluster: &str) -> (String, Option<Secret>, String) {
-    let cluster = config.clusters.iter().find(|known| known.name == cluster);
-    if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
-        return (
-            monitor.user.clone(),
-            monitor.password.clone(),
-            monitor.database.clone(),
-        );
-    }
-    if config.auth.users.is_empty()
-        && let Some(lookup) = &config.auth.lookup
-    {
-        return (
-            lookup.user.clone(),
-            lookup.password.clone(),
-            lookup.database.clone(),
-        );
-    }
-    let user = config.auth.users.first();
-    let name = user.map_or("tidegate", |user| &user.name).to_owned();
-    (
-        name,
-        user.and_then(|user| user.password.clone()),
-        "postgres".to_owned(),
-    )
 }
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do. One that is

@@ -64,6 +64,29 @@ impl Config {
         })
     }
 
+    /// Whom the nodes of the cluster of this name are probed as.
+    pub fn monitor(&self, cluster: &str) -> Monitor {
+        let cluster = self.clusters.iter().find(|known| known.name == cluster);
+        if let Some(monitor) = cluster.and_then(|cluster| cluster.monitor.as_ref()) {
+            return monitor.clone();
+        }
+        if self.auth.users.is_empty()
+            && let Some(lookup) = &self.auth.lookup
+        {
+            return Monitor {
+                user: lookup.user.clone(),
+                password: lookup.password.clone(),
+                database: lookup.database.clone(),
+            };
+        }
+        let user = self.auth.users.first();
+        Monitor {
+            user: user.map_or("tidegate", |user| &user.name).to_owned(),
+            password: user.and_then(|user| user.password.clone()),
+            database: "postgres".to_owned(),
+        }
+    }
+
     /// What is allowed, and most likely not meant: one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -96,12 +119,22 @@ impl Config {
         }
         for cluster in &self.clusters {
             let NodeTls {
-                mode, root_cert, ..
+                mode,
+                root_cert,
+                cert,
+                ..
             } = &cluster.tls;
             if root_cert.is_some() && *mode < SslMode::Require {
                 warnings.push(format!(
                     r#"cluster "{}": a node whose certificate is not from sslrootcert is spoken to without TLS; sslmode = "verify-ca" or "verify-full" would refuse it"#,
                     cluster.name
+                ));
+            }
+            let monitor = self.monitor(&cluster.name);
+            if cluster.monitor.is_none() && monitor.password.is_none() && cert.is_none() {
+                warnings.push(format!(
+                    r#"cluster "{}" has no monitor, so its nodes are probed as "{}", whose password is not known here; unless they ask for none, give it a monitor = {{ user = "…", password = "…" }}"#,
+                    cluster.name, monitor.user
                 ));
             }
         }
@@ -633,7 +666,8 @@ mod tests {
         let text = "auth.method = 'cert'\nauth.user = [{ name = 'a' }]\n\
                     [listen]\nunix_socket_dir = '/x'\n\
                     tls = { mode = 'require', cert = 'c', key = 'k', client_ca = 'a' }\n\
-                    [[cluster]]\nname = 'm'\nsslrootcert = 'r'\nnode = [{ address = 'h:1' }]\n";
+                    [[cluster]]\nname = 'm'\nsslrootcert = 'r'\nmonitor = { user = 'm' }\n\
+                    node = [{ address = 'h:1' }]\n";
         let warnings = Config::parse(text, "t").unwrap().warnings();
         let [socket, cluster] = &warnings[..] else {
             panic!("{warnings:?}")
@@ -642,6 +676,33 @@ mod tests {
         assert!(cluster.starts_with(r#"cluster "m": a node whose certificate is not from"#));
         let strict = text.replace("sslrootcert", "sslmode = 'require'\nsslrootcert");
         assert_eq!(Config::parse(&strict, "t").unwrap().warnings().len(), 1);
+    }
+
+    #[test]
+    fn warns_of_a_monitor_that_cannot_log_in() {
+        let check = |auth: &str, cluster: &str, expected: Option<&str>| {
+            let node = "node = [{ address = 'h:1' }]";
+            let text = format!("{auth}\n[[cluster]]\nname = 'm'\n{cluster}\n{node}\n");
+            let warnings = Config::parse(&text, "t").unwrap().warnings();
+            let probed = warnings.iter().find(|text| text.contains("probed as"));
+            let is_as_expected = match (probed, expected) {
+                (Some(text), Some(user)) => text.contains(&format!("probed as \"{user}\"")),
+                (text, user) => text.is_none() && user.is_none(),
+            };
+            assert!(is_as_expected, "{auth} {cluster}: {warnings:?}");
+        };
+        let verifier = "auth.user = [{ name = 'a', verifier = 'SCRAM-SHA-256$x' }]";
+        check("", "", Some("tidegate"));
+        check(verifier, "", Some("a"));
+        check("auth.query_user = 'q'", "", Some("q"));
+        check(verifier, "monitor = { user = 'm' }", None);
+        check(verifier, "sslcert = 'c'\nsslkey = 'k'", None);
+        check("auth.user = [{ name = 'a', password = 'x' }]", "", None);
+        check(
+            "auth = { query_user = 'q', query_password = 'x' }",
+            "",
+            None,
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::{LazyLock, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
 
 pub use self::local::{LocalCounter, LocalHistogram};
 pub use self::pools::{PoolGauges, render_pools};
@@ -448,8 +449,7 @@ fn describe() {
 
 /// Sets up logging to standard error; `level` is a filter as of `RUST_LOG`, which wins over it.
 pub fn install_logs(json: bool, level: &str) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -463,6 +463,13 @@ pub fn install_logs(json: bool, level: &str) {
         let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
         logs.with_target(false).with_ansi(ansi).try_init()
     };
+}
+
+/// What is logged. An environment that says nothing, or nothing that is understood, leaves it to `level`.
+fn filter(environment: Option<String>, level: &str) -> EnvFilter {
+    let wanted = environment.filter(|wanted| !wanted.trim().is_empty());
+    let wanted = wanted.and_then(|wanted| EnvFilter::try_new(wanted).ok());
+    wanted.unwrap_or_else(|| EnvFilter::new(level))
 }
 
 #[cfg(test)]
@@ -481,6 +488,20 @@ mod tests {
             (b"\xc3\xa9000", "other"),
         ] {
             assert_eq!(class(sqlstate), expected, "{sqlstate:?}");
+        }
+    }
+
+    #[test]
+    fn the_environment_wins_if_it_says_anything() {
+        for (environment, logged) in [
+            (None, "info"),
+            (Some(""), "info"),
+            (Some(" "), "info"),
+            (Some("tidegate=loud"), "info"),
+            (Some("debug"), "debug"),
+        ] {
+            let filter = filter(environment.map(str::to_owned), "info");
+            assert_eq!(filter.to_string(), logged, "{environment:?}");
         }
     }
 }

@@ -353,7 +353,7 @@ pub async fn ask_once(
         .find(|cluster| serves(cluster, database))
         .or_else(|| clusters.find(|cluster| serves(cluster, "*")))
         .ok_or_else(|| OnceError::NoCluster(database.to_owned()))?;
-    let (user, password, _) = super::monitor(config, &cluster.name);
+    let monitor = config.monitor(&cluster.name);
     let tls = tls.for_cluster(&cluster.name);
     let rules = Rules {
         safe: config.routing.safe_functions.clone(),
@@ -367,8 +367,8 @@ pub async fn ask_once(
             port: node.port,
             tls: &tls,
             database,
-            user: &user,
-            credential: password.clone().map(Credential::Password),
+            user: &monitor.user,
+            credential: monitor.password.clone().map(Credential::Password),
             application_name: "tidegate explain",
         };
         let asked = async {
@@ -389,7 +389,7 @@ pub async fn ask_once(
             Ok(Ok(Some((true, catalog)))) => replica = Some(catalog),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
-                let (node, user) = (node.name.clone(), user.clone());
+                let (node, user) = (node.name.clone(), monitor.user.clone());
                 failed = Some(AskError::Query { node, user, error });
             }
             Err(_) => failed = Some(AskError::Timeout),

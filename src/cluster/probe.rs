@@ -130,15 +130,15 @@ struct Probe {
 impl Probe {
     async fn open(cluster: &Cluster, node: &Node) -> Result<Probe, ProbeError> {
         let config = cluster.topology().config.clone();
-        let (user, password, database) = cluster.monitor(&config);
+        let monitor = config.monitor(&cluster.name);
         let tls = node.tls.load_full();
         let target = Target {
             host: &node.host,
             port: node.port,
             tls: &tls,
-            database: &database,
-            user: &user,
-            credential: password.map(Credential::Password),
+            database: &monitor.database,
+            user: &monitor.user,
+            credential: monitor.password.map(Credential::Password),
             application_name: "tidegate monitor",
         };
         let mut connection = connect::connect(&target, config.health.timeout).await?;
