@@ -24,12 +24,13 @@ pub use server::{AuthError, Reply, ServerAuth};
 pub struct Users {
     method: AuthMethod,
     /// Salts and mock verifiers derive from it. Kept over reloads: if it changed, so would the salts of
-    /// users that do not exist, while a configured verifier keeps its own.
+    /// users that do not exist, while a configured verifier keeps its own. Nothing that a password gives may be
+    /// in it: anybody is shown such salts, and could try passwords on them.
     secret: MockSecret,
     by_name: HashMap<String, Entry>,
 }
 
-type MockSecret = [u8; 32];
+pub type MockSecret = [u8; 32];
 
 struct Entry {
     configured: User,
@@ -48,7 +49,12 @@ pub struct UsersError {
 impl Users {
     /// Under SCRAM this derives a verifier from each password: about half a millisecond each.
     pub fn new(auth: &Auth) -> Result<Users, UsersError> {
-        Users::build(auth, rand::random(), &HashMap::new())
+        Users::with_secret(auth, rand::random())
+    }
+
+    /// The same with a secret that others have too, for whom users that do not exist look alike.
+    pub fn with_secret(auth: &Auth, secret: MockSecret) -> Result<Users, UsersError> {
+        Users::build(auth, secret, &HashMap::new())
     }
 
     /// As [`Users::new`] for a changed config; verifiers of unchanged users are not derived again.

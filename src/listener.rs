@@ -63,8 +63,9 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start; once it runs, it runs.
 pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
-    let users = Users::new(&config.auth)?;
     let tls = Material::load(&config)?;
+    let shared = tls.offer.as_ref().map(|offer| offer.secret);
+    let users = Users::with_secret(&config.auth, shared.unwrap_or_else(rand::random))?;
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

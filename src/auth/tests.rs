@@ -363,6 +363,16 @@ fn users_that_exist_and_that_do_not_look_alike_over_time() {
 }
 
 #[test]
+fn who_shares_the_secret_shows_the_same_of_a_user_that_does_not_exist() {
+    let auth = auth(AuthMethod::ScramSha256);
+    let with = |secret| Users::with_secret(&auth, [secret; 32]).unwrap();
+    for user in ["plain", "bare", "ghost"] {
+        assert_eq!(cost(&with(1), user), cost(&with(1), user), "{user}");
+        assert_ne!(cost(&with(1), user), cost(&with(2), user), "{user}");
+    }
+}
+
+#[test]
 fn a_reload_keeps_what_is_unchanged_and_takes_what_is_new() {
     let first = users(AuthMethod::Md5);
     assert!(

@@ -24,6 +24,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 use self::certificate::Certificate;
@@ -59,6 +60,8 @@ pub struct Offer {
     config: Arc<ServerConfig>,
     /// What clients can bind their logins to.
     pub end_point: Option<Vec<u8>>,
+    /// What nobody can know who does not have the key: the same for all who have it, and after a restart.
+    pub secret: [u8; 32],
 }
 
 /// TLS for the connections to a cluster's nodes.
@@ -100,6 +103,9 @@ impl Offer {
         let provider = Arc::new(ring::default_provider());
         let chain = files.chain("listen.tls.cert", &tls.cert)?;
         let private = files.private_key("listen.tls.key", &tls.key)?;
+        let secret = Sha256::new()
+            .chain_update(b"tidegate: a secret of whoever has this key\0")
+            .chain_update(private.secret_der());
         let at_key = |problem: Problem| FileError {
             key: "listen.tls.key",
             path: tls.key.clone(),
@@ -146,6 +152,7 @@ impl Offer {
             mode: tls.mode,
             config: Arc::new(config),
             end_point: certificate.end_point(),
+            secret: secret.finalize().into(),
         };
         Ok((offer, warning))
     }

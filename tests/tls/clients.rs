@@ -12,9 +12,10 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tidegate::demo::LocalCluster;
-use tidegate::wire::startup;
+use tidegate::wire::{encode, startup};
 
 use super::authority::{Authority, Pair};
+use super::support::raw::{Raw, VERSION_3_0};
 use super::support::{Gateway, wait_for};
 use super::{ask, assert_refused, cluster, is_encrypted, psql};
 
@@ -103,6 +104,31 @@ fn clients_get_tls_as_their_sslmode_says() {
         is_encrypted(&cluster, &plain, "host=127.0.0.1 channel_binding=require"),
         "channel binding required",
     );
+}
+
+/// The salt that is shown to somebody who wants to log in as `user`.
+fn salt(gateway: &Gateway, user: &str) -> String {
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("user", user)]);
+    let (client_first, mechanism) = (b"n,,n=,r=c", b"SCRAM-SHA-256\0\0\0\0\x09");
+    raw.until(b'R');
+    raw.send(|out| encode::password(out, &[&mechanism[..], client_first].concat()));
+    let server_first = raw.until(b'R').escape_ascii().to_string();
+    let (_, salt) = server_first.split_once(",s=").expect("a salt");
+    salt.to_owned()
+}
+
+#[test]
+fn users_that_do_not_exist_look_alike_wherever_the_key_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, _) = authorities(directory.path());
+    let server = ours.issue("tidegate", &["localhost"]);
+    let cluster = cluster();
+    let proxies = [0, 1].map(|_| gateway(&cluster, "prefer", &server, None));
+    for user in ["app", "nobody"] {
+        let [one, other] = [0, 1].map(|index| salt(&proxies[index], user));
+        assert_eq!(one, other, "{user}");
+    }
+    assert_ne!(salt(&proxies[0], "app"), salt(&proxies[0], "nobody"));
 }
 
 #[test]
