@@ -95,14 +95,9 @@ fn sessions_of_one_key_see_each_others_writes() {
     }
 }
 
-#[test]
-fn keys_are_shared_among_proxies() {
-    let Some(mut redis) = Redis::start() else {
-        return;
-    };
-    let cluster = start();
-    // Limits so wide that replicas that stand still take reads, and the store's answers are waited
-    // for, for as long as a slow machine may need.
+/// Two that share their keys there. With limits so wide that replicas that stand still take reads, and the store's
+/// answers are waited for, for as long as a slow machine may need.
+fn two_proxies(cluster: &LocalCluster, redis: &Redis) -> [Gateway; 2] {
     let config = |config: String| {
         let url = redis.url();
         let (lag, store) = (
@@ -111,10 +106,16 @@ fn keys_are_shared_among_proxies() {
         );
         format!("{config}\n{lag}\n{store}\nurl = \"{url}\"\n")
     };
-    let (here, there) = (
-        Gateway::start_with(&cluster, config),
-        Gateway::start_with(&cluster, config),
-    );
+    [(); 2].map(|()| Gateway::start_with(cluster, config))
+}
+
+#[test]
+fn keys_are_shared_among_proxies() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let cluster = start();
+    let [here, there] = two_proxies(&cluster, &redis);
     let writer = with_key(&here, "user:1");
     let [reader, other] = ["user:1", "user:2"].map(|key| with_key(&there, key));
     // Until the store has been there for longer than a replica may lag, it may have lost something.
@@ -176,4 +177,33 @@ fn keys_are_shared_among_proxies() {
             on_replica
         });
     }
+}
+
+#[test]
+fn a_store_that_comes_back_from_a_snapshot_is_not_believed() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let cluster = start();
+    let [here, there] = two_proxies(&cluster, &redis);
+    let [writer, reader] = [&here, &there].map(|gateway| with_key(gateway, "user:1"));
+    redis.grow_old("tidegate:");
+    for client in [&writer, &reader] {
+        wait_for("the store to be believed", || read(client, &cluster).1);
+    }
+    // It will say again that it has been there for long.
+    redis.save();
+    pause(&cluster);
+    write(&writer, 1);
+    wait_for("the other proxy to be told", || {
+        here.metric("tidegate_causal_floors_written_total", "") > 0.0
+    });
+    redis.stop();
+    // Nothing is read through the other one meanwhile: what the primary shows it would count from then on.
+    let is_up = || there.metric("tidegate_causal_store_up", "") == 1.0;
+    wait_for("the loss to be noticed", || !is_up());
+    redis.start_again();
+    wait_for("the store to be there again", is_up);
+    assert_eq!(read(&reader, &cluster), (1, false));
+    resume(&cluster);
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::{free_port, wait_for};
 
-/// A server that keeps nothing beyond its end.
+/// A server that keeps nothing beyond its end but what it has been told to save.
 pub struct Redis {
     program: String,
     port: u16,
@@ -67,8 +67,17 @@ impl Redis {
 
     /// For proxies with this prefix, it has been there for as long as they may ask.
     pub fn grow_old(&self, prefix: &str) {
+        self.tell(&format!("SET {prefix}since 1"));
+    }
+
+    /// Writes a snapshot of what it has now, with which it starts again.
+    pub fn save(&self) {
+        self.tell("SAVE");
+    }
+
+    fn tell(&self, command: &str) {
         let mut socket = TcpStream::connect(("127.0.0.1", self.port)).expect("redis");
-        write!(socket, "SET {prefix}since 1\r\n").expect("sent");
+        write!(socket, "{command}\r\n").expect("sent");
         let mut answer = [0; 5];
         socket.read_exact(&mut answer).expect("an answer");
         assert_eq!(&answer, b"+OK\r\n");

@@ -31,6 +31,16 @@ if not since then
 end
 return {tonumber(now) - tonumber(since), redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3])}";
 
+/// Has the time since which nothing was lost begin anew if the server is in another run than that was said of: from a
+/// snapshot it comes back without what was written afterwards, and in its master's place without what it had not been
+/// sent. The time itself comes back with both.
+const MEET: &str = "
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+if not run or redis.call('GET', KEYS[2]) ~= run then
+  redis.call('SET', KEYS[1], redis.call('TIME')[1])
+  redis.call('SET', KEYS[2], run or '')
+end";
+
 /// Raises a floor, and never lowers it: floors have one length, and compare as texts.
 const RAISE: &str = "
 local known = redis.call('GET', KEYS[1])
@@ -216,9 +226,13 @@ async fn connect(store: &Store) -> Result<MultiplexedConnection, RedisError> {
         .set_connection_timeout(Some(PATIENCE))
         .set_response_timeout(Some(PATIENCE));
     let client = &store.client;
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    let mut connection = connecting.await?;
+    let mut meet = redis::cmd("EVAL");
+    meet.arg(MEET).arg(2);
+    meet.arg(store.name("since")).arg(store.name("run"));
+    meet.query_async::<()>(&mut connection).await?;
+    Ok(connection)
 }
 
 /// Until the connection is of no use, or the store is closed.
