@@ -377,7 +377,8 @@ impl Floors {
             // It may have shown one record more than its position says.
             let beyond = |sample: Sample| Lsn(sample.lsn.0 + 1);
             let own = seen.sample(nodes).map(beyond);
-            cover(own.or_else(|| after(seen.primary)))?;
+            // The lower of the two: an idle primary never gets beyond where its replica is.
+            cover(own.into_iter().chain(after(seen.primary)).min())?;
         }
         Some(position)
     }
@@ -680,6 +681,13 @@ mod tests {
         );
         assert_eq!(clock.latest().map(|s| s.lsn), Some(Lsn(30)));
     }
+        // An idle primary does not get beyond where its replica is.
+        sample(&nodes[0].clock, 45);
+        floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+        sample(&nodes[0].clock, 45);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(46)));
+        sample(&clock, 45);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
 
     #[test]
     fn lost_samples_are_skipped_and_old_ones_replaced_by_later() {
