@@ -82,8 +82,8 @@ pub struct Cluster {
 pub struct Topology {
     pub nodes: Vec<Arc<Node>>,
     pub primary: Option<Arc<Node>>,
-    /// The life in which it was last seen.
-    primary_life: Incarnation,
+    /// How often it had been met when this was decided: it may have lost what it told of before.
+    primary_meetings: u64,
     /// Who was the primary last, whether it still is or not.
     last_primary: Option<NodeId>,
     pub config: Arc<Config>,
@@ -111,7 +111,7 @@ impl Cluster {
         let topology = Topology {
             nodes: nodes.collect(),
             primary: None,
-            primary_life: Incarnation(0),
+            primary_meetings: 0,
             last_primary: None,
             config: config.clone(),
             split_brain: false,
@@ -431,12 +431,8 @@ impl Cluster {
         let (primary, split_brain) = elect(&old);
         let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
         let same = id(&primary) == id(&old.primary);
-        let life = primary
-            .as_ref()
-            .map_or(Incarnation(0), |node| node.incarnation());
-        // While its probe reconnects, its life is not known; it is taken for the old one.
-        let same_life = life == old.primary_life || life.0 == 0;
-        if same && same_life && split_brain == old.split_brain {
+        let meetings = primary.as_ref().map_or(0, |node| node.meetings());
+        if same && meetings == old.primary_meetings && split_brain == old.split_brain {
             return;
         }
         let cluster = &self.name;
@@ -477,7 +473,7 @@ impl Cluster {
         let topology = Topology {
             nodes,
             primary,
-            primary_life: life,
+            primary_meetings: meetings,
             last_primary,
             config,
             split_brain,
@@ -518,7 +514,7 @@ impl Cluster {
         let topology = Topology {
             nodes: nodes.clone(),
             primary,
-            primary_life: old.primary_life,
+            primary_meetings: old.primary_meetings,
             last_primary: old.last_primary,
             config: config.clone(),
             split_brain: old.split_brain,
@@ -644,9 +640,9 @@ fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
         return (None, false);
     };
     let rivals = || writable().filter(|node| node.timeline() == newest);
-    let mut lives: Vec<_> = rivals().map(|node| node.incarnation().0).collect();
+    let mut lives: Vec<_> = rivals().map(|node| node.last_life().0).collect();
     lives.sort_unstable();
-    // Two names of one server are no rivals.
+    // Two names of one server are no rivals, also while it is being reconnected to by one of them.
     lives.dedup();
     match lives.len() > 1 {
         true => (None, true),
@@ -795,6 +791,58 @@ impl Clusters {
     pub fn tend(&self) {
         for cluster in self.list.load().iter() {
             cluster.tend();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two nodes that write on one timeline, in these lives.
+    fn rivals(lives: [u64; 2]) -> Topology {
+        let text = "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
+            databases = [\"*\"]\n[[cluster.node]]\naddress = \"127.0.0.1:1\"\n\
+            [[cluster.node]]\naddress = \"127.0.0.1:2\"\n";
+        let config = Config::parse(text, "test").expect("valid");
+        let nodes = config.clusters[0]
+            .nodes
+            .iter()
+            .zip(lives)
+            .map(|(node, life)| {
+                let (tls, pauses) = (Arc::default(), Arc::default());
+                let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
+                node.meet(Incarnation(life));
+                node.set_timeline(1);
+                node.set_role(Role::Primary);
+                node.set_up(true);
+                node
+            });
+        Topology {
+            nodes: nodes.collect(),
+            primary: None,
+            primary_meetings: 0,
+            last_primary: None,
+            config: Arc::new(config),
+            split_brain: false,
+        }
+    }
+
+    #[test]
+    fn rivals_are_told_apart_while_their_probes_reconnect() {
+        let is_split = |topology: &Topology| {
+            let (primary, split_brain) = elect(topology);
+            assert_eq!(primary.is_none(), split_brain);
+            split_brain
+        };
+        let (two, one) = (rivals([7, 8]), rivals([7, 7]));
+        assert!(is_split(&two));
+        assert!(!is_split(&one), "two names of one server");
+        for lost in 0..2 {
+            two.nodes[lost].forget_position();
+            one.nodes[lost].forget_position();
+            assert!(is_split(&two));
+            assert!(!is_split(&one));
         }
     }
 }

@@ -269,6 +269,12 @@ impl Connection {
         std::mem::take(&mut self.buf)
     }
 
+    /// Waits until the server has said something unasked, or is gone.
+    pub async fn unasked(&mut self) {
+        // What it was is told by whatever is read next.
+        let _ = std::future::poll_fn(|cx| self.stream.poll_readable(cx)).await;
+    }
+
     /// Runs one Query and returns its rows, as text.
     ///
     /// # Errors

@@ -40,8 +40,13 @@ pub struct Node {
     resting: AtomicBool,
     /// The server's life in which the position was read; 0 while unknown.
     incarnation: AtomicU64,
+    /// The life in which it was last met, also while its probe reconnects.
+    last_life: AtomicU64,
+    /// How often its probe has met it.
+    meetings: AtomicU64,
+    /// 0 while it is not known, or not known to be of the primary's history.
     position: AtomicU64,
-    /// Of a node that has been seen as a primary; 0 before.
+    /// The one it writes, or has been found to replay; 0 while that is not known.
     timeline: AtomicU32,
     lag_us: AtomicU64,
     /// See [`Candidate::as_of`].
@@ -104,6 +109,8 @@ impl Node {
             pauses,
             resting: AtomicBool::new(false),
             incarnation: AtomicU64::new(0),
+            last_life: AtomicU64::new(0),
+            meetings: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
             lag_us: AtomicU64::new(LAG_UNKNOWN),
@@ -224,22 +231,52 @@ impl Node {
         Incarnation(self.incarnation.load(Ordering::SeqCst))
     }
 
-    /// The probe has met the server in this life. Positions of another life count no more.
-    pub fn set_incarnation(&self, life: Incarnation) {
-        if self.incarnation() != life {
-            self.position.store(0, Ordering::SeqCst);
-            self.forget_as_of();
-            self.clock.new_epoch();
-            self.incarnation.store(life.0, Ordering::SeqCst);
+    /// The life in which the server was last met, if it ever was.
+    pub fn last_life(&self) -> Incarnation {
+        Incarnation(self.last_life.load(Ordering::SeqCst))
+    }
+
+    /// How often the probe has met the server: what one connection has told says nothing on the next.
+    pub fn meetings(&self) -> u64 {
+        self.meetings.load(Ordering::SeqCst)
+    }
+
+    /// The probe has met the server, in this life. Positions from before count no more, though the life be the
+    /// same: a server that restarts after the crash of a backend keeps it, and may have gone back.
+    pub fn meet(&self, life: Incarnation) {
+        self.position.store(0, Ordering::SeqCst);
+        self.forget_as_of();
+        self.clock.new_epoch();
+        if self.last_life.swap(life.0, Ordering::SeqCst) != life.0 {
+            // It may have another role now, or the same on another timeline.
+            self.set_role(Role::Unknown);
         }
+        if self.role() != Role::Primary {
+            self.set_timeline(0);
+        }
+        self.meetings.fetch_add(1, Ordering::SeqCst);
+        self.incarnation.store(life.0, Ordering::SeqCst);
     }
 
     /// Where the node stands is not known from now on.
     pub fn forget_position(&self) {
         self.incarnation.store(0, Ordering::SeqCst);
+        self.forget_as_of();
+        self.forget_lag();
+    }
+
+    /// Another history has begun: where a replica stands is not known until it has been found to follow that.
+    pub fn forget_history(&self) {
+        self.forget_as_of();
+        if self.role() == Role::Replica {
+            self.set_timeline(0);
+            self.forget_lag();
+        }
+    }
+
+    fn forget_lag(&self) {
         self.position.store(0, Ordering::SeqCst);
         self.lag_us.store(LAG_UNKNOWN, Ordering::SeqCst);
-        self.forget_as_of();
         self.metrics.replay_lag_bytes.set(f64::NAN);
         self.metrics.replay_lag_seconds.set(f64::NAN);
     }
@@ -247,6 +284,11 @@ impl Node {
     /// It is being asked where it is.
     pub fn note_asked(&self) {
         self.asked_us.store(self.age_us(), Ordering::Relaxed);
+    }
+
+    /// It has answered.
+    pub fn note_answered(&self) {
+        self.asked_us.store(0, Ordering::Relaxed);
     }
 
     /// For how long it has not answered to that.
@@ -264,7 +306,6 @@ impl Node {
     pub fn set_position(&self, lsn: Lsn) {
         self.position.store(lsn.0, Ordering::SeqCst);
         self.sampled_us.store(self.age_us(), Ordering::Relaxed);
-        self.asked_us.store(0, Ordering::Relaxed);
         self.metrics.lsn.set(lsn.0 as f64);
     }
 
@@ -379,5 +420,57 @@ impl Candidate for Node {
 
     fn as_of(&self) -> Moment {
         Moment(self.as_of.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn node() -> Node {
+        let text = "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
+            databases = [\"*\"]\n[[cluster.node]]\naddress = \"127.0.0.1:1\"\n";
+        let config = Config::parse(text, "test").expect("valid");
+        let (tls, pauses) = (Arc::default(), Arc::default());
+        Node::new(
+            "c",
+            &config.clusters[0].nodes[0],
+            &config.routing,
+            tls,
+            pauses,
+        )
+    }
+
+    #[test]
+    fn another_life_may_have_another_role_and_timeline() {
+        let node = node();
+        node.meet(Incarnation(7));
+        node.set_role(Role::Primary);
+        node.set_timeline(1);
+        node.forget_position();
+        assert_eq!(node.incarnation(), Incarnation(0));
+        assert_eq!(node.last_life(), Incarnation(7));
+        node.meet(Incarnation(7));
+        assert_eq!((node.role(), node.timeline()), (Role::Primary, 1));
+        node.meet(Incarnation(8));
+        assert_eq!((node.role(), node.timeline()), (Role::Unknown, 0));
+    }
+
+    #[test]
+    fn a_position_is_forgotten_with_its_history() {
+        let node = node();
+        node.meet(Incarnation(7));
+        node.set_role(Role::Replica);
+        node.set_timeline(1);
+        node.set_position(Lsn(5));
+        assert_eq!(node.position(), Some((Incarnation(7), Lsn(5))));
+        node.forget_history();
+        assert_eq!((node.position(), node.timeline()), (None, 0));
+        // What is known of one that writes is of its own history.
+        node.set_role(Role::Primary);
+        node.set_timeline(1);
+        node.forget_history();
+        assert_eq!(node.timeline(), 1);
     }
 }

@@ -181,7 +181,7 @@ impl Probe {
                 pool.close_stale(life);
             }
         }
-        node.set_incarnation(life);
+        node.meet(life);
         probe.sample(cluster, node, &config).await?;
         if !node.is_up() {
             node.set_up(true);
@@ -226,7 +226,7 @@ impl Probe {
     async fn wait(&mut self, cluster: &Cluster, node: &Node, pause: Duration, poll: Duration) {
         if pause > poll {
             let rest = pause.saturating_sub(self.last_start.elapsed());
-            sleep_until_woken(node, rest).await;
+            self.sleep_until_woken(node, rest).await;
             if self.last_start.elapsed() >= poll {
                 return;
             }
@@ -281,7 +281,7 @@ impl Probe {
     }
 
     /// Waits until somebody needs to know where the node is, or it is time to see whether it is there.
-    async fn rest(&self, cluster: &Cluster, node: &Node, config: &Config) {
+    async fn rest(&mut self, cluster: &Cluster, node: &Node, config: &Config) {
         cluster.set_rest(node, Rest::Long);
         // Asked for between the look and the flag: seen here.
         if !self.needed(cluster, node) {
@@ -291,7 +291,7 @@ impl Probe {
                 None => SEARCH.min(config.health.interval),
             };
             let rest = pause.saturating_sub(self.last_start.elapsed());
-            sleep_until_woken(node, rest).await;
+            self.sleep_until_woken(node, rest).await;
         }
         cluster.set_rest(node, Rest::None);
     }
@@ -305,6 +305,15 @@ impl Probe {
 
     async fn sample(
         &mut self,
+    /// Its server may wake it as well: that it goes is to be noticed before others come back from it.
+    async fn sleep_until_woken(&mut self, node: &Node, rest: Duration) {
+        tokio::select! {
+            () = sleep(rest) => {}
+            () = node.wake.notified() => {}
+            () = self.connection.unasked() => {}
+        }
+    }
+
         cluster: &Cluster,
         node: &Node,
         config: &Config,
@@ -338,6 +347,7 @@ impl Probe {
                 let rows = self.ask(TIMELINE, limit).await?;
                 let timeline = rows.first().and_then(|row| row.first()?.as_deref());
                 let timeline = timeline.and_then(|text| u32::from_str_radix(text, 16).ok());
+        node.note_answered();
                 node.set_timeline(timeline.ok_or_else(|| ProbeError::Answer(rows.clone()))?);
                 node.set_role(Role::Primary);
                 cluster.reconsider();
@@ -452,13 +462,6 @@ impl Probe {
             Ok(rows) => Ok(rows?),
             Err(_) => Err(ProbeError::Timeout(limit)),
         }
-    }
-}
-
-async fn sleep_until_woken(node: &Node, rest: Duration) {
-    tokio::select! {
-        () = sleep(rest) => {}
-        () = node.wake.notified() => {}
     }
 }
 

@@ -489,8 +489,11 @@ impl Client {
             return Ok(Some(server));
         }
         let pool = self.pool(node, config);
-        match pool.checkout(self.session.settings(), NO_FAVOURITE).await {
-            Ok(server) if server.incarnation == life => Ok(Some(server)),
+        let meetings = node.meetings();
+        let checkout = pool.checkout(self.session.settings(), NO_FAVOURITE).await;
+        let is_as_judged = || node.incarnation() == life && node.meetings() == meetings;
+        match checkout {
+            Ok(server) if server.incarnation == life && is_as_judged() => Ok(Some(server)),
             Ok(_) => {
                 // The node's server was restarted: what is known of its position is of no use.
                 node.wake.notify_one();

@@ -77,7 +77,7 @@ pub struct Sample {
 pub struct Clock {
     started: AtomicU64,
     completed: AtomicU64,
-    /// The last sample before the current history: a sample of an earlier one says nothing about
+    /// The number with which the current history began: a sample of an earlier one says nothing about
     /// positions in this one.
     epoch: AtomicU64,
     /// Whose positions these are; 0 while that is not known.
@@ -137,10 +137,16 @@ impl Clock {
         self.timeline.store(timeline, SeqCst);
     }
 
-    /// Starts a new history: the node was restarted, or another node is the primary now. Samples
-    /// taken before count no more.
+    /// Starts a new history: the node may have been restarted, or another node is the primary now.
+    /// Samples taken before count no more.
     pub fn new_epoch(&self) {
-        self.epoch.store(self.started.load(SeqCst), SeqCst);
+        // By a number of its own: no moment before it is one of this history.
+        self.epoch.store(self.begin().0, SeqCst);
+    }
+
+    /// Whether the moment is of this history.
+    fn contains(&self, moment: Tick) -> bool {
+        moment.0 >= self.epoch.load(SeqCst)
     }
 
     /// The first completed sample of this history that was started after `moment`.
@@ -272,14 +278,18 @@ struct Seen {
 }
 
 impl Seen {
+    /// Whether the replica is this one, and has been there ever since. One that was lost sight of may have
+    /// gone back: it keeps its life over the crash of a backend, which it recovers from.
+    fn lives_on<R: Replica>(&self, replica: &R) -> bool {
+        let is_in_life = |(life, _)| life == self.incarnation;
+        replica.id() == self.node
+            && replica.clock().contains(self.tick)
+            && replica.position().is_some_and(is_in_life)
+    }
+
     /// The first sample of the replica's position after that, if it lives on.
     fn sample<R: Replica>(&self, nodes: &[impl std::ops::Deref<Target = R>]) -> Option<Sample> {
-        let same_life = |n: &R| {
-            n.id() == self.node
-                && n.position()
-                    .is_some_and(|(life, _)| life == self.incarnation)
-        };
-        let node = nodes.iter().find(|n| same_life(n))?;
+        let node = nodes.iter().find(|node| self.lives_on(&***node))?;
         node.clock().after(self.tick)
     }
 }
@@ -459,12 +469,20 @@ impl Floors {
         });
     }
 
-    /// The replica that served the last read, and in which life: there reads can go on without any
-    /// check, as nothing has been done or seen elsewhere since.
-    pub fn replica(&self) -> Option<(NodeId, Incarnation)> {
-        let unless_told = |_: &Seen| self.token.is_none();
-        let seen = self.replica.filter(unless_told)?;
-        Some((seen.node, seen.incarnation))
+    /// The replica that served the last read, if nothing has been done or seen elsewhere since.
+    pub fn replica(&self) -> Option<NodeId> {
+        self.own_replica().map(|seen| seen.node)
+    }
+
+    /// The life in which reads can go on there without any check, if `replica` is that one and has been there
+    /// ever since.
+    pub fn life_on<R: Replica>(&self, replica: &R) -> Option<Incarnation> {
+        let seen = self.own_replica()?;
+        seen.lives_on(replica).then_some(seen.incarnation)
+    }
+
+    fn own_replica(&self) -> Option<&Seen> {
+        self.replica.as_ref().filter(|_| self.token.is_none())
     }
 
     /// Judges `candidate`; `nodes` are all nodes of the cluster.
@@ -474,7 +492,7 @@ impl Floors {
         nodes: &[impl std::ops::Deref<Target = R>],
         candidate: &R,
     ) -> Freshness {
-        let Some((life, replayed)) = candidate.position() else {
+        let Some((_, replayed)) = candidate.position() else {
             return Freshness::Unknown;
         };
         let covers = |sample: Option<Sample>| sample.is_some_and(|s| replayed >= s.lsn);
@@ -502,7 +520,7 @@ impl Floors {
         let Some(seen) = self.replica else {
             return Freshness::Fresh;
         };
-        if seen.node == candidate.id() && seen.incarnation == life {
+        if seen.lives_on(candidate) {
             return Freshness::Fresh;
         }
         // A standby shows a commit a moment before its position passes it, so what it has shown may
@@ -663,6 +681,13 @@ mod tests {
         assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
         sample(&nodes[0].clock, 41);
         assert_eq!(floors.position(&clock, &nodes), Some(Lsn(42)));
+        // An idle primary does not get beyond where its replica is.
+        sample(&nodes[0].clock, 45);
+        floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+        sample(&nodes[0].clock, 45);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(46)));
+        sample(&clock, 45);
+        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
     }
 
     #[test]
@@ -681,13 +706,6 @@ mod tests {
         );
         assert_eq!(clock.latest().map(|s| s.lsn), Some(Lsn(30)));
     }
-        // An idle primary does not get beyond where its replica is.
-        sample(&nodes[0].clock, 45);
-        floors.read_replica(&clock, &*nodes[0], Incarnation(1));
-        sample(&nodes[0].clock, 45);
-        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(46)));
-        sample(&clock, 45);
-        assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
 
     #[test]
     fn lost_samples_are_skipped_and_old_ones_replaced_by_later() {
@@ -817,6 +835,33 @@ mod tests {
             Freshness::Fresh,
             "where nothing is written, the primary's position is enough"
         );
+    }
+
+    #[test]
+    fn a_replica_that_was_lost_sight_of_is_judged_by_the_primary() {
+        let primary = Clock::new();
+        let nodes = [fake(1, 50), fake(2, 50)];
+        let mut floors = Floors::default();
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        assert_eq!(floors.life_on(&*nodes[0]), Some(Incarnation(1)));
+        assert_eq!(floors.life_on(&*nodes[1]), None);
+        // It has gone back in the same life.
+        nodes[0].clock.new_epoch();
+        sample(&nodes[0].clock, 40);
+        nodes[0].at.set(Some((Incarnation(1), Lsn(40))));
+        let judge = |floors: &Floors, node: usize| floors.judge(&primary, &nodes, &*nodes[node]);
+        assert_eq!(floors.life_on(&*nodes[0]), None);
+        assert_eq!(judge(&floors, 0), Freshness::MissesReads);
+        assert_eq!(
+            judge(&floors, 1),
+            Freshness::MissesReads,
+            "where the other is now says nothing of what it has shown"
+        );
+        sample(&primary, 50);
+        assert_eq!(judge(&floors, 0), Freshness::MissesReads);
+        assert_eq!(judge(&floors, 1), Freshness::Fresh);
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        assert_eq!(judge(&floors, 0), Freshness::Fresh, "what it shows now");
     }
 
     #[test]

@@ -423,14 +423,15 @@ fn stays<N: Candidate>(
     policy: &Policy,
     nodes: &[impl Deref<Target = N>],
 ) -> Option<(usize, Incarnation)> {
-    let (own, life) = floors.replica()?;
+    let own = floors.replica()?;
     let may_stay = policy.level == Level::Session && !policy.share && policy.tried.is_empty();
     if !may_stay || floors.awaits_schema() {
         return None;
     }
     let index = nodes.iter().position(|node| node.id() == own)?;
     let own = &*nodes[index];
-    let is_own = own.serving() == Serving::Yes && own.position().is_some_and(|(l, _)| l == life);
+    let life = floors.life_on(own)?;
+    let is_own = own.serving() == Serving::Yes;
     let (is_busy, is_near) = (own.load() > WORTH_A_MOVE_MS, own.is_near());
     let is_better = |(other, node): (usize, &N)| {
         other != index
@@ -467,7 +468,7 @@ fn choose<N: Candidate>(
     let own = fresh.iter().find(|(index, _)| {
         floors
             .replica()
-            .is_some_and(|(id, _)| id == nodes[*index].id())
+            .is_some_and(|own| own == nodes[*index].id())
     });
     match own {
         Some(&own) if !is_worth_a_move(&*nodes[own.0], &*nodes[better.0]) => Some(own),
