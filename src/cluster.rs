@@ -350,7 +350,26 @@ impl Cluster {
         self.has_moved();
     }
 
-    /// A replica has replayed to `lsn`.
+    /// Whether a replica is known to replay the primary's history. Before the first primary there is none, and
+    /// nothing to compare with.
+    fn is_followed_by(&self, node: &Node) -> bool {
+        let timeline = self.clock.timeline();
+        timeline == 0 || node.timeline() == timeline
+    }
+
+    /// A replica has replayed to `lsn`. `false` if that is not known to be a position in the primary's history.
+    fn note_position(&self, node: &Node, lsn: Lsn) -> bool {
+        // Another history begins before this or after it.
+        let _update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = self.is_followed_by(node);
+        if is_known {
+            node.set_position(lsn);
+            self.note_lag(node, lsn);
+        }
+        is_known
+    }
+
+    /// A replica has replayed to `lsn` of the primary's history.
     fn note_lag(&self, node: &Node, lsn: Lsn) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = history.lag(Instant::now(), lsn);
@@ -439,6 +458,8 @@ impl Cluster {
         match (&primary, &old.primary) {
             (Some(new), _) => {
                 // Samples of another history say nothing about positions in this one.
+                let is_as_before =
+                    old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
                 self.clock.set_timeline(new.timeline());
                 self.clock.new_epoch();
                 self.history
@@ -446,7 +467,14 @@ impl Cluster {
                     .unwrap_or_else(PoisonError::into_inner)
                     .clear();
                 self.demand.forget_goal();
-                old.nodes.iter().for_each(|node| node.forget_as_of());
+                for node in &old.nodes {
+                    if is_as_before {
+                        node.forget_as_of();
+                    } else {
+                        node.forget_history();
+                        node.wake.notify_one();
+                    }
+                }
                 let is_failover = old.last_primary.is_some_and(|last| last != new.id());
                 telemetry::metrics()
                     .failovers

@@ -1,5 +1,5 @@
-//! Reads miss nothing that their sessions have written or seen when a node is lost, or comes back
-//! without all that it had.
+//! Reads miss nothing that their sessions have written or seen when a node is lost, comes back, or has another
+//! history than the primary.
 
 mod support;
 
@@ -9,13 +9,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
 use support::{Gateway, cluster_with, wait_for};
-use tidegate::demo::{LocalCluster, LocalNode};
+use tidegate::demo::{LocalCluster, LocalNode, StopMode};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL);
     INSERT INTO t VALUES (1, 0);
     CREATE VIEW here AS SELECT current_setting('port')::int AS port;
     GRANT SELECT, UPDATE ON t, here TO app;";
+
+/// More of the log than the tests write by anything else.
+const MUCH: &str = "
+    SELECT count(pg_logical_emit_message(true, 'test', repeat('x', 1000)))
+    FROM generate_series(1, 10000)";
 
 /// A standby comes back from a crash where it last wrote a page out, or further on.
 const NOTHING_WRITTEN_OUT: &[(&str, &str)] =
@@ -30,9 +35,11 @@ fn start(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
 
 /// A proxy that lets replicas be as late as they are.
 fn with_wide_limits(cluster: &LocalCluster) -> Gateway {
-    Gateway::start_with(cluster, |config| {
-        format!("{config}\n[lag]\nmax = \"10m\"\n")
-    })
+    Gateway::start_with(cluster, wide_limits)
+}
+
+fn wide_limits(config: String) -> String {
+    format!("{config}\n[lag]\nmax = \"10m\"\n")
 }
 
 /// The value that a read shows, and the port of the node that has shown it.
@@ -51,9 +58,112 @@ fn at_level(gateway: &Gateway, level: &str) -> Client {
     Client::open(gateway, "app", &level)
 }
 
+/// Cuts a standby off from what it is sent.
+fn stop_receiving(node: &LocalNode) {
+    node.sql("postgres", "ALTER SYSTEM SET primary_conninfo = ''")
+        .expect("set");
+    node.reload().expect("reloaded");
+    let receives = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)";
+    wait_for("its receiver to end", || {
+        node.sql("postgres", receives).expect("asked") == "f"
+    });
+}
+
+/// Writes on the new primary, and reads what was written, while a replica stands further on in another history.
+fn write_and_read(gateway: &Gateway, primary: &LocalNode) {
+    let [own, all, any] = ["session", "global", "eventual"].map(|level| at_level(gateway, level));
+    for v in 1..=20 {
+        write(&own, v);
+        assert_eq!(read(&all), (v, primary.port()));
+        assert_eq!(read(&own), (v, primary.port()));
+        assert_eq!(read(&any), (v, primary.port()));
+    }
+}
+
 fn wait_for_reads_on(gateway: &Gateway, replica: &LocalNode) {
     let client = Client::open(gateway, "app", "");
     wait_for("reads on the replica", || read(&client).1 == replica.port());
+}
+
+#[test]
+fn a_replica_that_is_ahead_of_the_promoted_one_gets_no_reads() {
+    let cluster = start(2, &[]);
+    let (old, new, ahead) = (cluster.node(0), cluster.node(1), cluster.node(2));
+    stop_receiving(&new);
+    let gateway = with_wide_limits(&cluster);
+    let known = |node: &LocalNode| gateway.metric("tidegate_lsn", &node.address()) > 0.0;
+    assert!(known(&new), "though nothing is sent to it");
+    old.sql("app", MUCH).expect("written");
+    ahead
+        .wait_for_replay(old.insert_lsn().expect("a position"))
+        .expect("replayed");
+    wait_for_reads_on(&gateway, &ahead);
+    old.kill();
+    new.promote().expect("promoted");
+    write_and_read(&gateway, &new);
+    ahead.rejoin(&new).expect("a standby of it");
+    wait_for_reads_on(&gateway, &ahead);
+}
+
+#[test]
+fn a_replica_of_the_primary_that_is_fenced_gets_no_reads() {
+    let cluster = start(2, &[]);
+    let (old, new, left) = (cluster.node(0), cluster.node(1), cluster.node(2));
+    let gateway = with_wide_limits(&cluster);
+    new.promote().expect("promoted");
+    let client = Client::open(&gateway, "app", "");
+    wait_for("it to be the primary", || {
+        let written = "UPDATE t SET v = 0 RETURNING (SELECT port FROM here)";
+        client.one(written) == new.port().to_string()
+    });
+    old.sql("app", MUCH).expect("written");
+    left.wait_for_replay(old.insert_lsn().expect("a position"))
+        .expect("replayed");
+    write_and_read(&gateway, &new);
+    left.rejoin(&new).expect("a standby of it");
+    wait_for_reads_on(&gateway, &left);
+}
+
+/// A role that may only log in is told less.
+#[test]
+fn a_replica_that_follows_gets_reads_again() {
+    let cluster = start(2, NOTHING_WRITTEN_OUT);
+    let (old, new, follower) = (cluster.node(0), cluster.node(1), cluster.node(2));
+    old.sql("app", "CREATE ROLE plain LOGIN PASSWORD 'plain'")
+        .expect("created");
+    cluster.wait_caught_up().expect("caught up");
+    for replica in cluster.replicas() {
+        replica.pause_replay().expect("paused");
+    }
+    let by_member = with_wide_limits(&cluster);
+    let by_plain = Gateway::start_with(&cluster, |config| {
+        let member = r#"user = "tidegate", password = "tidegate""#;
+        assert!(config.contains(member));
+        wide_limits(config.replace(member, r#"user = "plain", password = "plain""#))
+    });
+    for gateway in [&by_member, &by_plain] {
+        let (any, primary) = (at_level(gateway, "eventual"), old.port());
+        wait_for("reads on a replica, though it stands still", || {
+            read(&any).1 != primary
+        });
+    }
+    for replica in cluster.replicas() {
+        replica.resume_replay().expect("resumed");
+    }
+    old.stop(StopMode::Fast).expect("stopped");
+    new.promote().expect("promoted");
+    follower.follow(&new).expect("followed");
+    cluster.wait_caught_up().expect("caught up");
+    wait_for_reads_on(&by_member, &follower);
+    let any = at_level(&by_plain, "eventual");
+    wait_for("the other to know its primary", || {
+        by_plain.metric("tidegate_failovers_total", "") == 1.0
+    });
+    assert_eq!(read(&any).1, new.port(), "it can't be known yet");
+    new.sql("app", "CHECKPOINT").expect("a checkpoint");
+    cluster.wait_caught_up().expect("caught up");
+    follower.sql("app", "CHECKPOINT").expect("a restartpoint");
+    wait_for_reads_on(&by_plain, &follower);
 }
 
 /// Kills a server process of the node's, after which all that are left are ended as well and the node recovers as

@@ -47,6 +47,15 @@ const FLUSHES: u32 = 2;
 const TIMELINE: &str = "SELECT pg_catalog.substr(\
     pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)";
 
+/// The timeline a standby has got to, at least: the one that it is sent, as it asks for that when it has replayed all
+/// there was before, or the one up to which it would have to replay again after a crash. The first is told only to
+/// members of `pg_read_all_stats`, and by a standby that streams; the other follows with the next page that is written
+/// out, or the next restartpoint.
+const REPLAYED_TIMELINE: &str = "SELECT greatest(\
+    (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver), \
+    (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()), \
+    (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))";
+
 const FACTS: &str = "SELECT pg_catalog.current_setting('wal_block_size'), \
     (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_segment_size'), \
     (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
@@ -211,7 +220,7 @@ impl Probe {
 
     /// How long to wait between two questions while somebody needs the answer.
     fn pause(&self, cluster: &Cluster, node: &Node, poll: Duration) -> Duration {
-        if cluster.is_primary(node) || self.can_wait {
+        if cluster.is_primary(node) || self.can_wait && node.position().is_some() {
             // Who waits by itself answers when there is something to say.
             return poll;
         }
@@ -296,15 +305,6 @@ impl Probe {
         cluster.set_rest(node, Rest::None);
     }
 
-    fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
-        if cluster.is_primary(node) {
-            return cluster.is_sample_wanted() || self.unflushed.is_some();
-        }
-        node.role() == Role::Replica && node.position().is_none_or(|(_, at)| at < cluster.goal())
-    }
-
-    async fn sample(
-        &mut self,
     /// Its server may wake it as well: that it goes is to be noticed before others come back from it.
     async fn sleep_until_woken(&mut self, node: &Node, rest: Duration) {
         tokio::select! {
@@ -314,6 +314,15 @@ impl Probe {
         }
     }
 
+    fn needed(&self, cluster: &Cluster, node: &Node) -> bool {
+        if cluster.is_primary(node) {
+            return cluster.is_sample_wanted() || self.unflushed.is_some();
+        }
+        node.role() == Role::Replica && node.position().is_none_or(|(_, at)| at < cluster.goal())
+    }
+
+    async fn sample(
+        &mut self,
         cluster: &Cluster,
         node: &Node,
         config: &Config,
@@ -338,17 +347,22 @@ impl Probe {
             None => self.ask_position(POSITION, limit).await?,
         };
         node.metrics.samples.increment(1);
+        node.note_answered();
         if in_recovery {
             node.set_role(Role::Replica);
+            if for_cluster {
+                // It was the primary, whose clock the sample began on: it says nothing on its own.
+                return Ok(());
+            }
+            if !cluster.is_followed_by(node) {
+                self.see_timeline(cluster, node, limit).await?;
+            }
             self.note_replica(cluster, node, tick, lsn);
         } else {
             let lsn = lsn.without_page_header(self.block, self.segment);
             if node.role() != Role::Primary {
-                let rows = self.ask(TIMELINE, limit).await?;
-                let timeline = rows.first().and_then(|row| row.first()?.as_deref());
-                let timeline = timeline.and_then(|text| u32::from_str_radix(text, 16).ok());
-        node.note_answered();
-                node.set_timeline(timeline.ok_or_else(|| ProbeError::Answer(rows.clone()))?);
+                let timeline = self.ask_timeline(TIMELINE, 16, limit).await?;
+                node.set_timeline(timeline);
                 node.set_role(Role::Primary);
                 cluster.reconsider();
             }
@@ -419,17 +433,40 @@ impl Probe {
         Ok(())
     }
 
+    /// Sees whether a replica follows the primary's timeline by now. Its position may have been read before: what
+    /// it has replayed and what it will are of one history, for as long as the connection lasts.
+    async fn see_timeline(
+        &mut self,
+        cluster: &Cluster,
+        node: &Node,
+        limit: Duration,
+    ) -> Result<(), ProbeError> {
+        let timeline = self.ask_timeline(REPLAYED_TIMELINE, 10, limit).await?;
+        let before = node.timeline();
+        if timeline == before {
+            return Ok(());
+        }
+        node.set_timeline(timeline);
+        let expected = cluster.clock.timeline();
+        let (follows, cluster, node) = (cluster.is_followed_by(node), &cluster.name, &node.name);
+        if !follows {
+            tracing::warn!(%cluster, %node, timeline, expected, "replica is not known to follow the primary's timeline: it gets no reads until it is");
+        } else if before != 0 {
+            tracing::info!(%cluster, %node, timeline, "replica follows the primary's timeline");
+        }
+        Ok(())
+    }
+
     fn note_replica(&mut self, cluster: &Cluster, node: &Node, tick: Tick, lsn: Lsn) {
         let moved = node.position().is_none_or(|(_, old)| old != lsn);
+        let is_known = cluster.note_position(node, lsn);
         // While nobody waits for it to move, it need not.
-        self.stalled = match moved || lsn >= cluster.goal() {
+        self.stalled = match is_known && (moved || lsn >= cluster.goal()) {
             true => 0,
             false => self.stalled.saturating_add(1),
         };
-        node.set_position(lsn);
         node.clock().complete(tick, lsn);
-        cluster.note_lag(node, lsn);
-        if moved {
+        if is_known && moved {
             cluster.has_moved();
         }
     }
@@ -451,6 +488,19 @@ impl Probe {
             Err(_) => return Err(ProbeError::Timeout(limit)),
         }
         found.ok_or(ProbeError::Position)
+    }
+
+    /// Asks for a timeline, told in digits of this radix.
+    async fn ask_timeline(
+        &mut self,
+        sql: &str,
+        radix: u32,
+        limit: Duration,
+    ) -> Result<u32, ProbeError> {
+        let rows = self.ask(sql, limit).await?;
+        let text = rows.first().and_then(|row| row.first()?.as_deref());
+        let timeline = text.and_then(|text| u32::from_str_radix(text, radix).ok());
+        timeline.ok_or(ProbeError::Answer(rows))
     }
 
     async fn ask(
