@@ -98,6 +98,29 @@ fn statements_are_what_was_prepared_after_a_reload_of_the_rules() {
 }
 
 #[test]
+fn who_waits_for_a_server_is_served_when_there_may_be_more() {
+    let cluster = support::cluster_with(0, &[]);
+    let sized = |config: &str, size: u32| {
+        format!("{config}\n[pool]\nsize = {size}\ncheckout_timeout = \"10m\"\n")
+    };
+    let gateway = Gateway::start_with(&cluster, |config| sized(&config, 1));
+    let config = std::fs::read_to_string(&gateway.config_path).unwrap();
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("BEGIN");
+    holder.rows("SELECT pg_advisory_xact_lock(1)");
+    let waiting = Client::open(&gateway, "app", "");
+    thread::scope(|scope| {
+        let served = scope.spawn(|| waiting.one("SELECT 'served'"));
+        wait_for("the other to wait", || {
+            gateway.metric("tidegate_pool_waiting", "") == 1.0
+        });
+        gateway.reload(&config.replace("size = 1\n", "size = 2\n"));
+        assert_eq!(served.join().expect("no panic"), "served");
+    });
+    holder.rows("COMMIT");
+}
+
+#[test]
 fn nodes_come_and_go_under_traffic() {
     let cluster = with_items(2);
     let gateway = Gateway::start(&cluster);

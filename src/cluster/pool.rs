@@ -177,9 +177,21 @@ impl Pool {
         }
     }
 
-    /// Applies changed limits; servers above a smaller size go when they are given back.
-    pub fn set_limits(&self, limits: &config::Pool) {
-        self.lock().limits = limits.clone();
+    /// Applies changed limits; servers above a smaller size go when they are given back, and who waits for one
+    /// below a larger size may open it.
+    pub fn set_limits(self: &Arc<Self>, limits: &config::Pool) {
+        let mut inner = self.lock();
+        inner.limits = limits.clone();
+        while inner.open < inner.limits.size
+            && !inner.paused
+            && let Some(waiter) = inner.waiters.first()
+        {
+            inner.open += 1;
+            drop(inner);
+            // If that one has given up, the place that is dropped goes to the next.
+            let _ = waiter.send(Grant::Place(Place(self.clone())));
+            inner = self.lock();
+        }
     }
 
     /// Lends a server, preferably the `favourite`, by its id, or one whose settings are `wanted`. Waits its turn where all are
