@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use support::client::Client;
-use support::{Gateway, cluster_with};
+use support::{Gateway, cluster_with, wait_for};
 use tidegate::demo::LocalCluster;
 
 /// Nobody else writes or flushes.
@@ -69,8 +69,9 @@ fn all_that_a_session_does_before_it_waits_costs_one_question() {
         for _read in 0..4 {
             assert_eq!(client.one("SELECT count(*) FROM t"), script.to_string());
         }
-        let on_replicas = reads_on_replicas(&gateway) - before;
-        assert!(on_replicas >= f64::from(2 * script), "{on_replicas}");
+        wait_for("two of them to be counted as a replica's", || {
+            reads_on_replicas(&gateway) - before >= f64::from(2 * script)
+        });
     }
     let asked = questions(&cluster, &gateway) - asked;
     let scripts = f64::from(SCRIPTS);
@@ -86,13 +87,21 @@ fn what_nobody_flushes_is_flushed_before_long() {
     let cluster = start();
     let gateway = gateway(&cluster, Duration::from_millis(200));
     let client = Client::open(&gateway, "app", "");
-    let (asked, before) = (questions(&cluster, &gateway), reads_on_replicas(&gateway));
-    // No commit: it is in the log, but not on the disk.
-    client.rows("SELECT pg_logical_emit_message(false, 'test', 'no commit')");
-    for _read in 0..3 {
-        client.rows("SELECT count(*) FROM t");
-    }
-    assert_eq!(reads_on_replicas(&gateway) - before, 1.0);
-    let asked = questions(&cluster, &gateway) - asked;
-    assert!((2.0..6.0).contains(&asked), "{asked} questions");
+    // No commit: it is in the log, but not on the disk, unless a page of the log has come to its end. That is
+    // seen by one question; to have it flushed takes two.
+    let asked_at_most = 5;
+    let is_flushed_for_it = (0..20).any(|_| {
+        let (asked, before) = (questions(&cluster, &gateway), reads_on_replicas(&gateway));
+        client.rows("SELECT pg_logical_emit_message(false, 'test', 'no commit')");
+        for _read in 0..3 {
+            client.rows("SELECT count(*) FROM t");
+        }
+        wait_for("the last to be counted, as a replica's", || {
+            reads_on_replicas(&gateway) - before == 1.0
+        });
+        let asked = questions(&cluster, &gateway) - asked;
+        assert!(asked <= f64::from(asked_at_most), "{asked} questions");
+        asked >= 2.0
+    });
+    assert!(is_flushed_for_it);
 }

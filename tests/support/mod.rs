@@ -76,21 +76,24 @@ impl Gateway {
         gateway
     }
 
-    /// Waits until every node of the configuration is known and there is a primary.
+    /// Waits until every node of the configuration is known, there is a primary, and replicas have told where
+    /// they are in its history.
     fn wait_ready(&mut self, nodes: usize) {
         wait_for("the proxy to know its nodes", || {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 panic!("tidegate ended: {status}\n{}", self.log());
             }
             let known = |metrics: String| {
-                metrics
-                    .lines()
-                    .filter(|l| l.starts_with("tidegate_up{") && l.ends_with(" 1"))
-                    .count()
+                let are = |name: &str, value: &str| {
+                    let lines = metrics.lines().filter(|line| line.starts_with(name));
+                    lines.filter(|line| line.ends_with(value)).count()
+                };
+                are("tidegate_up{", " 1") == nodes
+                    && are("tidegate_replay_lag_seconds{", " NaN") == 0
             };
             self.get("/readyz")
                 .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
-                && self.get("/metrics").map(known) == Some(nodes)
+                && self.get("/metrics").is_some_and(known)
         });
     }
 
