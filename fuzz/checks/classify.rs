@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use tidegate::session::effects;
 use tidegate::sql::cache::Classifier;
 use tidegate::sql::functions::{Rules, Verdict};
 use tidegate::sql::lexer::{Kind, Token, statements};
@@ -37,6 +38,8 @@ fn on_a_workers_stack(sql: &[u8]) {
     if class.need == Need::Read {
         calls_nothing_unsafe(sql);
     }
+
+    what_it_does_to_a_session_is_read(&class, sql);
 
     let unsure = classifier.classify(sql, false);
     says_what_it_holds(&unsure, sql, false);
@@ -82,6 +85,16 @@ fn together_they_need_the_most(classifier: &Classifier, class: &Class, sql: &[u8
                 assert_eq!(both.need, class.need.max(need));
             }
         }
+    }
+}
+
+/// By a database of which one name has an effect.
+fn what_it_does_to_a_session_is_read(class: &Class, sql: &[u8]) {
+    let row = ["effect", "f", "set a.b = 1"].map(|text| Some(text.to_owned()));
+    let (effects, _) = effects::read_full([row]);
+    for conforming in [true, false] {
+        effects.judge(class, sql, conforming);
+        effects.may_change_by(sql, conforming);
     }
 }
 

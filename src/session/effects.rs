@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use super::inspection::Fact;
-use crate::sql::lexer::{Kind, Lexer, mentions, string_content};
+use crate::sql::lexer::{Kind, Lexer, NESTING_MAX, mentions, string_content};
 use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Verb};
 
@@ -173,8 +173,8 @@ const TELLING: [&str; 27] = [
 ];
 
 /// Whether a SET or RESET begins a statement somewhere in `sql`, in its strings too, or it is in
-/// another language.
-fn sets(sql: &[u8], conforming: bool) -> bool {
+/// another language. What lies in strings deeper than `nesting` may be one.
+fn sets(sql: &[u8], conforming: bool, nesting: usize) -> bool {
     let mut lexer = Lexer::new(sql, conforming);
     let mut begins = true;
     let mut names_language = false;
@@ -185,7 +185,9 @@ fn sets(sql: &[u8], conforming: bool) -> bool {
         }
         if token.kind == Kind::String {
             let inner = string_content(token.text(sql));
-            if inner.len() < token.end - token.start && sets(inner, conforming) {
+            let deeper = nesting.checked_sub(1);
+            let may_set = |nesting| sets(inner, conforming, nesting);
+            if !inner.is_empty() && deeper.is_none_or(may_set) {
                 return true;
             }
         }
@@ -229,7 +231,7 @@ impl Effects {
     /// Whether a definition of a function, trigger, rule or view may change what is known here. Most
     /// do not, and asking again costs.
     pub fn may_change_by(&self, definition: &[u8], conforming: bool) -> bool {
-        sets(definition, conforming)
+        sets(definition, conforming, NESTING_MAX)
             || mentions(definition, conforming, true, &mut |name| {
                 let telling = TELLING
                     .binary_search_by(|word| word.as_bytes().cmp(name))
@@ -357,6 +359,34 @@ mod tests {
                 expected,
                 "{sql}"
             );
+        }
+    }
+
+    #[test]
+    fn strings_in_strings_are_read_to_some_depth() {
+        let effects = Effects::read(&[fact("enter", None)]);
+        let classifier = Classifier::new(Rules::default(), 100);
+        let nested = |levels: usize, inner: &str| {
+            let tag = |level: usize| format!("$t{level}$");
+            let open: String = (0..levels).map(tag).collect();
+            let close: String = (0..levels).rev().map(tag).collect();
+            format!("{open} {inner} {close}")
+        };
+        for (levels, inner, found) in [
+            (NESTING_MAX, "''", false),
+            (NESTING_MAX, "perform enter()", true),
+            (NESTING_MAX + 1, "''", true),
+            (20_000, "''", true),
+        ] {
+            let sql = format!("do {}", nested(levels, inner));
+            let class = classifier.classify(sql.as_bytes(), true);
+            let suspicion = effects.judge(&class, sql.as_bytes(), true);
+            assert!(suspicion.is_some(), "{levels}");
+            let unknown = suspicion == Some(Suspicion::UnknownSettings);
+            assert_eq!(unknown, levels > NESTING_MAX, "{levels}");
+            let sql = format!("create view v as select {} as x", nested(levels, inner));
+            let changes = effects.may_change_by(sql.as_bytes(), true);
+            assert_eq!(changes, found, "{levels} {inner}");
         }
     }
 

@@ -425,23 +425,39 @@ impl Token {
     }
 }
 
+/// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
+pub const NESTING_MAX: usize = 4;
+
 /// Whether one of the names in `sql` is `wanted`, as the server folds and clips them, or is written
-/// in a form that this does not read. `nested`: names within strings count too.
+/// in a form that this does not read, or deeper than [`NESTING_MAX`]. `nested`: names within strings
+/// count too.
 pub fn mentions(
     sql: &[u8],
     conforming: bool,
     nested: bool,
     wanted: &mut dyn FnMut(&[u8]) -> bool,
 ) -> bool {
+    mentions_within(sql, conforming, nested.then_some(NESTING_MAX), wanted)
+}
+
+/// `nesting`: how much deeper strings are read, if names within them count.
+fn mentions_within(
+    sql: &[u8],
+    conforming: bool,
+    nesting: Option<usize>,
+    wanted: &mut dyn FnMut(&[u8]) -> bool,
+) -> bool {
     let mut lexer = Lexer::new(sql, conforming);
     while let Some(token) = lexer.solid() {
-        let found = match token.kind {
-            Kind::UnicodeWord | Kind::Broken => true,
+        let found = match (token.kind, nesting) {
+            (Kind::UnicodeWord | Kind::Broken, _) => true,
             // Whatever its quotes are, they are no part of a name. What is nested deeper is found
             // too, as quotes within are taken for those of another string.
-            Kind::String if nested => {
+            (Kind::String, Some(nesting)) => {
                 let inner = string_content(token.text(sql));
-                inner.len() < token.end - token.start && mentions(inner, conforming, true, wanted)
+                let deeper = nesting.checked_sub(1);
+                !inner.is_empty()
+                    && (deeper.is_none() || mentions_within(inner, conforming, deeper, wanted))
             }
             _ => token
                 .name(sql)

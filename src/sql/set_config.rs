@@ -3,7 +3,7 @@
 //! Owns: which names its calls give. Never: decides a class; a text that calls it is a write, and
 //! this tells the session what to look at afterwards.
 
-use super::lexer::{Cursor, Kind, Token, string_content};
+use super::lexer::{Cursor, Kind, NESTING_MAX, Token, string_content};
 
 /// What the calls of one text change beyond their transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,9 +38,6 @@ pub enum Name {
 /// How much of the arguments of one text's calls is read, in bytes: calls within calls are read once
 /// for each that they are in.
 const READ_BYTES_MAX: usize = 1 << 20;
-
-/// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
-const NESTING_MAX: usize = 4;
 
 /// What `sql` changes. Calls whose last argument is plainly `true` end with their transaction, and
 /// are left out.
