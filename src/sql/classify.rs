@@ -30,7 +30,7 @@ use self::walk::Walk;
 use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
-use super::lexer::{self, Kind, Lexer};
+use super::lexer::{self, Cursor, Kind, Lexer};
 use super::{Class, Need, Pin, Reach, Refused, Statement, Verb, Why};
 
 /// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
@@ -43,6 +43,9 @@ pub const DEPTH_MAX: usize = 24;
 /// The parser's own limit on its recursion, which the lexer's measures do not see in full (signs,
 /// NOT, joins).
 const RECURSION_MAX: usize = 40;
+/// The most calls of POSITION that may reach the parser. Where it finds no IN between the parentheses
+/// it reads what is there a second time, and so all of it 2^n times within n such calls.
+const POSITIONS_MAX: usize = 4;
 
 /// What is known of a text before it is classified.
 #[derive(Clone, Copy, Debug)]
@@ -230,12 +233,27 @@ fn weight(why: Why) -> u8 {
 }
 
 fn parse(text: &str) -> Option<Box<Query>> {
+    if positions(text) > POSITIONS_MAX {
+        return None;
+    }
     let mut parser = Parser::new(&PostgreSqlDialect {})
         .with_recursion_limit(RECURSION_MAX)
         .try_with_sql(text)
         .ok()?;
     let query = parser.parse_query().ok()?;
     (parser.peek_token_ref().token == Token::EOF).then_some(query)
+}
+
+/// How often POSITION is called, or looks as if it were.
+fn positions(text: &str) -> usize {
+    let mut cursor = Cursor::new(text.as_bytes(), true);
+    std::iter::from_fn(|| {
+        cursor
+            .next()
+            .map(|token| (token, cursor.at_kind(Kind::Open)))
+    })
+    .filter(|(token, opens)| *opens && token.is(text.as_bytes(), "position"))
+    .count()
 }
 
 /// Whether a token is one that the parser would read differently from the server.

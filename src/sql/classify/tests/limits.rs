@@ -63,6 +63,9 @@ fn hostile(count: usize) -> Vec<String> {
         n("select ", "lower(a => ", "a", ")"),
         n("select ", "cast(", "a", " as int)"),
         n("select ", "array[", "a", "]"),
+        n("select ", "position(", "a", ")"),
+        n("select ", "position(", "a", " in b)"),
+        n("select ", "lower(position(", "a", "))"),
         n("select ", "row(", "a", ")"),
         n("select ", "- ", "1", ""),
         n("select ", "not ", "true", ""),
@@ -106,6 +109,17 @@ fn what_may_reach_the_parser_fits_the_stack() {
                 Classifier::new(Rules::default(), 10).classify(sql.as_bytes(), true)
             });
         }
+    }
+}
+
+/// What may not reach the parser is proven by its words.
+#[test]
+fn calls_of_position_are_reads_however_many() {
+    for count in [1, 4, 5, 100] {
+        let calls = vec!["position('a' in b), Position (a)"; count].join(", ");
+        let sql = format!("select {calls} from t");
+        let class = Classifier::new(Rules::default(), 10).classify(sql.as_bytes(), true);
+        assert_eq!(class.why, Why::ProvenRead, "{count}");
     }
 }
 
