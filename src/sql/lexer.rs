@@ -23,6 +23,8 @@ pub struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,
     conforming: bool,
+    /// Where the signs end that were at the end of a run of operator characters and are a token each.
+    signs_end: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,7 @@ impl<'a> Lexer<'a> {
             sql,
             at: 0,
             conforming,
+            signs_end: 0,
         }
     }
 
@@ -305,6 +308,9 @@ impl<'a> Lexer<'a> {
 
     /// An operator or a comment, both of which begin with operator characters.
     fn operator(&mut self, first: u8, start: usize) -> Kind {
+        if start < self.signs_end {
+            return Kind::Operator;
+        }
         match (first, self.peek(0)) {
             (b'-', Some(b'-')) => {
                 self.skip_while(|b| b != b'\n' && b != b'\r');
@@ -334,6 +340,7 @@ impl<'a> Lexer<'a> {
             && matches!(self.sql[end - 1], b'+' | b'-')
             && !marked(&self.sql[start..end - 1])
         {
+            self.signs_end = end;
             while end - start > 1 && matches!(self.sql[end - 1], b'+' | b'-') {
                 end -= 1;
             }

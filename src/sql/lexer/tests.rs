@@ -78,6 +78,47 @@ fn operators_follow_the_rules() {
     }
 }
 
+/// The operator at the start of `run`, by the rule alone.
+fn first_operator(run: &[u8]) -> &[u8] {
+    let marked = |run: &[u8]| run.iter().any(|b| b"~!@#^&|`?%".contains(b));
+    match run {
+        [first @ .., b'+' | b'-'] if !first.is_empty() && !marked(first) => first_operator(first),
+        _ => run,
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_run_of_operator_characters_is_divided_by_the_rule(
+        runs in prop::collection::vec("[-+*/<>=@|]{1,12}", 1..4),
+        between in prop::sample::select(vec![" ", "a", "(", "--x\n", "/**/"]),
+    ) {
+        let sql = runs.join(between);
+        let mut at = 0;
+        for token in Lexer::new(sql.as_bytes(), true) {
+            prop_assert_eq!(token.start, at);
+            at = token.end;
+            if token.kind != Kind::Operator {
+                continue;
+            }
+            let rest = &sql[token.start..];
+            let is_part = |c: char| "-+*/<>=@|".contains(c);
+            let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+            let comments = ["--", "/*"].into_iter().filter_map(|comment| rest.find(comment));
+            let run = &rest[..comments.chain([end]).min().unwrap_or(end)];
+            prop_assert_eq!(token.text(sql.as_bytes()), first_operator(run.as_bytes()));
+        }
+        prop_assert_eq!(at, sql.len());
+    }
+}
+
+/// Read again for each of its tokens, it would take hours.
+#[test]
+fn a_long_run_of_signs_is_read_once() {
+    let sql = format!("select {}1", "+".repeat(4 << 20));
+    assert_eq!(Lexer::new(sql.as_bytes(), true).count(), (4 << 20) + 3);
+}
+
 #[test]
 fn numbers_never_swallow_a_keyword() {
     for (sql, expected) in [

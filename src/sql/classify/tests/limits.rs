@@ -81,6 +81,8 @@ fn hostile(count: usize) -> Vec<String> {
         n("select ", "\"", "", ""),
         n("select ", "$$", "", ""),
         n("select ", "$a$ $b$ ", "", ""),
+        n("select ", "+", "1", ""),
+        n("select ", "<=+-", "1", ""),
     ]
 }
 
