@@ -66,7 +66,10 @@ pub fn normalise(sql: &[u8], conforming: bool, out: &mut Vec<u8>) -> Option<Shap
         let text = &sql[token.start..token.end];
         let mut folded = false;
         match token.kind {
-            Kind::Number => folded = form.literal(b"0"),
+            Kind::Number => {
+                let next = || lexer.clone().solid();
+                folded = form.number(|| next().is_some_and(|next| next.text(sql) == b"::"));
+            }
             Kind::String => folded = form.literal(b"''"),
             Kind::Parameter => folded = form.literal(b"$1"),
             Kind::Word => {
@@ -210,13 +213,20 @@ impl Form<'_> {
         self.last = last;
     }
 
+    /// `true` if it is gone, with the comma before it. `is_cast` tells whether a cast follows it.
+    #[inline]
+    fn number(&mut self, is_cast: impl FnOnce() -> bool) -> bool {
+        // A sign at the start of an element is part of the number, but after a cast it is an operator
+        // of the type.
+        if self.tails.begin_with(Tail::Sign) && !is_cast() {
+            self.pop(Tail::Comma);
+        }
+        self.literal(b"0")
+    }
+
     /// `true` if it is gone, with the comma before it.
     #[inline]
     fn literal(&mut self, placeholder: &[u8]) -> bool {
-        // A sign at the start of an element is part of the number.
-        if self.tails.begin_with(Tail::Sign) {
-            self.pop(Tail::Comma);
-        }
         let folds = self.tails.end(Tail::Literal, Tail::Comma);
         if folds {
             self.pop(Tail::Literal);
@@ -414,6 +424,7 @@ mod tests {
             ("x in (-1, +2, -3)", "x in(0)"),
             ("x in ('a', 'b', $1)", "x in('')"),
             ("x in (1, y, 2, 3)", "x in(0,y,0)"),
+            ("x in ('a', -'b', -1 :: t)", "x in('',- '',- 0 :: t)"),
             ("array[1,2,3]", "array[0]"),
             (
                 "values (1,'a',null),(-2,'b',default), (null,null,true)",
@@ -444,6 +455,10 @@ mod tests {
             ("select 1 for update", "select 1"),
             ("prepare transaction 'a'", "prepare transaction as select 1"),
             ("select - 1", "select 1"),
+            ("f('a', -'b')", "f('a', 'b')"),
+            ("f(-'b')", "f('b')"),
+            ("f(-$1)", "f($1)"),
+            ("f(-1::money)", "f(1::money)"),
             ("select 'a' 'b'", "select 'a'\n'b'"),
             ("select a, f(), 1", "select a, 1"),
         ] {
