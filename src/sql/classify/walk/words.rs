@@ -20,12 +20,16 @@ impl Walk<'_> {
         let sql = text.as_bytes();
         let mut lexer = Lexer::new(sql, true);
         let tokens: Vec<Token> = std::iter::from_fn(|| lexer.solid()).collect();
+        let mut clauses = Clauses::default();
         for at in 0..tokens.len() {
-            self.word(&Place {
+            let place = Place {
                 text,
                 tokens: &tokens,
                 at,
-            });
+                groups: clauses.groups(),
+            };
+            self.word(&place);
+            clauses.pass(&place);
         }
     }
 
@@ -90,6 +94,47 @@ struct Place<'a> {
     text: &'a str,
     tokens: &'a [Token],
     at: usize,
+    /// Whether the clause that this is in, at the same depth, is GROUP BY.
+    groups: bool,
+}
+
+/// Whether the clauses are GROUP BY that a place is in: the innermost, and those around it.
+#[derive(Default)]
+struct Clauses {
+    groups: bool,
+    outer: Vec<bool>,
+}
+
+impl Clauses {
+    fn groups(&self) -> bool {
+        self.groups
+    }
+
+    fn pass(&mut self, place: &Place<'_>) {
+        const BEGINNINGS: [&str; 14] = [
+            "by",
+            "select",
+            "from",
+            "where",
+            "having",
+            "window",
+            "limit",
+            "offset",
+            "fetch",
+            "on",
+            "union",
+            "intersect",
+            "except",
+            "filter",
+        ];
+        if place.is_kind(0, Kind::Open) {
+            self.outer.push(std::mem::take(&mut self.groups));
+        } else if place.is_kind(0, Kind::Close) {
+            self.groups = self.outer.pop().unwrap_or(false);
+        } else if BEGINNINGS.iter().any(|word| place.is(0, word)) {
+            self.groups = place.is(0, "by") && place.is(-1, "group");
+        }
+    }
 }
 
 impl Place<'_> {
@@ -127,7 +172,7 @@ impl Place<'_> {
         let after = |words: &[&str]| words.iter().any(|word| self.is(-1, word));
         match name {
             "by" => after(&["group", "order", "partition"]),
-            "cube" | "rollup" => self.is_within_group_by(),
+            "cube" | "rollup" => self.groups,
             "sets" => after(&["grouping"]),
             "first" | "next" => after(&["fetch"]),
             "filter" | "over" | "repeatable" => self.is_after_call(),
@@ -140,45 +185,6 @@ impl Place<'_> {
             "second" => after(&["to"]) || self.is_kind(-1, Kind::String),
             _ => NEVER_FUNCTIONS.binary_search(&name).is_ok(),
         }
-    }
-
-    /// Whether the clause that this is in, at the same depth, is GROUP BY.
-    fn is_within_group_by(&self) -> bool {
-        const CLAUSES: [&str; 14] = [
-            "by",
-            "select",
-            "from",
-            "where",
-            "having",
-            "window",
-            "limit",
-            "offset",
-            "fetch",
-            "on",
-            "union",
-            "intersect",
-            "except",
-            "filter",
-        ];
-        let mut depth = 0usize;
-        for ahead in 1..=self.at {
-            let ahead = -(ahead as isize);
-            let Some(token) = self.token(ahead) else {
-                return false;
-            };
-            match token.kind {
-                Kind::Close => depth += 1,
-                Kind::Open if depth == 0 => return false,
-                Kind::Open => depth -= 1,
-                Kind::Word if depth == 0 => {
-                    if let Some(clause) = CLAUSES.iter().find(|clause| self.is(ahead, clause)) {
-                        return *clause == "by" && self.is(ahead - 1, "group");
-                    }
-                }
-                _ => {}
-            }
-        }
-        false
     }
 
     /// Whether a query begins there, rather than anything that is called or defined.
