@@ -10,15 +10,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::command::clipped;
 use super::functions::{self, Rules, Verdict as Ruling};
 use super::lexer::{Kind, Lexer};
 use super::{Class, Need, Statement, Verb, Why, relations};
 
 /// Rows that an answer may have. A database of more names is not judged by its catalog.
 pub const ROWS_MAX: usize = 500_000;
-
-/// The longest name in PostgreSQL, in bytes. The server clips longer ones, and then they could be any.
-const NAME_BYTES_MAX: usize = 63;
 
 /// What is known of one database at one time.
 #[derive(Debug)]
@@ -254,11 +252,10 @@ impl Catalog {
     }
 
     fn is_unsafe_relation(&self, schema: Option<&str>, name: &str) -> bool {
-        let known = || self.contents.relations.get(name);
-        name.len() > NAME_BYTES_MAX
-            || known().is_some_and(|schemas| {
-                schema.is_none_or(|schema| schemas.iter().any(|known| **known == *schema))
-            })
+        let known = self.contents.relations.get(name);
+        known.is_some_and(|schemas| {
+            schema.is_none_or(|schema| schemas.iter().any(|known| **known == *schema))
+        })
     }
 
     /// What in `sql` calls an unsafe function without naming it.
@@ -287,7 +284,7 @@ impl Catalog {
                     return Some(format!("operator {found}"));
                 }
             } else if let Some(name) = token.name(sql)
-                && let Ok(name) = str::from_utf8(&name)
+                && let Ok(name) = str::from_utf8(clipped(&name))
                 && (types.contains(name) || after_dot && !is_called && fields.contains(name))
             {
                 return Some(name.to_owned());
@@ -329,7 +326,8 @@ impl Contents {
     }
 }
 
-/// The schema and the name in what [a class](Class) says of a function or a relation.
+/// The schema and the name in what [a class](Class) says of a function or a relation, as the server
+/// clips them.
 fn parts(written: &str) -> (Option<String>, String) {
     let mut parts: Vec<String> = vec![String::new()];
     let mut quoted = false;
@@ -345,6 +343,9 @@ fn parts(written: &str) -> (Option<String>, String) {
             '.' if !quoted => parts.push(String::new()),
             c => parts[end].push(c),
         }
+    }
+    for part in &mut parts {
+        part.truncate(clipped(part.as_bytes()).len());
     }
     let name = parts.pop().unwrap_or_default();
     (parts.pop(), name)

@@ -104,9 +104,31 @@ fn what_is_called_read_and_meant_decides() {
 }
 
 #[test]
-fn a_name_that_the_server_clips_could_be_any() {
-    let sql = format!("select * from {}", "x".repeat(64));
-    assert_eq!(judged(&sql, &Rules::default()), Verdict::UnsafeRelation);
+fn names_are_compared_as_the_server_clips_them() {
+    let long = "é".repeat(31);
+    let rows = [
+        row("function", &long, &long, "unsafe"),
+        row("relation", &long, &long, ""),
+        row("field", "", &long, ""),
+        row("type", "", &long, ""),
+    ];
+    let catalog = Catalog::read(rows, None);
+    let rules = Rules::default();
+    // Half of its last letter would be more than there is room for.
+    for more in ["", "é", "éé and more"] {
+        let name = format!("\"{long}{more}\"");
+        for (sql, expected) in [
+            (format!("select {name}(1)"), Verdict::UnsafeFunction),
+            (format!("select {name}.{name}(1)"), Verdict::UnsafeFunction),
+            (format!("table {name}"), Verdict::UnsafeRelation),
+            (format!("table {name}.{name}"), Verdict::UnsafeRelation),
+            (format!("select t.{name} from t"), Verdict::HiddenFunction),
+            (format!("select a::{name} from t"), Verdict::HiddenFunction),
+        ] {
+            let verdict = catalog.judge(&class(&sql, &rules), sql.as_bytes(), &rules);
+            assert_eq!(verdict, expected, "{sql}");
+        }
+    }
 }
 
 #[test]
