@@ -497,6 +497,9 @@ impl Session {
                 if statement.pin.is_none() {
                     self.shared.registry.begin_epoch();
                     self.reshape(reach, text());
+                    if reach != Reach::Nothing {
+                        self.redefine(text());
+                    }
                 }
                 match self.settings.make_temporary() {
                     true => self.pins.touched(Pin::TemporaryTable),
@@ -509,10 +512,7 @@ impl Session {
             Verb::Routine => {
                 self.shared.registry.begin_epoch();
                 self.reshape(Reach::Anything, None);
-                let known = self.effects();
-                self.redefined |= known.zip(text()).is_none_or(|(known, definition)| {
-                    known.may_change_by(definition, self.has_conforming_strings())
-                });
+                self.redefine(text());
             }
             Verb::DeallocateAll => {
                 self.statements.clear_named();
@@ -668,6 +668,14 @@ impl Session {
         }
     }
 
+    /// This definition has been made, of which what names do to sessions may be otherwise.
+    fn redefine(&mut self, definition: Option<&[u8]>) {
+        let known = self.effects();
+        self.redefined |= known.zip(definition).is_none_or(|(known, definition)| {
+            known.may_change_by(definition, self.has_conforming_strings())
+        });
+    }
+
     /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
     fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
         if tag.starts_with(b"ROLLBACK") {
@@ -765,7 +773,10 @@ fn tracked(
         Verb::SettingLocal => own::is_mentioned(sql),
         verb => matches!(
             verb,
-            Verb::Setting | Verb::Deallocate | Verb::Routine | Verb::Ddl(Reach::Itself)
+            Verb::Setting
+                | Verb::Deallocate
+                | Verb::Routine
+                | Verb::Ddl(Reach::Itself | Reach::Anything)
         ),
     };
     let matters = |s: &crate::sql::Statement| {

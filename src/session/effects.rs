@@ -1,9 +1,11 @@
 //! Owns: which names of a database change the session of whoever uses them: functions that set,
-//! lock, listen or make something temporary, and tables and views that call such functions. Never:
-//! runs a query; sessions ask their servers, and share what they learn here.
+//! lock, listen or make something temporary, and whatever calls such functions, however many steps
+//! away: tables, views, types, operators. Never: runs a query; sessions ask their servers, and share
+//! what they learn here.
 //!
-//! It is read from the functions' texts, and errs towards an effect: that costs a question after the
-//! statement, where a missed one would leave the session's state on a server for the next one.
+//! It is read from the functions' texts and from what the server has noted of everything else, and errs
+//! towards an effect: that costs a question after the statement, where a missed one would leave the
+//! session's state on a server for the next one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,8 +59,12 @@ impl Known {
 /// The names of one database whose use may change a session.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// `true` for one that changes settings whose names can't be told.
-    names: HashMap<Box<[u8]>, bool, foldhash::fast::RandomState>,
+    names: HashMap<Box<[u8]>, Suspicion, foldhash::fast::RandomState>,
+    operators: Vec<(Box<[u8]>, Suspicion)>,
+    /// What any write may do, as a cast or an operator with an effect is used without a word.
+    everywhere: Option<Suspicion>,
+    /// What event triggers do when something is created, altered or dropped.
+    definitions: Option<Suspicion>,
     /// The settings that they change and that servers do not list.
     settings: Vec<Box<str>>,
 }
@@ -72,55 +78,13 @@ pub enum Suspicion {
     UnknownSettings,
 }
 
-/// Asks for all of it. A function is suspicious by its text, or by naming one that is. Of one whose
-/// body is no text, the server has noted what it calls; and what one in C does that comes from no
-/// extension, nobody knows: such bodies are told as `set_config(x)`, the worst that there is.
-pub(super) const QUESTION: &str = r"
-WITH RECURSIVE bodies AS (
-    SELECT p.oid, pg_catalog.lower(p.proname::pg_catalog.text) AS folded, p.proname,
-        CASE WHEN l.lanname <> 'c' AND p.prosqlbody IS NULL THEN pg_catalog.lower(p.prosrc)
-            WHEN l.lanname = 'c' OR EXISTS (SELECT FROM pg_catalog.pg_proc b
-                WHERE b.proname ~ '^(set_config|setseed|pg_(try_)?advisory_(un)?lock)' AND
-                    pg_catalog.strpos(p.prosqlbody::pg_catalog.text, ':funcid ' || b.oid || ' ') > 0)
-            THEN 'set_config(x)' ELSE '' END AS body
-    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-    WHERE l.lanname <> 'internal' AND p.pronamespace NOT IN (
-            'pg_catalog'::pg_catalog.regnamespace,
-            'information_schema'::pg_catalog.regnamespace)
-        AND NOT (l.lanname = 'c' AND EXISTS (SELECT FROM pg_catalog.pg_depend d
-            WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid
-                AND d.deptype = 'e'))
-), suspicious AS (
-    SELECT oid, folded, proname, body FROM bodies WHERE body ~
-        '(^|[;''$]|\y(begin|then|else|loop)\y)(\s|--[^\n]*\n)*(set|reset)\s' OR body ~
-        'set_config|advisory_(un)?lock|\yexecute\s+[a-z_$]|_shared|\y(gd|sd)\y' OR body ~
-        '\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\y'
-    UNION
-    SELECT b.oid, b.folded, b.proname, b.body FROM bodies b JOIN suspicious s
-        ON pg_catalog.strpos(b.body, s.folded) > 0 OR b.body = '' AND EXISTS (
-            SELECT FROM pg_catalog.pg_depend d
-            WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = b.oid
-                AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                AND d.refobjid = s.oid)
-), users AS (
-    SELECT t.tgrelid AS relation FROM suspicious s JOIN pg_catalog.pg_trigger t ON t.tgfoid = s.oid
-    UNION SELECT r.ev_class FROM suspicious s
-        JOIN pg_catalog.pg_depend d ON d.refobjid = s.oid
-            AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-            AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
-        JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-    UNION SELECT a.adrelid FROM suspicious s
-        JOIN pg_catalog.pg_depend d ON d.refobjid = s.oid
-            AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-            AND d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
-        JOIN pg_catalog.pg_attrdef a ON a.oid = d.objid
-)
-SELECT 'effect', proname::pg_catalog.text, pg_catalog.left(body, 100000) FROM suspicious
-UNION ALL SELECT 'effect', c.relname::pg_catalog.text, NULL
-    FROM users JOIN pg_catalog.pg_class c ON c.oid = users.relation";
+/// Asks for all of it.
+pub(super) const QUESTION: &str = include_str!("effects/question.sql");
 
 /// The functions that the [`QUESTION`] is about, by their numbers, as more of its answer.
-const SUSPECTS: &str = "\nUNION ALL SELECT 'suspect', oid::pg_catalog.text, NULL FROM suspicious";
+const SUSPECTS: &str = "
+UNION ALL SELECT 'suspect', oid::pg_catalog.text, NULL
+    FROM found WHERE class = 'pg_catalog.pg_proc'::pg_catalog.regclass";
 
 /// Asks for all of it, and for the functions by their numbers.
 pub fn full_question() -> String {
@@ -205,7 +169,7 @@ impl Effects {
     pub(super) fn read(facts: &[Fact]) -> Effects {
         let mut effects = Effects::default();
         for fact in facts {
-            let [Some(_), Some(name), body] = fact else {
+            let [Some(kind), Some(name), body] = fact else {
                 continue;
             };
             let Changes { names, unknown, .. } = match body {
@@ -214,8 +178,11 @@ impl Effects {
             };
             let parameter = |name: &Name| matches!(name, Name::Parameter(_));
             let unknown = unknown || names.iter().any(parameter);
-            let known = effects.names.entry(name.clone()).or_default();
-            *known |= unknown;
+            let suspicion = match unknown {
+                true => Suspicion::UnknownSettings,
+                false => Suspicion::Some,
+            };
+            effects.add(kind, name, suspicion);
             effects
                 .settings
                 .extend(names.into_iter().filter_map(|name| match name {
@@ -228,8 +195,20 @@ impl Effects {
         effects
     }
 
-    /// Whether a definition of a function, trigger, rule or view may change what is known here. Most
-    /// do not, and asking again costs.
+    fn add(&mut self, kind: &[u8], name: &[u8], suspicion: Suspicion) {
+        match kind {
+            b"effect" => {
+                let known = self.names.entry(name.into()).or_insert(suspicion);
+                *known = suspicion.max(*known);
+            }
+            b"operator" => self.operators.push((name.into(), suspicion)),
+            b"everywhere" => self.everywhere = self.everywhere.max(Some(suspicion)),
+            b"definition" => self.definitions = self.definitions.max(Some(suspicion)),
+            _ => {}
+        }
+    }
+
+    /// Whether a definition may change what is known here. Most do not, and asking again costs.
     pub fn may_change_by(&self, definition: &[u8], conforming: bool) -> bool {
         sets(definition, conforming, NESTING_MAX)
             || mentions(definition, conforming, true, &mut |name| {
@@ -238,6 +217,7 @@ impl Effects {
                     .is_ok();
                 telling || self.names.contains_key(name)
             })
+            || self.by_operators(definition, conforming).is_some()
     }
 
     /// The settings to ask for by name after anything suspicious.
@@ -247,25 +227,47 @@ impl Effects {
 
     /// What a text of this class, which is a write's, may do to its session.
     pub fn judge(&self, class: &Class, sql: &[u8], conforming: bool) -> Option<Suspicion> {
-        let runs = class.statements.iter().any(|s| s.verb == Verb::Run);
-        let mut suspicion = runs.then_some(Suspicion::Some);
-        if self.names.is_empty() {
+        let has = |is: fn(Verb) -> bool| class.statements.iter().any(|s| is(s.verb));
+        let runs = has(|verb| verb == Verb::Run);
+        let mut suspicion = runs.then_some(Suspicion::Some).max(self.everywhere);
+        if has(|verb| matches!(verb, Verb::Ddl(_) | Verb::Routine)) {
+            suspicion = suspicion.max(self.definitions);
+        }
+        if self.names.is_empty() && self.operators.is_empty() {
             return suspicion;
         }
         // What it executes was prepared by another text.
-        let executes = class.statements.iter().any(|s| s.verb == Verb::Execute);
+        let executes = has(|verb| verb == Verb::Execute);
         suspicion = suspicion.max(executes.then_some(Suspicion::Some));
         let hidden = mentions(sql, conforming, runs, &mut |name| {
-            let found = self.names.get(name).map(|unknown| match unknown {
-                true => Suspicion::UnknownSettings,
-                false => Suspicion::Some,
-            });
-            suspicion = suspicion.max(found);
+            suspicion = suspicion.max(self.names.get(name).copied());
             false
         });
+        suspicion = suspicion.max(self.by_operators(sql, conforming));
         // A name that is written in escapes could be any.
         if hidden {
             suspicion = Some(Suspicion::UnknownSettings);
+        }
+        suspicion
+    }
+
+    /// What the operators in `sql` may do.
+    fn by_operators(&self, sql: &[u8], conforming: bool) -> Option<Suspicion> {
+        if self.operators.is_empty() {
+            return None;
+        }
+        let mut suspicion = None;
+        let mut lexer = Lexer::new(sql, conforming);
+        while let Some(token) = lexer.solid() {
+            if token.kind != Kind::Operator {
+                continue;
+            }
+            for (operator, known) in &self.operators {
+                // It may run into a sign, so whatever holds it counts.
+                if memchr::memmem::find(token.text(sql), operator).is_some() {
+                    suspicion = suspicion.max(Some(*known));
+                }
+            }
         }
         suspicion
     }
@@ -282,6 +284,12 @@ mod tests {
         [text("effect"), text(name), body.and_then(text)]
     }
 
+    /// Something of another kind.
+    fn kind(kind: &str, name: &str) -> Fact {
+        let [_, name, _] = fact(name, None);
+        [Some(Box::from(kind.as_bytes())), name, None]
+    }
+
     #[test]
     fn a_name_with_an_effect_is_found_wherever_it_stands() {
         let effects = Effects::read(&[
@@ -294,6 +302,8 @@ mod tests {
                 Some("begin perform set_config(name, '1', false); end"),
             ),
             fact("audited", None),
+            fact("of_dynamic", Some("set_config(x);")),
+            kind("operator", "<%>"),
         ]);
         assert_eq!(effects.settings(), [Box::from("app.tenant")]);
         let classifier = Classifier::new(Rules::default(), 100);
@@ -305,6 +315,12 @@ mod tests {
             ("insert into t values ('enter')", None),
             ("select public.Enter(5)", Some(Suspicion::Some)),
             ("insert into audited values (1)", Some(Suspicion::Some)),
+            (
+                "insert into of_dynamic values (1)",
+                Some(Suspicion::UnknownSettings),
+            ),
+            ("update t set a = b < c", None),
+            ("update t set a = b <%>-c", Some(Suspicion::Some)),
             (
                 "select dynamic(), enter(1)",
                 Some(Suspicion::UnknownSettings),
@@ -321,6 +337,24 @@ mod tests {
         ] {
             assert_eq!(judge(sql), expected, "{sql}");
         }
+    }
+
+    #[test]
+    fn what_has_no_name_in_a_text_counts_wherever_it_may_be() {
+        let classifier = Classifier::new(Rules::default(), 100);
+        let judge = |known: &str, sql: &str| {
+            let class = classifier.classify(sql.as_bytes(), true);
+            Effects::read(&[kind(known, "x")]).judge(&class, sql.as_bytes(), true)
+        };
+        let (write, ddl) = ("insert into t values (1)", "create table t (a int)");
+        assert_eq!(judge("everywhere", write), Some(Suspicion::Some));
+        assert_eq!(judge("everywhere", ddl), Some(Suspicion::Some));
+        assert_eq!(judge("definition", write), None);
+        assert_eq!(judge("definition", ddl), Some(Suspicion::Some));
+        assert_eq!(
+            judge("definition", "create view v as select 1"),
+            Some(Suspicion::Some)
+        );
     }
 
     #[test]
