@@ -429,7 +429,7 @@ impl Session {
         let Some(statement) = tracked.class.statements.get(index) else {
             return;
         };
-        if let Some(pin) = statement.pin {
+        for pin in statement.pins.iter() {
             self.pins.touched(pin);
         }
         match tracked.changes.as_deref() {
@@ -494,7 +494,7 @@ impl Session {
             }
             Verb::Ddl(reach) => {
                 // A temporary table is the session's own, and most often new.
-                if statement.pin.is_none() {
+                if !statement.pins.contains(Pin::TemporaryTable) {
                     self.shared.registry.begin_epoch();
                     self.reshape(reach, text());
                     if reach != Reach::Nothing {
@@ -764,7 +764,7 @@ fn tracked(
     values: &[u8],
 ) -> Option<Tracked> {
     let plain =
-        |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pin.is_none() && !s.sets_config;
+        |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pins.is_empty() && !s.sets_config;
     if class.statements.iter().all(plain) {
         return None;
     }

@@ -130,12 +130,14 @@ pub struct Statement {
     pub verb: Verb,
     /// What it may leave on the server, or take away, that would be lost if the session went on with
     /// another server.
-    pub pin: Option<Pin>,
+    pub pins: PinSet,
     /// It calls `set_config`: which settings, by [`set_config::changes`], and afterwards they must
     /// be read from the server.
     pub sets_config: bool,
     /// It asks for what the session has last drawn from a sequence.
     pub reads_sequence: bool,
+    /// It may execute what another text has prepared.
+    pub executes: bool,
 }
 
 /// The statements that a session has to know.
@@ -301,6 +303,46 @@ impl Pin {
             Pin::Settings => "settings",
             Pin::Sequence => "sequence",
         }
+    }
+}
+
+/// A set of pins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PinSet(u8);
+
+impl PinSet {
+    pub const fn of(pins: &[Pin]) -> PinSet {
+        let mut set = PinSet(0);
+        let mut i = 0;
+        while i < pins.len() {
+            set.insert(pins[i]);
+            i += 1;
+        }
+        set
+    }
+
+    pub const fn contains(self, pin: Pin) -> bool {
+        self.0 & 1 << pin as u8 != 0
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub const fn insert(&mut self, pin: Pin) {
+        self.0 |= 1 << pin as u8;
+    }
+
+    pub fn and(self, others: PinSet) -> PinSet {
+        PinSet(self.0 | others.0)
+    }
+
+    pub fn without(self, others: PinSet) -> PinSet {
+        PinSet(self.0 & !others.0)
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Pin> {
+        Pin::ALL.into_iter().filter(move |pin| self.contains(*pin))
     }
 }
 

@@ -55,7 +55,7 @@ fn says_what_it_holds(class: &Class, sql: &[u8], conforming: bool) {
         matches!(class.why, Why::Empty | Why::ProvenRead)
     );
     for statement in &class.statements {
-        let moves = statement.sets_config || statement.pin.is_some();
+        let moves = statement.sets_config || !statement.pins.is_empty();
         assert!(!moves || class.need == Need::Write);
         let plain = matches!(statement.verb, Verb::Plain | Verb::Copy);
         assert!(plain || class.need > Need::Read, "{:?}", statement.verb);

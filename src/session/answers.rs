@@ -514,7 +514,7 @@ impl Session {
 
     /// A statement has failed. What it has locked by session-level advisory locks stays locked.
     fn outlived(&mut self, failed: Option<&Tracked>) {
-        let locks = |s: &crate::sql::Statement| s.pin == Some(Pin::AdvisoryLock);
+        let locks = |s: &crate::sql::Statement| s.pins.contains(Pin::AdvisoryLock);
         if failed.is_some_and(|tracked| tracked.class.statements.iter().any(locks)) {
             self.pins.touched(Pin::AdvisoryLock);
         }

@@ -229,16 +229,16 @@ impl Effects {
     pub fn judge(&self, class: &Class, sql: &[u8], conforming: bool) -> Option<Suspicion> {
         let has = |is: fn(Verb) -> bool| class.statements.iter().any(|s| is(s.verb));
         let runs = has(|verb| verb == Verb::Run);
-        let mut suspicion = runs.then_some(Suspicion::Some).max(self.everywhere);
+        // What it executes was prepared by another text.
+        let executes = class.statements.iter().any(|s| s.executes);
+        let mut suspicion = (runs || executes).then_some(Suspicion::Some);
+        suspicion = suspicion.max(self.everywhere);
         if has(|verb| matches!(verb, Verb::Ddl(_) | Verb::Routine)) {
             suspicion = suspicion.max(self.definitions);
         }
         if self.names.is_empty() && self.operators.is_empty() {
             return suspicion;
         }
-        // What it executes was prepared by another text.
-        let executes = has(|verb| verb == Verb::Execute);
-        suspicion = suspicion.max(executes.then_some(Suspicion::Some));
         let hidden = mentions(sql, conforming, runs, &mut |name| {
             suspicion = suspicion.max(self.names.get(name).copied());
             false
@@ -336,6 +336,23 @@ mod tests {
             ),
         ] {
             assert_eq!(judge(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_another_text_has_prepared_may_do_anything() {
+        let classifier = Classifier::new(Rules::default(), 100);
+        for (sql, expected) in [
+            ("execute p", Some(Suspicion::Some)),
+            ("EXECUTE \"P\"(1)", Some(Suspicion::Some)),
+            ("explain analyze execute p", Some(Suspicion::Some)),
+            ("create table t as execute p(1)", Some(Suspicion::Some)),
+            ("insert into t values ('execute p')", None),
+            ("update t set execute = 1", None),
+        ] {
+            let class = classifier.classify(sql.as_bytes(), true);
+            let suspicion = Effects::default().judge(&class, sql.as_bytes(), true);
+            assert_eq!(suspicion, expected, "{sql}");
         }
     }
 

@@ -7,10 +7,9 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::effects::{self, Effects};
-use super::pins::PinSet;
 use super::server::{Expect, ServerState};
 use super::settings::{Settings, literal};
-use crate::sql::Pin;
+use crate::sql::{Pin, PinSet};
 use crate::wire::encode;
 
 /// A row of the answer: what kind it is, a name, and a value.
@@ -188,15 +187,12 @@ fn unlimited(question: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pins::VISIBLE;
     use super::*;
 
     #[test]
     fn only_what_is_not_known_is_asked_for() {
-        let all = question(
-            true,
-            ["a.b", "work_mem", "a.b"].into_iter(),
-            PinSet::VISIBLE,
-        );
+        let all = question(true, ["a.b", "work_mem", "a.b"].into_iter(), VISIBLE);
         let timeout = all.find("name = 'statement_timeout'");
         let set = all.find("SET LOCAL").expect("no limit");
         assert!(timeout.is_some_and(|read| read < set), "before it is set");
@@ -208,7 +204,7 @@ mod tests {
             );
         }
         assert!(!all.contains("work_mem"));
-        let pins = question(false, ["a.b"].into_iter(), PinSet::VISIBLE);
+        let pins = question(false, ["a.b"].into_iter(), VISIBLE);
         assert!(!pins.contains("a.b") && !pins.contains("pg_settings"));
         assert!(!question(true, [].into_iter(), PinSet::default()).contains("pg_locks"));
     }

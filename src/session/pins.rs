@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use super::statements::key;
-use crate::sql::Pin;
 use crate::sql::lexer::{Kind, Lexer};
+use crate::sql::{Pin, PinSet};
 
 /// The longest string that is searched for names, in bytes: three names with their quotes, and more.
 const SEARCHED_BYTES_MAX: usize = 512;
@@ -24,32 +24,14 @@ pub struct Pins {
     prepared: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
 }
 
-/// A set of pins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PinSet(u8);
-
-impl PinSet {
-    /// All that a server can be asked about.
-    pub const VISIBLE: PinSet = PinSet(
-        1 << Pin::TemporaryTable as u8
-            | 1 << Pin::AdvisoryLock as u8
-            | 1 << Pin::HeldCursor as u8
-            | 1 << Pin::Listen as u8
-            | 1 << Pin::PreparedStatement as u8,
-    );
-
-    pub fn contains(self, pin: Pin) -> bool {
-        self.0 & 1 << pin as u8 != 0
-    }
-
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    fn insert(&mut self, pin: Pin) {
-        self.0 |= 1 << pin as u8;
-    }
-}
+/// All that a server can be asked about.
+pub const VISIBLE: PinSet = PinSet::of(&[
+    Pin::TemporaryTable,
+    Pin::AdvisoryLock,
+    Pin::HeldCursor,
+    Pin::Listen,
+    Pin::PreparedStatement,
+]);
 
 impl Pins {
     pub fn is_empty(&self) -> bool {
@@ -65,7 +47,7 @@ impl Pins {
     pub fn touched(&mut self, pin: Pin) {
         self.held.insert(pin);
         self.leaves_traces |= matches!(pin, Pin::Load | Pin::TemporaryTable);
-        if PinSet::VISIBLE.contains(pin) {
+        if VISIBLE.contains(pin) {
             self.suspects.insert(pin);
         }
     }
@@ -79,7 +61,7 @@ impl Pins {
 
     /// Something has run that may have left anything.
     pub fn look_at_all(&mut self) {
-        self.suspects = PinSet::VISIBLE;
+        self.suspects = VISIBLE;
     }
 
     /// What the server has to be asked about.
@@ -90,13 +72,13 @@ impl Pins {
     /// What is suspected can't be known: all of it is taken to be there, and the settings not to be
     /// known.
     pub fn assume_all(&mut self) {
-        self.held.0 |= std::mem::take(&mut self.suspects).0;
+        self.held = self.held.and(std::mem::take(&mut self.suspects));
         self.held.insert(Pin::Settings);
     }
 
     /// The server is about to tell all about what is suspected: what it does not name is not there.
     pub fn begin_report(&mut self) {
-        self.held.0 &= !self.suspects.0;
+        self.held = self.held.without(self.suspects);
         if self.suspects.contains(Pin::TemporaryTable) {
             self.temporary.clear();
         }
@@ -118,7 +100,7 @@ impl Pins {
 
     /// `pin` is known to be gone.
     pub fn lift(&mut self, pin: Pin) {
-        self.held.0 &= !(1 << pin as u8);
+        self.held = self.held.without(PinSet::of(&[pin]));
     }
 
     /// Whether a server that the session has kept is unlike a new one even after DISCARD ALL, which

@@ -468,7 +468,7 @@ impl Session {
             return Within::Leaves;
         };
         match statement.verb {
-            _ if statement.pin.is_some() => Within::Leaves,
+            _ if !statement.pins.is_empty() => Within::Leaves,
             _ if statement.sets_config => {
                 match set_config::locals(sql, self.has_conforming_strings()) {
                     Some(_) if !matters_elsewhere(sql) => Within::Stays,

@@ -88,7 +88,7 @@ impl Verdict {
 pub fn has_a_say(need: Need, why: Why, statements: &[Statement]) -> bool {
     let is_query = |s: &Statement| {
         matches!(s.verb, Verb::Plain | Verb::Copy)
-            && s.pin.is_none()
+            && s.pins.is_empty()
             && !s.sets_config
             && !s.reads_sequence
     };

@@ -31,7 +31,7 @@ use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Cursor, Kind, Lexer};
-use super::{Class, Need, Pin, Reach, Refused, Statement, Verb, Why};
+use super::{Class, Need, Pin, PinSet, Reach, Refused, Statement, Verb, Why};
 
 /// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
 /// as a tree that is as deep as the chain is long, and the tree's drop recurses: past some tens of
@@ -136,9 +136,10 @@ impl Reader<'_> {
                 } else {
                     verb
                 },
-                pin: pin.or(tells.pin),
+                pins: pin.map_or(tells.pins, |pin| tells.pins.and(PinSet::of(&[pin]))),
                 sets_config: tells.sets_config,
                 reads_sequence: tells.reads_sequence,
+                executes: tells.executes,
             },
         }
     }

@@ -4,13 +4,15 @@
 
 use super::super::functions::{Effect, effect};
 use super::super::lexer::{Kind, Lexer, Token};
-use super::{Pin, Why, misread};
+use super::{Pin, PinSet, Why, misread};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tells {
     pub sets_config: bool,
     pub reads_sequence: bool,
-    pub pin: Option<Pin>,
+    pub pins: PinSet,
+    /// Something that has a name may be executed.
+    pub executes: bool,
     /// Why a query with these words is no read.
     pub objection: Option<Why>,
 }
@@ -35,13 +37,17 @@ impl Tells {
 
     /// Whether no statement with these words can be less than a write.
     pub fn must_write(&self) -> bool {
-        self.sets_config || self.pin.is_some()
+        self.sets_config || !self.pins.is_empty()
     }
 
     /// Reads two adjacent tokens, and the one before them.
     fn pair(&mut self, text: &[u8], before: Option<Token>, last: Token, next: Token) {
         if next.kind == Kind::Open {
             self.call(text, last);
+        }
+        // `a.f` is `f(a)` where a has no column f.
+        if last.kind == Kind::Dot {
+            self.call(text, next);
         }
         if last.kind != Kind::Word {
             return;
@@ -63,7 +69,7 @@ impl Tells {
                 self.object(Why::SelectInto);
                 let temporary = ["temp", "temporary", "local", "global", "pg_temp"];
                 if temporary.iter().any(|w| next_is(w)) {
-                    self.pin.get_or_insert(Pin::TemporaryTable);
+                    self.pins.insert(Pin::TemporaryTable);
                 }
             }
             6 if ["insert", "update", "delete"].iter().any(|w| last_is(w)) => {
@@ -75,17 +81,20 @@ impl Tells {
                     self.object(Why::DataChange);
                 }
             }
+            7 if last_is("execute") => {
+                self.executes |= !matches!(next.kind, Kind::Open | Kind::Operator);
+            }
             _ => {}
         }
     }
 
-    /// Reads the name before an opening parenthesis.
+    /// Reads a name that may be called.
     fn call(&mut self, text: &[u8], name: Token) {
         let Some(name) = name.name(text) else {
             // A name in escapes could be any.
             if name.kind == Kind::UnicodeWord {
                 self.sets_config = true;
-                self.pin.get_or_insert(Pin::AdvisoryLock);
+                self.pins.insert(Pin::AdvisoryLock);
                 self.object(Why::UnsafeFunction);
             }
             return;
@@ -93,12 +102,8 @@ impl Tells {
         match effect(&name) {
             Some(Effect::SetsConfig) => self.sets_config = true,
             Some(Effect::ReadsSequence) => self.reads_sequence = true,
-            Some(Effect::Seeds) => {
-                self.pin.get_or_insert(Pin::Settings);
-            }
-            Some(Effect::AdvisoryLock) => {
-                self.pin.get_or_insert(Pin::AdvisoryLock);
-            }
+            Some(Effect::Seeds) => self.pins.insert(Pin::Settings),
+            Some(Effect::AdvisoryLock) => self.pins.insert(Pin::AdvisoryLock),
             None if name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_") => {}
             None => return,
         }
@@ -116,82 +121,104 @@ mod tests {
 
     #[test]
     fn words_tell_wherever_they_stand() {
-        for (sql, sets_config, pin, objection) in [
+        let cases: &[(&str, bool, &[Pin], Option<Why>)] = &[
             (
                 "select into_ from t for_ where update = 1",
                 false,
-                None,
+                &[],
                 None,
             ),
-            ("select max(update), insert from t", false, None, None),
+            ("select max(update), insert from t", false, &[], None),
             (
                 "select 1 FOR /* */ No Key Update",
                 false,
-                None,
+                &[],
                 Some(Why::LockingClause),
             ),
-            ("select 1 into t", false, None, Some(Why::SelectInto)),
+            ("select 1 into t", false, &[], Some(Why::SelectInto)),
             (
                 "select 1 into temp t",
                 false,
-                Some(Pin::TemporaryTable),
+                &[Pin::TemporaryTable],
                 Some(Why::SelectInto),
             ),
             (
                 "with a as (delete from t) select 1",
                 false,
-                None,
+                &[],
                 Some(Why::DataChange),
             ),
             (
                 "insert into temp values (1)",
                 false,
-                None,
+                &[],
                 Some(Why::DataChange),
             ),
             (
                 "select \"set_config\" (1)",
                 true,
-                None,
+                &[],
                 Some(Why::UnsafeFunction),
             ),
-            ("select set_config, 'set_config('", false, None, None),
+            ("select set_config, 'set_config('", false, &[], None),
             (
                 "select pg_catalog.PG_Advisory_Lock(1)",
                 false,
-                Some(Pin::AdvisoryLock),
+                &[Pin::AdvisoryLock],
                 Some(Why::UnsafeFunction),
             ),
             (
                 "select pg_advisory_xact_lock(1)",
                 false,
-                None,
+                &[],
                 Some(Why::UnsafeFunction),
             ),
             (
                 "select pg_advisory_unlock(1)",
                 false,
-                Some(Pin::AdvisoryLock),
+                &[Pin::AdvisoryLock],
                 Some(Why::UnsafeFunction),
             ),
             (
                 "select U&\"\\0073et_config\"(1)",
                 true,
-                Some(Pin::AdvisoryLock),
+                &[Pin::AdvisoryLock],
                 Some(Why::NotParsed),
             ),
             (
                 "select pg_catalog.currval ('s')",
                 false,
-                None,
+                &[],
                 Some(Why::UnsafeFunction),
             ),
-            ("select 'open", false, None, Some(Why::NotParsed)),
-        ] {
+            (
+                "select pg_advisory_lock(1), setseed(1) into temp t",
+                false,
+                &[Pin::AdvisoryLock, Pin::Settings, Pin::TemporaryTable],
+                Some(Why::UnsafeFunction),
+            ),
+            (
+                "select (1::bigint).pg_advisory_lock",
+                false,
+                &[Pin::AdvisoryLock],
+                Some(Why::UnsafeFunction),
+            ),
+            (
+                "select (0.5::float8).\"setseed\", ('s'::regclass).currval",
+                false,
+                &[Pin::Settings],
+                Some(Why::UnsafeFunction),
+            ),
+            ("select t.setseeds, a.b from t", false, &[], None),
+            ("explain analyze execute p", false, &[], None),
+            ("select 'open", false, &[], Some(Why::NotParsed)),
+        ];
+        for &(sql, sets_config, pins, objection) in cases {
             let expected = Tells {
                 sets_config,
                 reads_sequence: sql.contains("currval"),
-                pin,
+                pins: PinSet::of(pins),
+                executes: sql.contains("execute "),
                 objection,
             };
             assert_eq!(Tells::read(sql.as_bytes(), true), expected, "{sql}");

@@ -89,87 +89,85 @@ fn each_statement_says_what_it_does_to_the_session() {
         "select set_config('a', 'b', true); declare c cursor with hold for select 1;
          select 1 into temp t; begin read only; select pg_try_advisory_lock(1)",
     );
-    let statement = |verb, pin, sets_config| Statement {
+    let statement = |verb, pins, sets_config| Statement {
         verb,
-        pin,
+        pins: PinSet::of(pins),
         sets_config,
         reads_sequence: false,
+        executes: false,
     };
     assert_eq!(
         &*class.statements,
         [
-            statement(Verb::Plain, None, true),
-            statement(Verb::Declare, Some(Pin::HeldCursor), false),
-            statement(Verb::Ddl(Reach::Anything), Some(Pin::TemporaryTable), false),
+            statement(Verb::Plain, &[], true),
+            statement(Verb::Declare, &[Pin::HeldCursor], false),
+            statement(Verb::Ddl(Reach::Anything), &[Pin::TemporaryTable], false),
             statement(
                 Verb::Begin(Modes {
                     read_only: Some(true),
                     ..Modes::default()
                 }),
-                None,
+                &[],
                 false
             ),
-            statement(Verb::Plain, Some(Pin::AdvisoryLock), false),
+            statement(Verb::Plain, &[Pin::AdvisoryLock], false),
         ]
     );
 }
 
 #[test]
 fn calls_count_wherever_they_stand() {
-    for (sql, pin, sets_config) in [
+    let cases: &[(&str, &[Pin], bool)] = &[
         (
             "insert into t select pg_advisory_lock(1)",
-            Some(Pin::AdvisoryLock),
+            &[Pin::AdvisoryLock],
             false,
         ),
         (
             "copy (select pg_advisory_lock(1)) to stdout",
-            Some(Pin::AdvisoryLock),
+            &[Pin::AdvisoryLock],
             false,
         ),
         (
             "create table t as select pg_advisory_lock(1)",
-            Some(Pin::AdvisoryLock),
+            &[Pin::AdvisoryLock],
             false,
         ),
         (
             "update t set a = \"set_config\"('a', 'b', false)",
-            None,
+            &[],
             true,
         ),
         (
             "explain analyze select set_config('a', 'b', false)",
-            None,
+            &[],
             true,
         ),
         (
             "do $$ begin perform set_config('a', 'b', false); end $$",
-            None,
+            &[],
             false,
         ),
         (
             "grant execute on function pg_advisory_lock(bigint) to a",
-            None,
+            &[],
             false,
         ),
         (
             "alter function set_config(text, text, boolean) owner to a",
-            None,
+            &[],
             false,
         ),
-        ("select pg_advisory_xact_lock(1)", None, false),
-        ("select 1 + /* pg_advisory_lock(1) */ 2", None, false),
-        ("select 'pg_advisory_lock(1)'", None, false),
-        (
-            "with a as (select 1) insert into temp select 1",
-            None,
-            false,
-        ),
-    ] {
+        ("select pg_advisory_xact_lock(1)", &[], false),
+        ("select 1 + /* pg_advisory_lock(1) */ 2", &[], false),
+        ("select 'pg_advisory_lock(1)'", &[], false),
+        ("with a as (select 1) insert into temp select 1", &[], false),
+    ];
+    for &(sql, pins, sets_config) in cases {
         let statement = class(sql).statements[0];
         assert_eq!(
-            (statement.pin, statement.sets_config),
-            (pin, sets_config),
+            (statement.pins, statement.sets_config),
+            (PinSet::of(pins), sets_config),
             "{sql}"
         );
     }
