@@ -98,7 +98,7 @@ impl Stream {
         match self {
             Stream::Tcp(socket) => is_ended(socket),
             Stream::Unix(socket) => is_ended(socket),
-            Stream::Tls(tls) => tls.socket().is_none_or(|socket| is_ended(socket)),
+            Stream::Tls(tls) => tls.socket().is_none_or(is_ended),
             Stream::Closed => true,
         }
     }
