@@ -76,7 +76,15 @@ const CASES: &[(&str, bool)] = &[
     ("email 'a@b'", false),
     ("'a'::short", true),
     ("address FROM people", true),
+    ("people FROM people", true),
     ("json_populate_record(NULL::people, '{}')", false),
+    ("'(a@b)'::people", false),
+    ("ROW('a@b')::people", false),
+    ("people '(a@b)'", false),
+    ("'(\"(a@b)\")'::holder", false),
+    ("'{a@b}'::email[]", false),
+    ("'{(a@b)}'::held[]", false),
+    ("is_work('a@b')", false),
     ("'a'::text::point3", false),
 ];
 

@@ -37,6 +37,8 @@ struct Contents {
     fields: BTreeSet<Box<str>>,
     /// Types that call an unsafe function wherever they are named.
     types: BTreeSet<Box<str>>,
+    /// Tables to whose rows nothing is converted without such a call; they are read without one.
+    rows: BTreeSet<Box<str>>,
     operators: BTreeSet<Box<str>>,
     /// Unsafe functions that are called without a word, and by what.
     everywhere: Vec<(Box<str>, Box<str>)>,
@@ -162,7 +164,8 @@ impl Catalog {
         let c = &self.contents;
         let functions: usize = c.functions.values().map(Vec::len).sum();
         let relations: usize = c.relations.values().map(Vec::len).sum();
-        let unseen = c.fields.len() + c.types.len() + c.operators.len() + c.everywhere.len();
+        let unseen =
+            c.fields.len() + c.types.len() + c.rows.len() + c.operators.len() + c.everywhere.len();
         functions + relations + unseen
     }
 
@@ -263,6 +266,7 @@ impl Catalog {
         let Contents {
             fields,
             types,
+            rows,
             operators,
             everywhere,
             ..
@@ -272,10 +276,13 @@ impl Catalog {
         }
         let mut lexer = Lexer::new(sql, true);
         let mut after_dot = false;
+        // It is in the name of what something is converted to, or is named after AS.
+        let mut converts = false;
         let mut next = lexer.solid();
         while let Some(token) = next {
             next = lexer.solid();
             let is_called = next.is_some_and(|next| next.kind == Kind::Open);
+            let is_of_literal = next.is_some_and(|next| next.kind == Kind::String);
             let text = token.text(sql);
             if token.kind == Kind::Operator {
                 // It may run into a sign, so whatever holds it counts.
@@ -285,11 +292,15 @@ impl Catalog {
                 }
             } else if let Some(name) = token.name(sql)
                 && let Ok(name) = str::from_utf8(clipped(&name))
-                && (types.contains(name) || after_dot && !is_called && fields.contains(name))
+                && (types.contains(name)
+                    || after_dot && !is_called && fields.contains(name)
+                    || (converts || is_of_literal) && rows.contains(name))
             {
                 return Some(name.to_owned());
             }
             after_dot = token.kind == Kind::Dot;
+            let goes_on = after_dot || next.is_some_and(|next| next.kind == Kind::Dot);
+            converts = text == b"::" || token.is(sql, "as") || converts && goes_on;
         }
         None
     }
@@ -309,6 +320,7 @@ impl Contents {
             "relation" => self.relations.entry(name).or_default().push(schema),
             "field" => drop(self.fields.insert(name)),
             "type" => drop(self.types.insert(name)),
+            "row" => drop(self.rows.insert(name)),
             "operator" => drop(self.operators.insert(name)),
             "everywhere" => {
                 let by = remark.unwrap_or_default().into_boxed_str();

@@ -79,6 +79,9 @@ CREATE FUNCTION is_email(text) RETURNS boolean LANGUAGE plpgsql
 CREATE DOMAIN email AS text CHECK (is_email(VALUE));
 CREATE DOMAIN short AS text CHECK (length(VALUE) < 10);
 CREATE TABLE people (address email);
+CREATE TYPE held AS (address email);
+CREATE TYPE holder AS (inner_one held);
+CREATE FUNCTION is_work(email) RETURNS boolean LANGUAGE sql STABLE AS 'SELECT $1 LIKE ''%work%''';
 CREATE TYPE point3 AS (x int, y int, z int);
 CREATE FUNCTION to_point3(text) RETURNS point3 LANGUAGE sql AS 'SELECT ROW(1, 2, 3)::point3';
 CREATE CAST (text AS point3) WITH FUNCTION to_point3(text);

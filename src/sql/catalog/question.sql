@@ -89,12 +89,18 @@ WITH RECURSIVE functions AS MATERIALIZED (
     SELECT oid FROM unsafe WHERE class = 'pg_proc'::regclass
 ), of_relations AS MATERIALIZED (
     SELECT oid FROM unsafe WHERE class = 'pg_class'::regclass
-), of_types AS (
+), containers (oid, part) AS MATERIALIZED (
+    SELECT oid, typelem FROM pg_type WHERE typelem >= 16384
+    UNION ALL SELECT oid, typbasetype FROM pg_type WHERE typbasetype >= 16384
+    UNION ALL SELECT rngtypid, rngsubtype FROM pg_range WHERE rngsubtype >= 16384
+    UNION ALL SELECT c.reltype, a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE a.atttypid >= 16384 AND a.attnum > 0 AND c.reltype <> 0
+), checked (oid) AS (
+    -- Types whose values are checked as they are made, and those that are made to hold such values.
     SELECT oid FROM unsafe WHERE class = 'pg_type'::regclass
-    -- Rows that are made to hold such values.
-    UNION SELECT c.reltype FROM unsafe u JOIN pg_attribute a ON a.atttypid = u.oid
-        JOIN pg_class c ON c.oid = a.attrelid
-        WHERE u.class = 'pg_type'::regclass AND c.relkind = 'c'
+    UNION SELECT x.oid FROM checked t JOIN containers x ON x.part = t.oid
+), of_types AS (
+    SELECT oid FROM checked
     UNION SELECT c.casttarget FROM unsafe u JOIN pg_cast c ON c.oid = u.oid
         WHERE u.class = 'pg_cast'::regclass
     UNION SELECT d.oid FROM unsafe u JOIN pg_cast c ON c.oid = u.oid
@@ -129,12 +135,6 @@ WITH RECURSIVE functions AS MATERIALIZED (
                 THEN 0 ELSE c.casttarget END
         FROM unsafe u JOIN pg_cast c ON c.oid = u.oid JOIN pg_proc p ON p.oid = c.castfunc
         WHERE u.class = 'pg_cast'::regclass AND (c.castcontext = 'i' OR c.casttarget < 16384)
-), containers (oid, part) AS MATERIALIZED (
-    SELECT oid, typelem FROM pg_type WHERE typelem >= 16384
-    UNION ALL SELECT oid, typbasetype FROM pg_type WHERE typbasetype >= 16384
-    UNION ALL SELECT rngtypid, rngsubtype FROM pg_range WHERE rngsubtype >= 16384
-    UNION ALL SELECT c.reltype, a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-        WHERE a.atttypid >= 16384 AND a.attnum > 0 AND c.reltype <> 0
 ), tainted (oid) AS (
     -- Types of the database's own whose values are compared or converted so. Whoever has one has it
     -- from a relation or a function, or names the type.
@@ -146,17 +146,18 @@ SELECT 'function', f.nspname::text, f.proname::text,
     FROM functions f LEFT JOIN of_functions u ON u.oid = f.oid
     WHERE NOT f.builtin OR u.oid IS NOT NULL
     GROUP BY f.nspname, f.proname
--- These fill the rows of a table with values of its columns' types.
+-- These fill the rows of a table with values of its columns' types, or try what a type's name is told of.
 UNION ALL SELECT 'function', 'pg_catalog', name, 'unsafe'
     FROM unnest(ARRAY['json_populate_record', 'json_populate_recordset',
-        'jsonb_populate_record', 'jsonb_populate_recordset']) AS name
+        'jsonb_populate_record', 'jsonb_populate_record_valid', 'jsonb_populate_recordset',
+        'pg_input_is_valid', 'pg_input_error_info']) AS name
     WHERE EXISTS (SELECT FROM unsafe WHERE class = 'pg_type'::regclass)
 -- `a.f` is `f(a)` where a has no column f, whatever a is.
 UNION ALL SELECT DISTINCT 'field', NULL, p.proname::text, NULL
     FROM of_functions u JOIN pg_proc p ON p.oid = u.oid
     WHERE p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1
-UNION ALL SELECT DISTINCT 'type', NULL, t.typname::text, NULL
-    FROM of_types u JOIN pg_type t ON t.oid = u.oid
+UNION ALL SELECT DISTINCT CASE WHEN c.relkind <> 'c' THEN 'row' ELSE 'type' END, NULL, t.typname::text, NULL
+    FROM of_types u JOIN pg_type t ON t.oid = u.oid LEFT JOIN pg_class c ON c.oid = t.typrelid
     WHERE t.oid >= 16384
 UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
     FROM of_relations u JOIN pg_class c ON c.oid = u.oid
@@ -179,5 +180,10 @@ UNION ALL SELECT 'function', n.nspname::text, p.proname::text, 'unsafe'
     WHERE p.oid >= 16384 AND (p.prorettype IN (SELECT oid FROM tainted)
         OR p.proallargtypes && (SELECT array_agg(oid) FROM tainted)
         OR p.proargtypes::oid[] && (SELECT array_agg(oid) FROM targets))
+-- A literal becomes a value of the type that is taken.
+UNION ALL SELECT 'function', n.nspname::text, p.proname::text, 'unsafe'
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE p.oid >= 16384 AND (p.prorettype IN (SELECT oid FROM checked)
+        OR p.proargtypes::oid[] && (SELECT array_agg(oid) FROM checked))
 UNION ALL SELECT 'everywhere', NULL, proname, by FROM unseen WHERE greatest(one, other) < 16384
 LIMIT $rows_max$

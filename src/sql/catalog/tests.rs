@@ -20,6 +20,7 @@ fn catalog() -> Catalog {
         row("field", "", "full_name", ""),
         row("field", "", "nextval", ""),
         row("type", "", "email", ""),
+        row("row", "", "people", ""),
         row("operator", "", "<%>", ""),
     ];
     Catalog::read(rows, None)
@@ -91,6 +92,14 @@ fn what_is_called_read_and_meant_decides() {
         ),
         ("select a::email from t", HiddenFunction),
         ("select email 'a@b' from t", HiddenFunction),
+        ("select people.address from people", Read),
+        ("select people from public.people p", Read),
+        ("select '(a)'::people", HiddenFunction),
+        ("select '(a)'::public.people", HiddenFunction),
+        ("select cast(row(a) as public . people)", HiddenFunction),
+        ("select people '(a)'", HiddenFunction),
+        ("select a::text, people.a from people", Read),
+        ("select a::public.t, people.a from people", Read),
         ("select a <%> b from t", HiddenFunction),
         ("select a operator(public.<%>) b from t", HiddenFunction),
         ("select a <%>-1 from t", HiddenFunction),
