@@ -447,7 +447,7 @@ impl Cluster {
     fn reconsider(&self) {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.topology.load_full();
-        let (primary, split_brain) = elect(&old);
+        let (primary, split_brain) = elect(&old, self.clock.timeline());
         let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
         let same = id(&primary) == id(&old.primary);
         let meetings = primary.as_ref().map_or(0, |node| node.meetings());
@@ -485,6 +485,7 @@ impl Cluster {
                         pool.close_stale(Incarnation(0));
                         pool.send_away();
                     }
+                    self.note_fenced(fenced);
                 }
                 // Its first sample is what every session waits for.
                 let _ = self.demand.want_sample(self.clock.now());
@@ -511,6 +512,15 @@ impl Cluster {
         old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
         self.has_moved();
+    }
+
+    /// Tells of a node that writes in a history that is no longer the cluster's.
+    fn note_fenced(&self, node: &Node) {
+        let (cluster, name, present) = (&self.name, &node.name, self.clock.timeline());
+        let timeline = node.timeline();
+        if node.is_up() && node.role() == Role::Primary && timeline < present {
+            tracing::error!(%cluster, node = %name, timeline, "node writes on a timeline that has been left for {present}: it gets nothing until it is a standby");
+        }
     }
 
     /// Applies a changed configuration: nodes come and go, the others stay as they are.
@@ -659,10 +669,18 @@ pub fn moment(at: Instant) -> Moment {
 }
 
 /// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
-/// drained is not elected, and neither is an older one in its place.
-fn elect(topology: &Topology) -> (Option<Arc<Node>>, bool) {
-    let writes =
-        |node: &&Arc<Node>| node.is_up() && !node.is_leaving() && node.role() == Role::Primary;
+/// drained is not elected, and neither is an older one in its place, nor in that of the last primary, which was on
+/// `timeline`: what that was told would be lost, unless the configuration has it no more.
+fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, bool) {
+    let is_listed = |last: NodeId| topology.nodes.iter().any(|node| node.id() == last);
+    let oldest = match topology.last_primary {
+        Some(last) if is_listed(last) => timeline,
+        _ => 0,
+    };
+    let writes = |node: &&Arc<Node>| {
+        let is_writable = node.is_up() && node.role() == Role::Primary;
+        is_writable && !node.is_leaving() && node.timeline() >= oldest
+    };
     let writable = || topology.nodes.iter().filter(writes);
     let Some(newest) = writable().map(|node| node.timeline()).max() else {
         return (None, false);
@@ -857,9 +875,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_takes_the_place_of_a_primary_of_a_newer_timeline() {
+        let mut topology = rivals([7, 8]);
+        let (old, new) = (topology.nodes[0].clone(), topology.nodes[1].clone());
+        new.set_timeline(2);
+        let elected = |topology: &Topology| elect(topology, 2).0.map(|node| node.id());
+        assert_eq!(elected(&topology), Some(new.id()));
+        topology.last_primary = Some(new.id());
+        new.set_up(false);
+        assert_eq!(elected(&topology), None);
+        old.set_timeline(3);
+        assert_eq!(elected(&topology), Some(old.id()), "it has been promoted");
+        // An admin has given the other one up.
+        old.set_timeline(1);
+        topology.nodes.pop();
+        assert_eq!(elected(&topology), Some(old.id()));
+    }
+
+    #[test]
     fn rivals_are_told_apart_while_their_probes_reconnect() {
         let is_split = |topology: &Topology| {
-            let (primary, split_brain) = elect(topology);
+            let (primary, split_brain) = elect(topology, 0);
             assert_eq!(primary.is_none(), split_brain);
             split_brain
         };

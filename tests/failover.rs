@@ -126,6 +126,33 @@ fn a_replica_of_the_primary_that_is_fenced_gets_no_reads() {
 
 /// A role that may only log in is told less.
 #[test]
+fn a_primary_that_is_fenced_stays_so_without_the_new_one() {
+    let cluster = start(2, &[]);
+    let (old, new) = (cluster.node(0), cluster.node(1));
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[failover]\nhold = \"200ms\"\n")
+    });
+    let client = Client::open(&gateway, "app", "");
+    new.promote().expect("promoted");
+    wait_for("the new primary", || {
+        client.row_or_error("UPDATE t SET v = 1 WHERE id = 1 RETURNING current_setting('port')")
+            == Ok(vec![new.port().to_string()])
+    });
+    new.stop(StopMode::Immediate).expect("stopped");
+    wait_for("it to be missed", || {
+        gateway.metric("tidegate_up", &format!(":{}\"", new.port())) == 0.0
+    });
+    let error = client.error("UPDATE t SET v = 2 WHERE id = 1");
+    assert!(error.code().code().starts_with("57P"), "{error}");
+    assert_ne!(old.sql("app", "SELECT v FROM t").expect("read"), "2");
+    assert!(
+        gateway.log().contains("has been left for"),
+        "{}",
+        gateway.log()
+    );
+}
+
+#[test]
 fn a_replica_that_follows_gets_reads_again() {
     let cluster = start(2, NOTHING_WRITTEN_OUT);
     let (old, new, follower) = (cluster.node(0), cluster.node(1), cluster.node(2));

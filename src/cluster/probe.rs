@@ -365,6 +365,7 @@ impl Probe {
                 node.set_timeline(timeline);
                 node.set_role(Role::Primary);
                 cluster.reconsider();
+                cluster.note_fenced(node);
             }
             node.set_position(lsn);
             // A sample that began on the cluster's clock belongs to the primary of that moment.
