@@ -576,6 +576,10 @@ fn a_schema_that_changes_during_a_transaction_is_a_floor_after_it() {
     assert_eq!(here(&client), cluster.node(1).port());
     cluster.node(1).pause_replay().expect("paused");
     other.rows("CREATE OR REPLACE VIEW shape AS SELECT 2 AS v");
+    wait_for("it to be known what reads are again", || {
+        let said = other.rows("EXPLAIN ROUTE SELECT port FROM here");
+        said.contains(&["class", "read"].map(str::to_owned).to_vec())
+    });
     assert_eq!(here(&client), cluster.node(1).port());
     client.rows("COMMIT");
     assert_eq!(client.one("SELECT v FROM shape"), "2");
