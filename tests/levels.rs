@@ -10,7 +10,7 @@ use std::thread;
 
 use support::client::Client;
 use support::{Gateway, wait_for};
-use tidegate::demo::{LocalCluster, Options, StopMode};
+use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 
 /// `here` says which node has answered; a view, since a statement of the client's own that calls this
 /// function would not be one that is proven to read the same everywhere.
@@ -54,6 +54,18 @@ fn read(client: &Client, hint: &str) -> (i32, u16) {
         panic!("{rows:?}")
     };
     (v.parse().expect("a number"), port.parse().expect("a port"))
+}
+
+/// What a read shows that waits for a replica whose replay is paused, and goes on once the read has come.
+fn read_at_gate(gateway: &Gateway, client: &Client, replica: &LocalNode) -> (i32, u16) {
+    let heard = || gateway.metric("tidegate_client_bytes_total", "direction=\"received\"");
+    let before = heard();
+    thread::scope(|scope| {
+        let read = scope.spawn(|| read(client, ""));
+        wait_for("the read to come", || heard() > before);
+        replica.resume_replay().unwrap();
+        read.join().expect("no panic")
+    })
 }
 
 fn write(client: &Client, v: i32) {
@@ -377,19 +389,12 @@ fn who_goes_on_reading_after_a_write_waits_for_a_replica_once() {
     let (primary, port) = (cluster.primary().port(), replica.port());
     let gateway = with_consistency(&cluster, "gate_wait = \"10m\"");
     let client = Client::open(&gateway, "app", "");
-    let heard = || gateway.metric("tidegate_client_bytes_total", "direction=\"received\"");
     replica.pause_replay().unwrap();
     for v in 1..=2 {
         write(&client, v);
         assert_eq!([read(&client, ""), read(&client, "")], [(v, primary); 2]);
     }
-    let before = heard();
-    let shown = thread::scope(|scope| {
-        let read = scope.spawn(|| read(&client, ""));
-        wait_for("the read to come", || heard() > before);
-        replica.resume_replay().unwrap();
-        read.join().expect("no panic")
-    });
+    let shown = read_at_gate(&gateway, &client, &replica);
     assert_eq!(shown, (2, port));
     assert_eq!(read(&client, ""), (2, port));
     let passed = gateway.metric("tidegate_gate_waits_total", "result=\"passed\"");
@@ -425,17 +430,10 @@ fn who_has_a_server_on_the_replica_needs_no_other_after_waiting_for_it() {
     });
     let client = Client::open(&gateway, "app", "");
     wait_for("reads on the replica", || read(&client, "").1 != primary);
-    let heard = || gateway.metric("tidegate_client_bytes_total", "direction=\"received\"");
     replica.pause_replay().unwrap();
     write(&client, 1);
     assert_eq!([read(&client, ""), read(&client, "")], [(1, primary); 2]);
-    let before = heard();
-    let shown = thread::scope(|scope| {
-        let read = scope.spawn(|| read(&client, ""));
-        wait_for("the read to come", || heard() > before);
-        replica.resume_replay().unwrap();
-        read.join().expect("no panic")
-    });
+    let shown = read_at_gate(&gateway, &client, &replica);
     assert_eq!(shown, (1, replica.port()));
 }
 
