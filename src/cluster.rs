@@ -42,6 +42,7 @@ use crate::session::consistency::{
 };
 use crate::session::route::{Candidate, Moment, Serving};
 use crate::session::schema::Schema;
+use crate::sql::functions::Rules;
 use crate::telemetry;
 
 /// Nodes that share a system identifier.
@@ -570,7 +571,7 @@ impl Cluster {
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
         }
-        if !config.routing.has_rules_of(&old.config.routing) {
+        if Rules::of(&config.routing) != Rules::of(&old.config.routing) {
             self.catalogs.outdate();
         }
         let previous = old.config.clusters.iter().find(|c| c.name == self.name);

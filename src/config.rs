@@ -356,14 +356,6 @@ impl Default for Routing {
     }
 }
 
-impl Routing {
-    /// Whether it takes the same functions for reads, and for writes.
-    pub fn has_rules_of(&self, other: &Routing) -> bool {
-        self.safe_functions == other.safe_functions
-            && self.unsafe_functions == other.unsafe_functions
-    }
-}
-
 /// What becomes of replication connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replication {

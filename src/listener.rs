@@ -117,11 +117,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
 }
 
 fn classifier(routing: &config::Routing) -> Classifier {
-    let rules = Rules {
-        safe: routing.safe_functions.clone(),
-        r#unsafe: routing.unsafe_functions.clone(),
-    };
-    Classifier::new(rules, CLASSES_MAX)
+    Classifier::new(Rules::of(routing), CLASSES_MAX)
 }
 
 /// Where clients come in.
@@ -369,7 +365,7 @@ fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
     config::keep_until_restart(&mut new, &old);
     let new = Arc::new(new);
     proxy.users.store(Arc::new(users));
-    if !new.routing.has_rules_of(&old.routing) {
+    if Rules::of(&new.routing) != Rules::of(&old.routing) {
         // Sessions that are open keep the rules and classes that they have.
         let shared = proxy.shared.load();
         let shared = shared.with_classifier(classifier(&new.routing));

@@ -114,10 +114,7 @@ fn check(config: &Config) -> ExitCode {
 }
 
 fn say_why(config: &Config, sql: &str, database: Option<&str>) -> ExitCode {
-    let rules = Rules {
-        safe: config.routing.safe_functions.clone(),
-        r#unsafe: config.routing.unsafe_functions.clone(),
-    };
+    let rules = Rules::of(&config.routing);
     let catalog = match database.map(|database| ask(config, database)).transpose() {
         Ok(catalog) => catalog,
         Err(error) => return fail(EXIT_FAILED, &*error),

@@ -355,10 +355,7 @@ pub async fn ask_once(
         .ok_or_else(|| OnceError::NoCluster(database.to_owned()))?;
     let monitor = config.monitor(&cluster.name);
     let tls = tls.for_cluster(&cluster.name);
-    let rules = Rules {
-        safe: config.routing.safe_functions.clone(),
-        r#unsafe: config.routing.unsafe_functions.clone(),
-    };
+    let rules = Rules::of(&config.routing);
     let mut replica = None;
     let mut failed = None;
     for node in &cluster.nodes {
@@ -420,10 +417,7 @@ async fn ask(cluster: &Cluster, watched: &Watched) -> Result<Answer, AskError> {
         };
         (node.clone(), topology.config.clone())
     };
-    let rules = Rules {
-        safe: config.routing.safe_functions.clone(),
-        r#unsafe: config.routing.unsafe_functions.clone(),
-    };
+    let rules = Rules::of(&config.routing);
     let (user, credential) = watched.lock_login().clone();
     let tls = node.tls.load_full();
     let target = Target {

@@ -10,6 +10,8 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
+use crate::config::Routing;
+
 /// The functions that the configuration names: patterns of `name` or `schema.name`, with `*` for
 /// any run of characters, compared with the name as the server folds it. `unsafe` wins over
 /// `safe`, and both over what is built in.
@@ -21,6 +23,16 @@ use std::sync::LazyLock;
 pub struct Rules {
     pub safe: Vec<String>,
     pub r#unsafe: Vec<String>,
+}
+
+impl Rules {
+    /// What the configuration says of functions.
+    pub fn of(routing: &Routing) -> Rules {
+        Rules {
+            safe: routing.safe_functions.clone(),
+            r#unsafe: routing.unsafe_functions.clone(),
+        }
+    }
 }
 
 /// What is known of a function.
