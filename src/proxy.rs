@@ -617,13 +617,7 @@ impl Client {
             _ => lost(node.name.clone(), broken),
         };
         if may_retry && !was_cancelled {
-            let is_primary = self
-                .cluster
-                .topology()
-                .primary
-                .as_ref()
-                .is_some_and(|p| p.id() == node.id());
-            let replica = (!is_primary).then(|| node.id());
+            let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
             Failed::Retry(Box::new(Loss {
                 refusal,
                 replica,

@@ -26,7 +26,7 @@ impl Walk<'_> {
                 text,
                 tokens: &tokens,
                 at,
-                groups: clauses.groups(),
+                groups: clauses.groups,
             };
             self.word(&place);
             clauses.pass(&place);
@@ -106,10 +106,6 @@ struct Clauses {
 }
 
 impl Clauses {
-    fn groups(&self) -> bool {
-        self.groups
-    }
-
     fn pass(&mut self, place: &Place<'_>) {
         const BEGINNINGS: [&str; 14] = [
             "by",
