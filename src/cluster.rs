@@ -573,7 +573,11 @@ impl Cluster {
         }
         if Rules::of(&config.routing) != Rules::of(&old.config.routing) {
             self.catalogs.outdate();
+        } else if config.routing.catalog_interval != old.config.routing.catalog_interval {
+            self.catalogs.look_again();
         }
+        // How they are probed, and as whom, may be another thing now.
+        nodes.iter().for_each(|node| node.wake.notify_one());
         let previous = old.config.clusters.iter().find(|c| c.name == self.name);
         if previous.is_some_and(|previous| previous.tls != cluster.tls) {
             // Idle servers were opened under other rules.

@@ -15,7 +15,7 @@ use super::demand::Rest;
 use super::node::{Node, Role};
 use super::pool::incarnation;
 use crate::auth::Credential;
-use crate::config::Config;
+use crate::config::{Config, Monitor};
 use crate::session::consistency::{Lsn, Replica, Tick};
 use crate::session::route::Candidate;
 
@@ -73,13 +73,16 @@ const LATE_SHARE: u32 = 10;
 
 /// Watches `node` until it leaves the cluster.
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
-    let mut failures = 0;
+    let (mut failures, mut is_told) = (0, false);
     while !node.is_leaving() {
         let error = match Probe::open(&cluster, &node).await {
             Ok(mut probe) => {
-                failures = 0;
+                (failures, is_told) = (0, false);
                 match probe.run(&cluster, &node).await {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        node.forget_position();
+                        continue;
+                    }
                     Err(error) => error,
                 }
             }
@@ -88,11 +91,11 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
         node.forget_position();
         failures += 1;
         let config = cluster.topology().config.clone();
-        if failures == config.health.failures {
+        if failures < config.health.failures {
+            tracing::info!(cluster = %cluster.name, node = %node.name, %error, "probe failed");
+        } else if !std::mem::replace(&mut is_told, true) {
             node.set_up(false);
             tracing::warn!(cluster = %cluster.name, node = %node.name, %error, "node is down");
-        } else if failures < config.health.failures {
-            tracing::info!(cluster = %cluster.name, node = %node.name, %error, "probe failed");
         }
         cluster.reconsider();
         sleep(RETRY.min(config.health.interval)).await;
@@ -118,6 +121,9 @@ enum ProbeError {
 /// An open connection that watches a node.
 struct Probe {
     connection: Connection,
+    /// As whom, and by which configuration that is.
+    monitor: Monitor,
+    config: Arc<Config>,
     block: u64,
     segment: u64,
     /// It has WAIT FOR LSN (PostgreSQL 19).
@@ -147,7 +153,7 @@ impl Probe {
             tls: &tls,
             database: &monitor.database,
             user: &monitor.user,
-            credential: monitor.password.map(Credential::Password),
+            credential: monitor.password.clone().map(Credential::Password),
             application_name: "tidegate monitor",
         };
         let mut connection = connect::connect(&target, config.health.timeout).await?;
@@ -158,6 +164,8 @@ impl Probe {
         };
         let mut probe = Probe {
             connection,
+            monitor,
+            config: config.clone(),
             block: 0,
             segment: 0,
             can_wait: false,
@@ -201,10 +209,16 @@ impl Probe {
     }
 
     /// Samples as often as somebody needs it, and at the heartbeat otherwise, until the node
-    /// leaves.
+    /// leaves, or somebody else is to ask.
     async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<(), ProbeError> {
         while !node.is_leaving() {
             let config = cluster.topology().config.clone();
+            if !Arc::ptr_eq(&config, &self.config) {
+                if config.monitor(&cluster.name) != self.monitor {
+                    break;
+                }
+                self.config = config.clone();
+            }
             let poll = config.consistency.poll_interval;
             let pause = self.pause(cluster, node, poll);
             if !self.needed(cluster, node) {

@@ -32,6 +32,7 @@ pub struct ClusterDiff {
     /// The new form of nodes with another weight or zone.
     pub nodes_changed: Vec<Node>,
     pub databases: bool,
+    /// As whom its nodes are probed, whatever says so.
     pub monitor: bool,
     /// What its sessions get.
     pub consistency: bool,
@@ -80,8 +81,15 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     Diff {
         clusters_added: clusters.added.into_iter().map(name).collect(),
         clusters_removed: clusters.removed.into_iter().map(name).collect(),
-        clusters_changed: (clusters.changed.into_iter())
-            .map(|(old, new)| cluster_diff(old, new))
+        clusters_changed: (new.clusters.iter())
+            .filter_map(|cluster| {
+                let known = old.clusters.iter().find(|old| old.name == cluster.name)?;
+                let monitor = old.monitor(&cluster.name) != new.monitor(&cluster.name);
+                Some(ClusterDiff {
+                    monitor,
+                    ..cluster_diff(known, cluster)
+                })
+            })
             .filter(|diff| !diff.is_empty())
             .collect(),
         users_added: users.added.into_iter().map(user_name).collect(),
@@ -212,7 +220,7 @@ fn cluster_diff(old: &Cluster, new: &Cluster) -> ClusterDiff {
             .map(|(_, node)| node.clone())
             .collect(),
         databases: old.databases != new.databases,
-        monitor: old.monitor != new.monitor,
+        monitor: false,
         consistency: old.consistency != new.consistency,
         tls: old.tls != new.tls,
     }
@@ -421,6 +429,14 @@ mod tests {
                 ),
             ],
             "user added: come, user removed: gone, user changed: new-password",
+        );
+        // Nodes are probed as the first one where nothing else is said.
+        check(
+            &[(
+                "{ name = \"kept\", password = \"x\" }, { name = \"gone\", password = \"x\" }",
+                "{ name = \"gone\", password = \"x\" }, { name = \"kept\", password = \"x\" }",
+            )],
+            "cluster changed: main (monitor), cluster changed: other (monitor)",
         );
     }
 

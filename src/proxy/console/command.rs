@@ -144,7 +144,7 @@ impl Command {
             }
             () if words.eat("reload") => Command::Reload,
             () if words.eat("drain") => {
-                words.eat("node");
+                eat_node(&mut words);
                 return named(&mut words, "DRAIN", "node").map(Command::Drain);
             }
             () if words.eat("pause") => return pause(&mut words),
@@ -249,10 +249,17 @@ fn resume(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
     if words.peek().is_none() {
         return Ok(Command::Resume(None));
     }
-    match words.eat("node") {
+    match eat_node(words) {
         true => named(words, "RESUME", "node").map(Command::ResumeNode),
         false => named(words, "RESUME", "database").map(|name| Command::Resume(Some(name))),
     }
+}
+
+/// Skips the word NODE, which is not the beginning of a name such as `node-1`.
+fn eat_node(words: &mut Cursor<'_>) -> bool {
+    let after = words.rest().get("node".len());
+    let ends_there = after.is_none_or(|next| next.is_ascii_whitespace() || b"'\"".contains(next));
+    ends_there && words.eat("node")
 }
 
 fn kill(words: &Cursor<'_>) -> Result<Command, Complaint> {
@@ -382,7 +389,17 @@ mod tests {
                 "{sql}"
             );
         }
+        for sql in [
+            "DRAIN node-1.internal:5432",
+            "DRAIN NODE node-1.internal:5432",
+        ] {
+            assert_eq!(
+                read(sql),
+                Ok(Command::Drain("node-1.internal:5432".to_owned()))
+            );
+        }
         let resumed = |name: &str| Ok(Command::Resume(Some(name.to_owned())));
+        assert_eq!(read("RESUME node-db"), resumed("node-db"));
         assert_eq!(
             read("RESUME NODE 'a b'"),
             Ok(Command::ResumeNode("a b".to_owned()))
