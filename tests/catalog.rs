@@ -276,6 +276,53 @@ fn what_cannot_be_known_is_the_primarys() {
 }
 
 #[test]
+fn a_session_reads_what_it_drew_itself_however_it_asks() {
+    let cluster = cluster();
+    let objects = "CREATE SEQUENCE drawn;
+        CREATE FUNCTION last_id() RETURNS bigint LANGUAGE sql AS 'SELECT lastval()';
+        CREATE FUNCTION of_last_id() RETURNS bigint LANGUAGE plpgsql
+            AS $$ BEGIN RETURN last_id(); END $$;
+        CREATE FUNCTION atomic() RETURNS bigint LANGUAGE sql
+            BEGIN ATOMIC SELECT currval('drawn'); END;
+        CREATE FUNCTION named_otherwise(regclass) RETURNS bigint LANGUAGE internal AS 'currval_oid';
+        CREATE VIEW view_of_it AS SELECT lastval();
+        CREATE DOMAIN last AS bigint DEFAULT lastval();
+        CREATE TABLE by_default (id bigint DEFAULT currval('drawn'));
+        CREATE TABLE by_domain (id last, a int);
+        CREATE TABLE by_trigger (id bigint);
+        CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN NEW.id := lastval(); RETURN NEW; END $$;
+        CREATE TRIGGER fill BEFORE INSERT ON by_trigger FOR EACH ROW EXECUTE FUNCTION fill();
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
+        GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app";
+    cluster.primary().sql("app", objects).expect("objects");
+    let gateway = gateway(&cluster);
+    let open = || Session::open(&gateway.url("app"));
+    let (mine, others) = (open(), open());
+    let drawn = |session: &Session| session.ask("SELECT nextval('drawn')").expect("drawn");
+    for asks in [
+        "SELECT last_id()",
+        "SELECT of_last_id()",
+        "SELECT atomic()",
+        "SELECT named_otherwise('drawn')",
+        "SELECT * FROM view_of_it",
+        "INSERT INTO by_default DEFAULT VALUES RETURNING id",
+        "INSERT INTO by_domain (a) VALUES (1) RETURNING id",
+        "INSERT INTO by_trigger VALUES (1) RETURNING id",
+        "DO $$ BEGIN PERFORM lastval(); END $$",
+    ] {
+        drawn(&others);
+        // It is for nobody who has not drawn.
+        let error = open().ask(asks).expect_err(asks);
+        assert_eq!(error.code().map(|state| state.code()), Some("55000"));
+        let own = drawn(&mine);
+        drawn(&others);
+        let answer = mine.ask(asks).expect("drawn before");
+        assert!(answer.is_none() || answer == own, "{asks}: {answer:?}");
+    }
+}
+
+#[test]
 fn what_is_compared_by_a_volatile_function_is_never_a_read() {
     let cluster = cluster();
     cluster.primary().sql("app", OBJECTS).expect("objects");

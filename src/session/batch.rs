@@ -329,6 +329,13 @@ impl Batch {
         self.end
     }
 
+    /// Whether it may ask for what the session has last drawn: it does, or nobody knows what it does.
+    pub(super) fn may_read_sequences(&self) -> bool {
+        let is_unknown = self.unjudged_more || !self.unjudged.is_empty() || self.beyond > 0;
+        let calls = matches!(self.steps.last(), Some(Step::FunctionCall { .. }));
+        self.reads_sequences || is_unknown || calls
+    }
+
     /// It was taken for a read and is none.
     pub(super) fn distrust(&mut self) {
         self.need = Need::Write;

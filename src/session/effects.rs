@@ -1,7 +1,7 @@
-//! Owns: which names of a database change the session of whoever uses them: functions that set,
-//! lock, listen or make something temporary, and whatever calls such functions, however many steps
-//! away: tables, views, types, operators. Never: runs a query; sessions ask their servers, and share
-//! what they learn here.
+//! Owns: which names of a database change the session of whoever uses them, or ask for what it has drawn
+//! from sequences: functions that set, lock, listen or make something temporary, and whatever calls such
+//! functions, however many steps away: tables, views, types, operators. Never: runs a query; sessions ask
+//! their servers, and share what they learn here.
 //!
 //! It is read from the functions' texts and from what the server has noted of everything else, and errs
 //! towards an effect: that costs a question after the statement, where a missed one would leave the
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use super::inspection::Fact;
+use crate::sql::functions::{Effect, effect};
 use crate::sql::lexer::{Kind, Lexer, NESTING_MAX, mentions, string_content};
 use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Verb};
@@ -56,17 +57,42 @@ impl Known {
     }
 }
 
-/// The names of one database whose use may change a session.
+/// The names of one database whose use may change a session, or depends on it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    names: HashMap<Box<[u8]>, Suspicion, foldhash::fast::RandomState>,
-    operators: Vec<(Box<[u8]>, Suspicion)>,
+    names: HashMap<Box<[u8]>, Judgement, foldhash::fast::RandomState>,
+    operators: Vec<(Box<[u8]>, Judgement)>,
     /// What any write may do, as a cast or an operator with an effect is used without a word.
-    everywhere: Option<Suspicion>,
+    everywhere: Judgement,
     /// What event triggers do when something is created, altered or dropped.
-    definitions: Option<Suspicion>,
+    definitions: Judgement,
     /// The settings that they change and that servers do not list.
     settings: Vec<Box<str>>,
+}
+
+/// What a statement may have to do with its session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// What it may do to it.
+    pub suspicion: Option<Suspicion>,
+    /// It asks for what the session has last drawn from a sequence.
+    pub reads_sequences: bool,
+}
+
+impl Judgement {
+    fn add(&mut self, other: Judgement) {
+        self.suspicion = self.suspicion.max(other.suspicion);
+        self.reads_sequences |= other.reads_sequences;
+    }
+}
+
+impl From<Suspicion> for Judgement {
+    fn from(suspicion: Suspicion) -> Judgement {
+        Judgement {
+            suspicion: Some(suspicion),
+            reads_sequences: false,
+        }
+    }
 }
 
 /// What a statement may do to its session.
@@ -81,9 +107,12 @@ pub enum Suspicion {
 /// Asks for all of it.
 pub(super) const QUESTION: &str = include_str!("effects/question.sql");
 
+/// How the kinds of facts begin that tell who asks for what was drawn.
+const READING: &[u8] = b"reading ";
+
 /// The functions that the [`QUESTION`] is about, by their numbers, as more of its answer.
 const SUSPECTS: &str = "
-UNION ALL SELECT 'suspect', oid::pg_catalog.text, NULL
+UNION ALL SELECT DISTINCT 'suspect', oid::pg_catalog.text, NULL
     FROM found WHERE class = 'pg_catalog.pg_proc'::pg_catalog.regclass";
 
 /// Asks for all of it, and for the functions by their numbers.
@@ -106,13 +135,15 @@ pub fn read_full(rows: impl IntoIterator<Item = [Option<String>; 3]>) -> (Effect
 
 /// Words that tell of an effect wherever they stand in a definition, sorted: those of the
 /// [`QUESTION`], and what is not defined by its text.
-const TELLING: [&str; 27] = [
+const TELLING: [&str; 29] = [
     "_shared",
+    "currval",
     "deallocate",
     "discard",
     "execute",
     "extension",
     "gd",
+    "lastval",
     "listen",
     "load",
     "pg_advisory_lock",
@@ -172,38 +203,49 @@ impl Effects {
             let [Some(kind), Some(name), body] = fact else {
                 continue;
             };
-            let Changes { names, unknown, .. } = match body {
-                Some(body) => set_config::changes_of_body(body),
-                None => Changes::default(),
-            };
-            let parameter = |name: &Name| matches!(name, Name::Parameter(_));
-            let unknown = unknown || names.iter().any(parameter);
-            let suspicion = match unknown {
-                true => Suspicion::UnknownSettings,
-                false => Suspicion::Some,
-            };
-            effects.add(kind, name, suspicion);
-            effects
-                .settings
-                .extend(names.into_iter().filter_map(|name| match name {
-                    Name::Literal(name) => Some(name),
-                    Name::Parameter(_) => None,
-                }));
+            match kind.strip_prefix(READING) {
+                Some(kind) => {
+                    let reads = Judgement {
+                        suspicion: None,
+                        reads_sequences: true,
+                    };
+                    effects.add(kind, name, reads);
+                }
+                None => {
+                    let suspicion = effects.suspicion_of(body.as_deref());
+                    effects.add(kind, name, suspicion.into());
+                }
+            }
         }
         effects.settings.sort_unstable();
         effects.settings.dedup();
         effects
     }
 
-    fn add(&mut self, kind: &[u8], name: &[u8], suspicion: Suspicion) {
+    /// What is to be suspected of a function with this body, if it has one; notes the settings that it
+    /// changes.
+    fn suspicion_of(&mut self, body: Option<&[u8]>) -> Suspicion {
+        let Changes { names, unknown, .. } =
+            body.map(set_config::changes_of_body).unwrap_or_default();
+        let parameter = |name: &Name| matches!(name, Name::Parameter(_));
+        let unknown = unknown || names.iter().any(parameter);
+        self.settings
+            .extend(names.into_iter().filter_map(|name| match name {
+                Name::Literal(name) => Some(name),
+                Name::Parameter(_) => None,
+            }));
+        match unknown {
+            true => Suspicion::UnknownSettings,
+            false => Suspicion::Some,
+        }
+    }
+
+    fn add(&mut self, kind: &[u8], name: &[u8], judgement: Judgement) {
         match kind {
-            b"effect" => {
-                let known = self.names.entry(name.into()).or_insert(suspicion);
-                *known = suspicion.max(*known);
-            }
-            b"operator" => self.operators.push((name.into(), suspicion)),
-            b"everywhere" => self.everywhere = self.everywhere.max(Some(suspicion)),
-            b"definition" => self.definitions = self.definitions.max(Some(suspicion)),
+            b"effect" => self.names.entry(name.into()).or_default().add(judgement),
+            b"operator" => self.operators.push((name.into(), judgement)),
+            b"everywhere" => self.everywhere.add(judgement),
+            b"definition" => self.definitions.add(judgement),
             _ => {}
         }
     }
@@ -217,7 +259,7 @@ impl Effects {
                     .is_ok();
                 telling || self.names.contains_key(name)
             })
-            || self.by_operators(definition, conforming).is_some()
+            || self.by_operators(definition, conforming) != Judgement::default()
     }
 
     /// The settings to ask for by name after anything suspicious.
@@ -225,38 +267,42 @@ impl Effects {
         &self.settings
     }
 
-    /// What a text of this class, which is a write's, may do to its session.
-    pub fn judge(&self, class: &Class, sql: &[u8], conforming: bool) -> Option<Suspicion> {
+    /// What a text of this class, which is a write's, may have to do with its session beyond what the class
+    /// says.
+    pub fn judge(&self, class: &Class, sql: &[u8], conforming: bool) -> Judgement {
         let has = |is: fn(Verb) -> bool| class.statements.iter().any(|s| is(s.verb));
         let runs = has(|verb| verb == Verb::Run);
         // What it executes was prepared by another text.
         let executes = class.statements.iter().any(|s| s.executes);
-        let mut suspicion = (runs || executes).then_some(Suspicion::Some);
-        suspicion = suspicion.max(self.everywhere);
-        if has(|verb| matches!(verb, Verb::Ddl(_) | Verb::Routine)) {
-            suspicion = suspicion.max(self.definitions);
+        let mut judgement = self.everywhere;
+        if runs || executes {
+            judgement.add(Suspicion::Some.into());
         }
-        if self.names.is_empty() && self.operators.is_empty() {
-            return suspicion;
+        if has(|verb| matches!(verb, Verb::Ddl(_) | Verb::Routine)) {
+            judgement.add(self.definitions);
+        }
+        if self.names.is_empty() && self.operators.is_empty() && !runs {
+            return judgement;
         }
         let hidden = mentions(sql, conforming, runs, &mut |name| {
-            suspicion = suspicion.max(self.names.get(name).copied());
+            judgement.add(self.names.get(name).copied().unwrap_or_default());
+            judgement.reads_sequences |= runs && effect(name) == Some(Effect::ReadsSequence);
             false
         });
-        suspicion = suspicion.max(self.by_operators(sql, conforming));
+        judgement.add(self.by_operators(sql, conforming));
         // A name that is written in escapes could be any.
         if hidden {
-            suspicion = Some(Suspicion::UnknownSettings);
+            judgement.add(Suspicion::UnknownSettings.into());
         }
-        suspicion
+        judgement
     }
 
     /// What the operators in `sql` may do.
-    fn by_operators(&self, sql: &[u8], conforming: bool) -> Option<Suspicion> {
+    fn by_operators(&self, sql: &[u8], conforming: bool) -> Judgement {
+        let mut judgement = Judgement::default();
         if self.operators.is_empty() {
-            return None;
+            return judgement;
         }
-        let mut suspicion = None;
         let mut lexer = Lexer::new(sql, conforming);
         while let Some(token) = lexer.solid() {
             if token.kind != Kind::Operator {
@@ -265,11 +311,11 @@ impl Effects {
             for (operator, known) in &self.operators {
                 // It may run into a sign, so whatever holds it counts.
                 if memchr::memmem::find(token.text(sql), operator).is_some() {
-                    suspicion = suspicion.max(Some(*known));
+                    judgement.add(*known);
                 }
             }
         }
-        suspicion
+        judgement
     }
 }
 
@@ -309,7 +355,7 @@ mod tests {
         let classifier = Classifier::new(Rules::default(), 100);
         let judge = |sql: &str| {
             let class = classifier.classify(sql.as_bytes(), true);
-            effects.judge(&class, sql.as_bytes(), true)
+            effects.judge(&class, sql.as_bytes(), true).suspicion
         };
         for (sql, expected) in [
             ("insert into t values ('enter')", None),
@@ -351,8 +397,8 @@ mod tests {
             ("update t set execute = 1", None),
         ] {
             let class = classifier.classify(sql.as_bytes(), true);
-            let suspicion = Effects::default().judge(&class, sql.as_bytes(), true);
-            assert_eq!(suspicion, expected, "{sql}");
+            let judgement = Effects::default().judge(&class, sql.as_bytes(), true);
+            assert_eq!(judgement.suspicion, expected, "{sql}");
         }
     }
 
@@ -361,7 +407,8 @@ mod tests {
         let classifier = Classifier::new(Rules::default(), 100);
         let judge = |known: &str, sql: &str| {
             let class = classifier.classify(sql.as_bytes(), true);
-            Effects::read(&[kind(known, "x")]).judge(&class, sql.as_bytes(), true)
+            let effects = Effects::read(&[kind(known, "x")]);
+            effects.judge(&class, sql.as_bytes(), true).suspicion
         };
         let (write, ddl) = ("insert into t values (1)", "create table t (a int)");
         assert_eq!(judge("everywhere", write), Some(Suspicion::Some));
@@ -372,6 +419,43 @@ mod tests {
             judge("definition", "create view v as select 1"),
             Some(Suspicion::Some)
         );
+    }
+
+    #[test]
+    fn who_asks_for_what_was_drawn_is_known_by_name_too() {
+        let effects = Effects::read(&[
+            kind("reading effect", "last_id"),
+            kind("reading effect", "child"),
+            fact("child", None),
+            kind("reading operator", "<%>"),
+            kind("reading definition", "x"),
+        ]);
+        let classifier = Classifier::new(Rules::default(), 100);
+        let (suspected, reads) = (Some(Suspicion::Some), true);
+        for (sql, expected) in [
+            ("insert into t values (1)", (None, false)),
+            ("select last_id()", (None, reads)),
+            ("insert into child values (1)", (suspected, reads)),
+            ("update t set a = a <%> b", (None, reads)),
+            ("create table t (a int)", (None, reads)),
+            ("do 'begin perform last_id(); end'", (suspected, reads)),
+            (
+                "do $$ begin perform pg_catalog.LastVal(); end $$",
+                (suspected, reads),
+            ),
+            ("do $$ begin perform lastval; end $$", (suspected, reads)),
+            (
+                "do $$ begin perform nextval('s'); end $$",
+                (suspected, false),
+            ),
+        ] {
+            let class = classifier.classify(sql.as_bytes(), true);
+            let Judgement {
+                suspicion,
+                reads_sequences,
+            } = effects.judge(&class, sql.as_bytes(), true);
+            assert_eq!((suspicion, reads_sequences), expected, "{sql}");
+        }
     }
 
     #[test]
@@ -402,6 +486,7 @@ mod tests {
                 "create trigger t before insert on a execute function f()",
                 true,
             ),
+            ("alter table t alter a set default currval('s')", true),
             ("alter function enter rename to go", true),
             ("create extension e", true),
         ] {
@@ -431,7 +516,7 @@ mod tests {
         ] {
             let sql = format!("do {}", nested(levels, inner));
             let class = classifier.classify(sql.as_bytes(), true);
-            let suspicion = effects.judge(&class, sql.as_bytes(), true);
+            let suspicion = effects.judge(&class, sql.as_bytes(), true).suspicion;
             assert!(suspicion.is_some(), "{levels}");
             let unknown = suspicion == Some(Suspicion::UnknownSettings);
             assert_eq!(unknown, levels > NESTING_MAX, "{levels}");

@@ -97,8 +97,11 @@ impl Session {
                 .effects
                 .learn(self.schema.database(), &effects, self.asked);
             for (class, sql) in std::mem::take(&mut self.unjudged) {
-                let suspicion = effects.judge(&class, &sql, self.has_conforming_strings());
-                self.suspect(suspicion, &effects);
+                let judgement = effects.judge(&class, &sql, self.has_conforming_strings());
+                self.suspect(judgement.suspicion, &effects);
+                if judgement.reads_sequences {
+                    self.note_reader();
+                }
             }
             return;
         }

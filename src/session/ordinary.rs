@@ -36,7 +36,7 @@ impl Session {
             && batch.databases.is_empty()
             && batch.hints.is_none()
             && batch.refused.is_none()
-            && !batch.reads_sequences
+            && !batch.may_read_sequences()
             && !self.failed
             && !self.went_back
     }

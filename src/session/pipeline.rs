@@ -531,8 +531,9 @@ impl Session {
         batch.reads_sequences |= class.reads_sequences();
         match self.effects() {
             Some(effects) => {
-                let suspicion = effects.judge(class, sql, self.has_conforming_strings());
-                batch.suspicion = batch.suspicion.max(suspicion);
+                let judgement = effects.judge(class, sql, self.has_conforming_strings());
+                batch.suspicion = batch.suspicion.max(judgement.suspicion);
+                batch.reads_sequences |= judgement.reads_sequences;
             }
             // One statement is often bound many times.
             None if batch.unjudged.iter().any(|(_, known)| **known == *sql) => {}

@@ -4,7 +4,8 @@
 //! Nothing in an INSERT tells that it draws from a sequence, so a session can't keep its server for
 //! that alone. But who asks once will ask again: from then on the sessions of that user keep their
 //! server after a write. Before that, a server that has meanwhile written for another session is made to
-//! forget, and says by itself that there is no value yet.
+//! forget, and says by itself that there is no value yet. So it is before what may ask, as its
+//! [effects](super::effects) are not known.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,19 +41,31 @@ impl Readers {
 }
 
 impl Session {
-    /// Before a batch that asks for what the session has drawn: a server that remembers another
+    /// Before a batch that may ask for what the session has drawn: a server that remembers another
     /// session's values is told to forget them.
     pub fn say_sequences(&self, batch: &Batch, server: &mut ServerState, out: &mut BytesMut) {
-        if !batch.reads_sequences {
+        if !batch.may_read_sequences() {
             return;
         }
-        self.shared.sequence_readers.add(&self.scope);
-        if server.drawn_by != Some(self.id) && server.status != Status::Failed {
+        if batch.reads_sequences {
+            self.note_reader();
+        }
+        let by_another = match server.drawn_by {
+            Some(session) => session != self.id,
+            // What draws without being known to is rare: it is not looked for at every turn.
+            None => batch.reads_sequences,
+        };
+        if by_another && server.status != Status::Failed {
             encode::query(out, b"DISCARD SEQUENCES");
             server.unnamed = None;
             server.expect_hidden(Expect::Settings);
             server.drawn_by = Some(self.id);
         }
+    }
+
+    /// The session asks for what it has drawn, and those like it will.
+    pub(super) fn note_reader(&self) {
+        self.shared.sequence_readers.add(&self.scope);
     }
 
     /// The batch writes, and so may draw.

@@ -725,6 +725,45 @@ fn a_session_reads_what_it_drew_itself_or_nothing() {
 }
 
 #[test]
+fn what_may_ask_for_what_was_drawn_is_told_nothing_of_others() {
+    let (mut other, mut server) = (session(), server());
+    let write = frame(b'Q', b"INSERT INTO t DEFAULT VALUES\0");
+    let calls = frame(b'Q', b"SELECT last_id()\0");
+    let told_to_forget = |said: &String| said.starts_with("Q DISCARD SEQUENCES");
+    let forgets = |said: &[String]| said.iter().any(told_to_forget);
+    let mut written = |server: &mut ServerState| {
+        told(&mut other, server, &write);
+        heard(&mut other, server, &[done("INSERT 0 1"), ready("I")]);
+    };
+    let answers = |said: &[String]| match forgets(said) {
+        true => vec![done("DISCARD"), ready("I"), failed(), ready("I")],
+        false => vec![done("SELECT 1"), ready("I")],
+    };
+    let effects = |names: &[&str]| {
+        let text = |text: &str| Some(Box::from(text.as_bytes()));
+        let fact = |name: &&str| [text("reading effect"), text(name), None];
+        Arc::new(Effects::read(&names.iter().map(fact).collect::<Vec<_>>()))
+    };
+    for (known, expected) in [
+        (None, true),
+        (Some(effects(&[])), false),
+        (Some(effects(&["last_id"])), true),
+    ] {
+        written(&mut server);
+        let mut session = session();
+        if let Some(known) = known {
+            let effects = &session.shared.effects;
+            effects.learn(session.schema.database(), &known, effects.version());
+        }
+        let said = told(&mut session, &mut server, &calls);
+        assert_eq!(forgets(&said), expected, "{said:?}");
+        heard(&mut session, &mut server, &answers(&said));
+        assert!(!forgets(&told(&mut session, &mut server, &calls)));
+        heard(&mut session, &mut server, &[done("SELECT 1"), ready("I")]);
+    }
+}
+
+#[test]
 fn what_a_statement_may_have_changed_is_looked_at_twice() {
     let (mut session, mut server) = (session(), server());
     told(

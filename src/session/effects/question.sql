@@ -1,18 +1,25 @@
--- Which names of this database change the session of whoever uses them. One row per name: what kind
--- it is, the name, and what tells of the settings that it changes. It may be asked under any settings,
--- so every name says its schema, and escapes are those of E strings.
+-- Which names of this database change the session of whoever uses them, and which ask for what it has
+-- drawn from sequences ('reading '). One row per name: what kind it is, the name, and what tells of the
+-- settings that it changes. It may be asked under any settings, so every name says its schema, and
+-- escapes are those of E strings.
 --
 -- A function is suspicious by its text, or by naming what is. Of anything that is kept as a tree the
 -- server has noted what it uses, but for what is built in, which is looked for in the trees. What a
 -- function in C does that comes from no extension, nobody knows: it is told as `set_config(x)`, the
 -- worst that there is.
 WITH RECURSIVE built_in AS MATERIALIZED (
-    SELECT p.oid, p.prosrc, p.proname = 'set_config' AS sets_any FROM pg_catalog.pg_proc p
+    SELECT p.oid, p.prosrc, p.proname = 'set_config' AS sets_any,
+        p.proname IN ('currval', 'lastval') AS reads
+    FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace
-        AND p.proname ~ '^(set_config|setseed|pg_(try_)?advisory_(un)?lock)'
+        AND p.proname ~ '^(set_config|setseed|pg_(try_)?advisory_(un)?lock|(curr|last)val$)'
 ), told AS MATERIALIZED (
     SELECT ':(funcid|opfuncid|aggfnoid|winfnoid) (' ||
-            pg_catalog.string_agg(oid::pg_catalog.text, '|') || ')[^0-9]' AS any_of_them,
+            pg_catalog.string_agg(oid::pg_catalog.text, '|') FILTER (WHERE NOT reads) || ')[^0-9]'
+            AS any_of_them,
+        ':(funcid|opfuncid|aggfnoid|winfnoid) (' ||
+            pg_catalog.string_agg(oid::pg_catalog.text, '|') FILTER (WHERE reads) || ')[^0-9]'
+            AS reading,
         ':(funcid|opfuncid|aggfnoid|winfnoid) (' ||
             pg_catalog.string_agg(oid::pg_catalog.text, '|') FILTER (WHERE sets_any) || ')[^0-9]'
             AS set_config,
@@ -23,8 +30,9 @@ WITH RECURSIVE built_in AS MATERIALIZED (
 ), bodies AS MATERIALIZED (
     SELECT p.oid, p.proname, CASE
         WHEN p.prokind = 'a' OR p.prosqlbody IS NOT NULL THEN ''
-        WHEN l.lanname = 'internal' THEN CASE WHEN p.prosrc IN (SELECT prosrc FROM built_in)
-            THEN 'set_config(x)' ELSE '' END
+        WHEN l.lanname = 'internal' THEN coalesce((SELECT
+            CASE WHEN b.reads THEN 'lastval()' ELSE 'set_config(x)' END
+            FROM built_in b WHERE b.prosrc = p.prosrc LIMIT 1), '')
         WHEN l.lanname = 'c' THEN 'set_config(x)'
         ELSE pg_catalog.lower(p.prosrc) END AS body
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
@@ -48,25 +56,31 @@ WITH RECURSIVE built_in AS MATERIALIZED (
             ELSE 'pg_catalog.pg_type'::pg_catalog.regclass END,
             CASE contypid WHEN 0 THEN conrelid ELSE contypid END, conbin::pg_catalog.text
         FROM pg_catalog.pg_constraint WHERE conbin IS NOT NULL AND oid >= 16384
+    UNION ALL SELECT 'pg_catalog.pg_type'::pg_catalog.regclass, oid, typdefaultbin::pg_catalog.text
+        FROM pg_catalog.pg_type WHERE typdefaultbin IS NOT NULL
     UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid,
             pg_catalog.concat(prosqlbody::pg_catalog.text, proargdefaults::pg_catalog.text)
         FROM pg_catalog.pg_proc
         WHERE oid >= 16384 AND (prosqlbody IS NOT NULL OR proargdefaults IS NOT NULL)
-), seeds (class, oid, by_text, sets_any) AS (
+), seeds (class, oid, by_text, sets_any, reads) AS (
     SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid, oid, true,
             body ~ E'set_config"?\\s*\\((?!\\s*''+[^'']*''+\\s*(::\\s*\\w+\\s*)?,)'
-            OR body ~ E'u&"|\\yset\\s+(session\\s+)?%'
+            OR body ~ E'u&"|\\yset\\s+(session\\s+)?%', false
         FROM bodies WHERE body ~
             E'(^|[;''$]|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
             E'set_config|advisory_(un)?lock|\\yexecute\\s+[a-z_$]|_shared|\\y(gd|sd)\\y' OR body ~
             E'\\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\\y'
-    UNION ALL SELECT t.class, t.oid, false, t.tree ~ told.set_config
+    UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, true, false, true
+        FROM bodies WHERE body ~ E'\\y(curr|last)val\\y'
+    UNION ALL SELECT t.class, t.oid, false, t.tree ~ told.set_config, false
         FROM trees t, told WHERE t.tree ~ told.any_of_them
-    UNION ALL SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, o.oid, false, b.sets_any
+    UNION ALL SELECT t.class, t.oid, false, false, true
+        FROM trees t, told WHERE t.tree ~ told.reading
+    UNION ALL SELECT 'pg_catalog.pg_operator'::pg_catalog.regclass, o.oid, false, b.sets_any, b.reads
         FROM pg_catalog.pg_operator o JOIN built_in b ON b.oid = o.oprcode
-    UNION ALL SELECT 'pg_catalog.pg_cast'::pg_catalog.regclass, c.oid, false, b.sets_any
+    UNION ALL SELECT 'pg_catalog.pg_cast'::pg_catalog.regclass, c.oid, false, b.sets_any, b.reads
         FROM pg_catalog.pg_cast c JOIN built_in b ON b.oid = c.castfunc
-    UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, a.aggfnoid, false, b.sets_any
+    UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, a.aggfnoid, false, b.sets_any, b.reads
         FROM pg_catalog.pg_aggregate a JOIN built_in b ON b.oid IN (a.aggtransfn, a.aggfinalfn,
             a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn)
 ), names (class, oid, name) AS (
@@ -132,38 +146,39 @@ WITH RECURSIVE built_in AS MATERIALIZED (
         FROM told CROSS JOIN names n JOIN words w ON w.word = pg_catalog.split_part(pg_catalog.ltrim(
             pg_catalog.translate(pg_catalog.lower(n.name::pg_catalog.text), marks, spaces)), ' ', 1)
         WHERE n.oid >= 16384
-), suspicious (class, oid, by_text, sets_any) AS (
-    SELECT class, oid, by_text, sets_any FROM seeds
+), suspicious (class, oid, by_text, sets_any, reads) AS (
+    SELECT class, oid, by_text, sets_any, reads FROM seeds
     UNION
-    SELECT e.class, e.oid, false, s.sets_any
+    SELECT e.class, e.oid, false, s.sets_any, s.reads
     FROM suspicious s JOIN edges e ON e.refclass = s.class AND e.refoid = s.oid
     WHERE e.oid >= 16384
 ), found AS MATERIALIZED (
-    SELECT class, oid, CASE WHEN pg_catalog.bool_or(sets_any AND NOT by_text) THEN 'set_config(x);' END AS sets
-    FROM suspicious GROUP BY class, oid
+    SELECT class, oid, CASE WHEN reads THEN 'reading ' ELSE '' END AS reading,
+        CASE WHEN pg_catalog.bool_or(sets_any AND NOT by_text) THEN 'set_config(x);' END AS sets
+    FROM suspicious GROUP BY class, oid, reads
 )
-SELECT 'effect', b.proname::pg_catalog.text,
-        pg_catalog.concat(f.sets, pg_catalog.left(b.body, 100000))
+SELECT reading || 'effect', b.proname::pg_catalog.text,
+        CASE reading WHEN '' THEN pg_catalog.concat(f.sets, pg_catalog.left(b.body, 100000)) END
     FROM found f JOIN bodies b ON b.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_proc'::pg_catalog.regclass
-UNION ALL SELECT 'effect', c.relname::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'effect', c.relname::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_class c ON c.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_class'::pg_catalog.regclass
-UNION ALL SELECT 'effect', t.typname::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'effect', t.typname::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_type t ON t.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_type'::pg_catalog.regclass
-UNION ALL SELECT 'operator', o.oprname::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'operator', o.oprname::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_operator o ON o.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_operator'::pg_catalog.regclass
 -- Words stand for these operators too. A cast to what is built in has many names, or none.
-UNION ALL SELECT 'everywhere', o.oprname::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'everywhere', o.oprname::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_operator o ON o.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_operator'::pg_catalog.regclass AND o.oprleft < 16384
         AND o.oprright < 16384 AND o.oprname IN ('=', '<>', '<', '>', '<=', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~')
-UNION ALL SELECT 'everywhere', c.casttarget::pg_catalog.regtype::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'everywhere', c.casttarget::pg_catalog.regtype::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_cast c ON c.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_cast'::pg_catalog.regclass
         AND (c.castcontext <> 'e' OR c.casttarget < 16384)
-UNION ALL SELECT 'definition', e.evtname::pg_catalog.text, f.sets
+UNION ALL SELECT reading || 'definition', e.evtname::pg_catalog.text, f.sets
     FROM found f JOIN pg_catalog.pg_event_trigger e ON e.oid = f.oid
     WHERE f.class = 'pg_catalog.pg_event_trigger'::pg_catalog.regclass
