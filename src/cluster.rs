@@ -232,7 +232,7 @@ impl Cluster {
             _ => {}
         }
         let opened = wanted
-            .map(|wanted| Store::open(wanted, lag_max))
+            .map(|wanted| Store::open(wanted, lag_max, known.as_deref()))
             .transpose();
         match opened {
             Ok(opened) => {
@@ -836,6 +836,18 @@ impl Clusters {
             cluster.changed.notify_waiters();
         }
         self.list.store(Arc::new(list));
+    }
+
+    /// Waits until other proxies have been told what they are to be told, within limits.
+    pub async fn tell_others(&self) {
+        for cluster in self.all().iter() {
+            let store = cluster.store.load_full();
+            if let Some(store) = store
+                && !store.has_told_all().await
+            {
+                tracing::warn!(cluster = %cluster.name, "other proxies have not been told of the last writes under causal keys");
+            }
+        }
     }
 
     /// What is done every second.

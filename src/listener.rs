@@ -112,6 +112,10 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         // Whoever takes our place may have the name.
         drop(socket_files);
         shut_down(&proxy, &mut signals).await;
+        tokio::select! {
+            () = proxy.clusters.tell_others() => {}
+            _ = signals.stop.recv() => {}
+        }
         Ok(())
     })
 }

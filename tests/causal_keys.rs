@@ -3,6 +3,8 @@
 
 mod support;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::client::Client;
 use support::redis::Redis;
 use support::{Gateway, wait_for};
@@ -95,9 +97,9 @@ fn sessions_of_one_key_see_each_others_writes() {
     }
 }
 
-/// Two that share their keys there. With limits so wide that replicas that stand still take reads, and the store's
+/// One of those that share their keys there. With limits so wide that replicas that stand still take reads, and the store's
 /// answers are waited for, for as long as a slow machine may need.
-fn two_proxies(cluster: &LocalCluster, redis: &Redis) -> [Gateway; 2] {
+fn proxy(cluster: &LocalCluster, redis: &Redis) -> Gateway {
     let config = |config: String| {
         let url = redis.url();
         let (lag, store) = (
@@ -106,7 +108,11 @@ fn two_proxies(cluster: &LocalCluster, redis: &Redis) -> [Gateway; 2] {
         );
         format!("{config}\n{lag}\n{store}\nurl = \"{url}\"\n")
     };
-    [(); 2].map(|()| Gateway::start_with(cluster, config))
+    Gateway::start_with(cluster, config)
+}
+
+fn two_proxies(cluster: &LocalCluster, redis: &Redis) -> [Gateway; 2] {
+    [(); 2].map(|()| proxy(cluster, redis))
 }
 
 #[test]
@@ -204,6 +210,34 @@ fn a_store_that_comes_back_from_a_snapshot_is_not_believed() {
     wait_for("the loss to be noticed", || !is_up());
     redis.start_again();
     wait_for("the store to be there again", is_up);
+    assert_eq!(read(&reader, &cluster), (1, false));
+    resume(&cluster);
+}
+
+#[test]
+fn a_proxy_that_ends_tells_the_others_before() {
+    let Some(redis) = Redis::start() else {
+        return;
+    };
+    let cluster = start();
+    let mut here = proxy(&cluster, &redis);
+    let monitors = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
+                    WHERE application_name = 'tidegate monitor'";
+    let monitor = cluster.primary().sql("postgres", monitors).expect("asked");
+    let there = proxy(&cluster, &redis);
+    let [writer, reader] = [&here, &there].map(|gateway| with_key(gateway, "user:1"));
+    redis.grow_old("tidegate:");
+    for client in [&writer, &reader] {
+        wait_for("the store to be believed", || read(client, &cluster).1);
+    }
+    pause(&cluster);
+    // It will be known late where the write is.
+    let monitor = Pid::from_raw(monitor.trim().parse().expect("one probe"));
+    kill(monitor, Signal::SIGSTOP).expect("stopped");
+    write(&writer, 1);
+    here.signal("TERM");
+    assert_eq!(here.wait(), Some(0));
+    kill(monitor, Signal::SIGCONT).expect("continued");
     assert_eq!(read(&reader, &cluster), (1, false));
     resume(&cluster);
 }

@@ -71,9 +71,10 @@ pub struct Store {
     settled: Duration,
     client: redis::Client,
     connection: ArcSwapOption<MultiplexedConnection>,
-    pending: Mutex<Pending>,
-    /// Something is to be written; the connection is of no use.
+    pending: Arc<Mutex<Pending>>,
+    /// Something is to be written; something has been; the connection is of no use.
     queued: Notify,
+    written: Notify,
     broken: Notify,
     closed: AtomicBool,
 }
@@ -85,24 +86,40 @@ struct Pending {
     all: Option<Tick>,
 }
 
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.floors.is_empty() && self.all.is_none()
+    }
+}
+
 /// The store can't be asked, or may have lost what it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Away;
 
 impl Store {
+    /// A store that takes the place of another, if there was one: what others have not been told by that, they
+    /// are told by this.
+    ///
     /// # Errors
     /// A URL that is none.
-    pub fn open(settings: &Redis, lag_max: Duration) -> Result<Arc<Store>, RedisError> {
-        Ok(Arc::new(Store {
+    pub fn open(
+        settings: &Redis,
+        lag_max: Duration,
+        before: Option<&Store>,
+    ) -> Result<Arc<Store>, RedisError> {
+        let store = Store {
             client: redis::Client::open(settings.url.expose())?,
             settings: settings.clone(),
             settled: lag_max,
             connection: ArcSwapOption::empty(),
-            pending: Mutex::default(),
+            pending: before.map(|before| before.pending.clone()).unwrap_or_default(),
             queued: Notify::new(),
+            written: Notify::new(),
             broken: Notify::new(),
             closed: AtomicBool::new(false),
-        }))
+        };
+        store.queued.notify_one();
+        Ok(Arc::new(store))
     }
 
     pub fn is_as(&self, settings: &Redis, lag_max: Duration) -> bool {
@@ -130,6 +147,21 @@ impl Store {
         }
         drop(pending);
         self.queued.notify_one();
+    }
+
+    /// Waits until others have been told of everything, for as long as that may take. `false` if they have not.
+    pub async fn has_told_all(&self) -> bool {
+        let told = async {
+            loop {
+                // Made before the look, so that nothing that is written after it is missed.
+                let written = self.written.notified();
+                if self.pending().is_empty() {
+                    return;
+                }
+                written.await;
+            }
+        };
+        timeout(PATIENCE, told).await.is_ok()
     }
 
     /// What the key's sessions must see by what other proxies have said.
@@ -331,6 +363,8 @@ async fn write(
                 None => {}
             }
         }
+        drop(pending);
+        store.written.notify_waiters();
     }
 }
 
@@ -354,6 +388,29 @@ async fn sampled_after(cluster: &Cluster, moment: Tick) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
+
+    #[test]
+    fn what_others_have_not_been_told_is_left_to_the_next_store() {
+        let settings = |timeout| Redis {
+            url: Secret::new("redis://127.0.0.1:1"),
+            timeout,
+            prefix: "tidegate:".to_owned(),
+            keep: Duration::from_secs(3600),
+        };
+        let open = |timeout, before| {
+            let opened = Store::open(&settings(timeout), Duration::from_secs(10), before);
+            opened.expect("a store")
+        };
+        let old = open(Duration::from_millis(20), None);
+        old.raise(KeyId(7), "app", "user:1", Tick(3));
+        let new = open(Duration::from_millis(30), Some(&old));
+        // Who still has the old one.
+        old.raise(KeyId(8), "app", "user:2", Tick(4));
+        let pending = new.pending();
+        let moment = |id| pending.floors.get(&KeyId(id)).map(|(_, moment)| *moment);
+        assert_eq!((moment(7), moment(8)), (Some(Tick(3)), Some(Tick(4))));
+    }
 
     #[test]
     fn floors_compare_as_texts() {
