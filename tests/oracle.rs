@@ -15,6 +15,7 @@ use std::process::Stdio;
 
 use database::Database;
 use tidegate::demo::{LocalCluster, Options};
+use tidegate::session::effects::Suspicion;
 use tidegate::sql::Need;
 
 const OBJECTS: &str = include_str!("oracle/objects.sql");
@@ -123,6 +124,78 @@ fn a_standby_agrees_with_what_is_a_read() {
         }
     }
     assert!(faults.is_empty(), "{} faults: {faults:#?}", faults.len());
+}
+
+/// Bodies of functions, each in its language, and what calling one may do. Nothing of a body in a language
+/// of no such name is understood.
+const BODIES: &[(&str, &str, Option<Suspicion>)] = &[
+    ("sql", "SELECT 1", None),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SELECT 1'; executed_at := now(); END",
+        None,
+    ),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SELECT ''$1''' INTO a USING b; END",
+        None,
+    ),
+    (
+        "plpgsql",
+        "BEGIN FOR a IN EXECUTE 'SELECT 1' LOOP END LOOP; END",
+        None,
+    ),
+    ("plpgsql", "BEGIN EXECUTE q; END", SOME),
+    ("plpgsql", "BEGIN EXECUTE(q); END", SOME),
+    ("plpgsql", "BEGIN EXECUTE (q); END", SOME),
+    ("plpgsql", "BEGIN EXECUTE E'SELECT 1'; END", SOME),
+    ("plpgsql", "BEGIN EXECUTE 'SELECT ' || q; END", SOME),
+    ("plpgsql", "BEGIN EXECUTE 'it''s' || q; END", SOME),
+    ("plpgsql", "BEGIN SET work_mem = 64; END", SOME),
+    ("plpgsql", "BEGIN /* more */ SET work_mem = 64; END", SOME),
+    ("other", "return set([1, 2])", None),
+    ("other", "return plpy.execute(q)", SOME),
+    ("other", "return plpy.cursor(q)", SOME),
+    ("other", "spi_exec_query($q)", SOME),
+    ("other", "plpy.execute(\"SET work_mem = 64\")", SOME),
+    ("other", "plpy.execute(\"SET LOCAL app.x = 64\")", SOME),
+    ("other", "plpy.execute(\"SET app.x = 1\")", UNKNOWN),
+    ("other", "plpy.execute(\"SET \" + name)", UNKNOWN),
+    ("other", "plpy.execute(f\"SET {name} = 1\")", UNKNOWN),
+    (
+        "other",
+        "plpy.execute(\"SELECT set_config('app.x', '1', false)\")",
+        UNKNOWN,
+    ),
+];
+
+const SOME: Option<Suspicion> = Some(Suspicion::Some);
+const UNKNOWN: Option<Suspicion> = Some(Suspicion::UnknownSettings);
+
+#[test]
+fn what_functions_do_to_sessions_is_read_from_their_bodies() {
+    let cluster = LocalCluster::start(Options::default()).expect("a cluster");
+    let create = |(number, (language, body, _)): (usize, &(&str, &str, _))| {
+        format!(
+            "CREATE FUNCTION f{number}() RETURNS int LANGUAGE {language} AS $body${body}$body$;
+            CREATE VIEW v{number} AS SELECT f{number}();"
+        )
+    };
+    let objects: String = BODIES.iter().enumerate().map(create).collect();
+    let objects = format!(
+        "SET check_function_bodies = off;
+        CREATE LANGUAGE other HANDLER plpgsql_call_handler; {objects}"
+    );
+    cluster.primary().sql("app", &objects).expect("objects");
+    let database = Database::ask(cluster.primary().port(), "app");
+    for (number, (_, body, expected)) in BODIES.iter().enumerate() {
+        let call = format!("SELECT f{number}()");
+        let through_a_view = format!("INSERT INTO t SELECT * FROM v{number}");
+        for sql in [call, through_a_view] {
+            let suspicion = database.judge(sql.as_bytes()).suspicion;
+            assert_eq!(suspicion, *expected, "{body}: {sql}");
+        }
+    }
 }
 
 /// Takes some minutes, and what `scripts/setup --regress` gets; `scripts/oracle` runs it.

@@ -1,7 +1,7 @@
 //! What is known of a database, asked as the proxy asks it.
 
 use tidegate::session::catalog::Known;
-use tidegate::session::effects;
+use tidegate::session::effects::{self, Judgement};
 use tidegate::sql::cache::Classifier;
 use tidegate::sql::catalog::{self, Catalog};
 use tidegate::sql::functions::Rules;
@@ -46,6 +46,13 @@ impl Database {
         let class = self.classifier.classify(sql, true);
         let catalog = self.known.catalog()?;
         catalog.explain(&class, sql, self.classifier.rules()).1
+    }
+
+    /// What a text, which is a write's, may have to do with its session.
+    pub fn judge(&self, sql: &[u8]) -> Judgement {
+        let class = self.classifier.classify(sql, true);
+        let effects = self.known.effects().expect("asked for");
+        effects.judge(&class, sql, true)
     }
 
     /// What a text needs, and why.

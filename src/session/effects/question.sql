@@ -5,8 +5,8 @@
 --
 -- A function is suspicious by its text, or by naming what is. Of anything that is kept as a tree the
 -- server has noted what it uses, but for what is built in, which is looked for in the trees. What a
--- function in C does that comes from no extension, nobody knows: it is told as `set_config(x)`, the
--- worst that there is.
+-- function in C does that comes from no extension, nobody knows, nor what one in another language sets:
+-- it is told as `set_config(x)`, the worst that there is.
 WITH RECURSIVE built_in AS MATERIALIZED (
     SELECT p.oid, p.prosrc, p.proname = 'set_config' AS sets_any,
         p.proname IN ('currval', 'lastval') AS reads
@@ -34,8 +34,14 @@ WITH RECURSIVE built_in AS MATERIALIZED (
             CASE WHEN b.reads THEN 'lastval()' ELSE 'set_config(x)' END
             FROM built_in b WHERE b.prosrc = p.prosrc LIMIT 1), '')
         WHEN l.lanname = 'c' THEN 'set_config(x)'
-        ELSE pg_catalog.lower(p.prosrc) END AS body
-    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+        WHEN l.lanname IN ('sql', 'plpgsql') THEN source
+        -- Where its strings begin, and what is put together of them, nobody knows.
+        WHEN source ~ E'set_config|\\yset\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s=])'
+            THEN 'set_config(x);' || source
+        WHEN source ~ E'\\y(set|reset)\\s|\\yspi|\\.cursor\\y' THEN 'reset ;' || source
+        ELSE source END AS body
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang,
+        LATERAL pg_catalog.lower(p.prosrc) AS source
     WHERE p.pronamespace NOT IN ('pg_catalog'::pg_catalog.regnamespace,
             'information_schema'::pg_catalog.regnamespace)
         AND NOT (l.lanname = 'c' AND EXISTS (SELECT FROM pg_catalog.pg_depend d
@@ -67,8 +73,10 @@ WITH RECURSIVE built_in AS MATERIALIZED (
             body ~ E'set_config"?\\s*\\((?!\\s*''+[^'']*''+\\s*(::\\s*\\w+\\s*)?,)'
             OR body ~ E'u&"|\\yset\\s+(session\\s+)?%', false
         FROM bodies WHERE body ~
-            E'(^|[;''$]|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
-            E'set_config|advisory_(un)?lock|\\yexecute\\s+[a-z_$]|_shared|\\y(gd|sd)\\y' OR body ~
+            E'(^|[;''$]|\\*/|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
+            E'set_config|advisory_(un)?lock|_shared|\\y(gd|sd)\\y' OR body ~
+            -- More than the one constant that is seen here.
+            E'\\yexecute\\y(?!\\s*''([^'']|'''')*''\\s*(;|\\y(into|using|loop)\\y))' OR body ~
             E'\\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\\y'
     UNION ALL SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass, oid, true, false, true
         FROM bodies WHERE body ~ E'\\y(curr|last)val\\y'
