@@ -16,7 +16,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tidegate::session::answers::{Answer, Run, hear_idle};
 use tidegate::session::batch::{Batch, End};
-use tidegate::session::pipeline::{PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned};
+use tidegate::session::pipeline::{
+    PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned, may_name_statement,
+};
 use tidegate::session::repair::Repairable;
 use tidegate::session::server::{OWED_MAX, Params, ServerState};
 use tidegate::session::settings::Settings;
@@ -363,6 +365,10 @@ impl Play {
         while (self.open || self.state().awaits_sync()) && self.beyond == 0 {
             let state = &self.servers[self.current];
             if !self.session.copy_goes_on(state) || !state.may_owe_more() {
+                break;
+            }
+            let next = self.inbox.get(self.batch.len);
+            if next.is_some_and(|&tag| may_name_statement(tag)) && state.may_forget() {
                 break;
             }
             match self.session.plan(&self.inbox, &mut self.batch) {

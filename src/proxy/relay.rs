@@ -18,7 +18,7 @@ use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run, ServerFault};
 use crate::session::batch::{Batch, End};
-use crate::session::pipeline::{Planned, is_copy_data};
+use crate::session::pipeline::{Planned, is_copy_data, may_name_statement};
 use crate::session::repair::Repairable;
 use crate::sql::Need;
 use crate::wire::frame::{Header, header};
@@ -487,10 +487,13 @@ impl<'a> Relay<'a> {
             if !self.client.session.copy_goes_on(&self.server.state) {
                 break;
             }
+            let state = &self.server.state;
+            let depends_on_answer = |&tag: &u8| {
+                is_copy_data(tag) && state.may_begin_copy()
+                    || may_name_statement(tag) && state.may_forget()
+            };
             let next = self.client.inbox.get(self.client.batch.len);
-            let may_be_copied =
-                next.is_some_and(|&tag| is_copy_data(tag)) && self.server.state.may_begin_copy();
-            if may_be_copied || !self.server.state.may_owe_more() {
+            if next.is_some_and(depends_on_answer) || !state.may_owe_more() {
                 took |= self.ask_to_flush();
                 break;
             }

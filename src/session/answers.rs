@@ -11,7 +11,7 @@ use super::Session;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
-use super::statements::Prepared;
+use super::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
 use crate::sql::Pin;
 use crate::sql::lexer;
 use crate::telemetry;
@@ -246,7 +246,14 @@ impl Session {
             b'Z' => return self.hear_ready(body, at, server, answer),
             b'E' => {
                 let told = answer.len();
+                let found = found_there(body, server);
                 self.hear_error(body, at, server, answer)?;
+                if let Some(id) = found {
+                    server.statements.push(id, ());
+                }
+                if let Some(id) = missed_there(body) {
+                    server.statements.pop(&id);
+                }
                 if answer.len() > told {
                     telemetry::count_error(answer.last_error(body));
                 }
@@ -637,6 +644,31 @@ fn complain(complaint: &Complaint, out: &mut BytesMut) {
         advice,
     } = complaint;
     encode::error(out, Severity::Error, sqlstate, message, Some(advice));
+}
+
+/// The statement that a server has refused to prepare since it has it. Without this it would refuse it
+/// again, and to everybody.
+fn found_there(error: &[u8], server: &ServerState) -> Option<u64> {
+    let is_there = message::error_field(error, b'C') == Some(b"42P05");
+    let id = match &server.queue.front()?.what {
+        Expect::Parse { prepared, .. } => prepared.id,
+        Expect::Prepare { id } => *id,
+        _ => return None,
+    };
+    is_there.then_some(id)
+}
+
+/// The statement that a server does not have any more: a function may have dropped it.
+fn missed_there(error: &[u8]) -> Option<u64> {
+    if message::error_field(error, b'R') != Some(b"FetchPreparedStatement") {
+        return None;
+    }
+    let words = message::error_field(error, b'M')?;
+    let at = words
+        .windows(SERVER_NAME_PREFIX.len())
+        .position(|part| part == SERVER_NAME_PREFIX)?;
+    let name = words[at..].split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
+    server_id(name.into_iter().next()?)
 }
 
 fn is_hidden(server: &ServerState) -> bool {

@@ -75,6 +75,8 @@ pub struct Batch {
     pub databases: Vec<Box<[u8]>>,
     pub(super) end: Option<End>,
     pub(super) flushed: bool,
+    /// It executes what drops statements: which of them are left is known when that is answered.
+    pub(super) forgets: bool,
     pub(super) steps: Vec<Step>,
 }
 
@@ -246,6 +248,7 @@ impl Batch {
             databases: Vec::new(),
             end: None,
             flushed: false,
+            forgets: false,
             steps: Vec::new(),
         }
     }
@@ -279,11 +282,13 @@ impl Batch {
             databases,
             end,
             flushed,
+            forgets,
             steps,
         } = self;
         (*need, *why) = (Need::Read, Why::Empty);
         (*len, *beyond) = (0, 0);
         (*executes, *shows_data, *flushed) = (false, false, false);
+        *forgets = false;
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
-use super::server::Text;
+use super::server::{Text, Tracked};
 use super::transaction::{Control, Within};
 use super::{Session, own, tracked, transaction};
 use crate::sql::lexer::Lexer;
@@ -67,6 +67,11 @@ fn names(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
     names
 }
 
+/// Whether what a message of this type means may depend on the statements that there are.
+pub fn may_name_statement(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C')
+}
+
 /// Whether a message of this type is a part of a COPY FROM STDIN, if there is one.
 pub fn is_copy_data(tag: u8) -> bool {
     matches!(tag, b'd' | b'c' | b'f')
@@ -89,6 +94,9 @@ impl Session {
             };
             if is_copy_data(tag) && batch.executes {
                 // Perhaps of a COPY that is to be executed: the answer to that tells.
+                return Ok(self.open(batch));
+            }
+            if batch.forgets && may_name_statement(tag) {
                 return Ok(self.open(batch));
             }
             if len > FRAME_BUFFERED_BYTES_MAX && tag != b'P' {
@@ -173,6 +181,7 @@ impl Session {
                     batch.portals_left = batch.portals_left.saturating_sub(1);
                 }
                 let tracked = self.portals.get(portal).cloned();
+                batch.forgets |= tracked.as_ref().is_some_and(Tracked::forgets);
                 batch.steps.push(Step::Execute { at, tracked });
             }
             b'C' => match message::target(body)? {

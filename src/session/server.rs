@@ -16,7 +16,7 @@ use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
 use crate::sql::set_config::Changes;
-use crate::sql::{Class, Isolation};
+use crate::sql::{Class, Isolation, Statement, Verb};
 use crate::wire::message::Status;
 
 /// The most answers that a server may owe when more of the client's messages are taken. Some of them
@@ -154,6 +154,15 @@ impl ServerState {
         self.queue.iter().any(is_execute)
     }
 
+    /// Whether what it has been told last may drop prepared statements.
+    pub fn may_forget(&self) -> bool {
+        let last = self.queue.back().map(|expected| &expected.what);
+        let Some(Expect::Execute(tracked) | Expect::Query { tracked, .. }) = last else {
+            return false;
+        };
+        tracked.as_ref().is_some_and(Tracked::forgets)
+    }
+
     pub fn copies_in(&self) -> bool {
         self.copy_in.is_some()
     }
@@ -284,6 +293,19 @@ pub(super) struct Tracked {
     pub text: Option<Text>,
     /// The settings that its calls of `set_config` change, if it makes any.
     pub changes: Option<Arc<Changes>>,
+}
+
+impl Tracked {
+    /// Whether its success drops prepared statements.
+    pub fn forgets(&self) -> bool {
+        let forgets = |s: &Statement| {
+            matches!(
+                s.verb,
+                Verb::Deallocate | Verb::DeallocateAll | Verb::DiscardAll
+            )
+        };
+        self.class.statements.iter().any(forgets)
+    }
 }
 
 /// A text that may be long, and is executed as often as its client likes: what has it already is

@@ -840,6 +840,83 @@ fn a_server_keeps_its_statements_when_others_are_discarded() {
 }
 
 #[test]
+fn what_a_deallocate_leaves_is_known_before_statements_are_named() {
+    for forget in ["DEALLOCATE s", "DEALLOCATE ALL", "DISCARD ALL"] {
+        let (mut session, mut server) = (session(), server());
+        let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+        told(&mut session, &mut server, &prepare);
+        let answers = [prepared(&[]), vec![ready("I")]].concat();
+        heard(&mut session, &mut server, &answers);
+
+        let drop = [parse("", forget), bind(""), execute()].concat();
+        let again = [parse("s", "SELECT 2"), bind("s"), execute(), SYNC.to_vec()].concat();
+        let client = [drop.clone(), again.clone()].concat();
+        let mut batch = Batch::new();
+        let planned = session.plan(&client, &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Open)), "{forget}");
+        assert_eq!(batch.len, drop.len(), "{forget}");
+        session.say(&batch, &client, &mut server, &mut BytesMut::new());
+        assert!(server.may_forget(), "{forget}");
+        let answers = [frame(b'1', b""), frame(b'2', b""), done(forget)];
+        assert_eq!(heard(&mut session, &mut server, &answers), "12C");
+        assert!(!server.may_forget(), "{forget}");
+
+        let said = told(&mut session, &mut server, &again);
+        assert_eq!(tags(&said), "PDBES", "{forget}");
+        assert!(said[0].contains("SELECT 2"), "{forget}: {said:?}");
+        let ran = [frame(b'2', b""), done("SELECT 1"), ready("I")];
+        let answers = [prepared(&[]), ran.to_vec()].concat();
+        assert_eq!(heard(&mut session, &mut server, &answers), "12CZ");
+        let said = told(&mut session, &mut server, &again[again.len() - SYNC.len()..]);
+        assert_eq!(tags(&said), "S", "{forget}");
+    }
+    // Nothing is named where the pipeline ends.
+    let client = [
+        parse("", "DEALLOCATE ALL"),
+        bind(""),
+        execute(),
+        SYNC.to_vec(),
+    ]
+    .concat();
+    let mut batch = Batch::new();
+    let planned = session().plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+}
+
+#[test]
+fn what_a_server_says_of_its_statements_is_believed() {
+    let (mut session, mut server) = (session(), server());
+    let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut server, &prepare);
+    let name = said[0].split("\\x00").next().unwrap()[2..].to_owned();
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
+    heard(&mut session, &mut server, &answers);
+    let error = |code: &str, what: &str, routine: &str| {
+        let words = format!("SERROR\0VERROR\0C{code}\0Mprepared statement \"{name}\" {what}\0R{routine}\0\0");
+        frame(b'E', words.as_bytes())
+    };
+    let missing = error("26000", "does not exist", "FetchPreparedStatement");
+    let there = error("42P05", "already exists", "StorePreparedStatement");
+    let run = [bind("s"), SYNC.to_vec()].concat();
+    let describe = [frame(b'D', b"Ss\0"), SYNC.to_vec()].concat();
+    let execute = frame(b'Q', b"EXECUTE s\0");
+
+    // A function has dropped it; then another session's server has it after all.
+    for client in [&run, &describe, &execute] {
+        told(&mut session, &mut server, client);
+        let answers = [missing.clone(), ready("I")];
+        assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+        let said = told(&mut session, &mut server, &run);
+        assert_eq!(tags(&said), "PDSBS", "{said:?}");
+        let seen = heard(&mut session, &mut server, &[there.clone(), ready("I")]);
+        assert_eq!(seen, "");
+        heard(&mut session, &mut server, &[frame(b'2', b""), ready("I")]);
+        assert_eq!(tags(&told(&mut session, &mut server, &run)), "BS");
+        heard(&mut session, &mut server, &[frame(b'2', b""), ready("I")]);
+    }
+}
+
+#[test]
 fn what_must_not_be_done_fails_on_the_server_instead() {
     let (mut session, mut server) = (session(), server());
     let bad = "SET tidegate.consistency = 'strong'";
