@@ -218,6 +218,19 @@ fn names_of_with_hide_relations_only_where_they_are_in_scope() {
 }
 
 #[test]
+fn a_word_of_the_grammar_is_no_relation() {
+    for (sql, expected) in [
+        ("select * from only t", "t"),
+        ("select * from ONLY (t)", "t"),
+        ("select 1 from u join only t on true", "join,t,u"),
+        ("select * from \"only\" t", "only"),
+        ("select * from s.only t", "s.only"),
+    ] {
+        assert_eq!(class(sql).relations.join(","), expected, "{sql}");
+    }
+}
+
+#[test]
 fn rules_of_the_configuration_win() {
     let rules = Rules {
         safe: vec!["my_*".into(), "app.report".into()],

@@ -5,6 +5,7 @@
 use sqlparser::ast::*;
 
 use super::Walk;
+use super::words::is_reserved;
 
 impl Walk<'_> {
     pub(super) fn table_with_joins(&mut self, table: &TableWithJoins) {
@@ -56,6 +57,8 @@ impl Walk<'_> {
                         && json_path.is_none()
                         && index_hints.is_empty(),
                 );
+                // The parser takes ONLY for a relation, and what it is about for its alias.
+                self.absent(!is_keyword(name));
                 match args {
                     None => self.with_parts(name, Self::relation),
                     Some(TableFunctionArgs { args, settings }) => {
@@ -160,5 +163,15 @@ impl Walk<'_> {
             self.absent(unit.is_none());
             self.expr(value);
         }
+    }
+}
+
+/// Whether what was taken for a name is a word of the grammar's.
+fn is_keyword(name: &ObjectName) -> bool {
+    match &*name.0 {
+        [ObjectNamePart::Identifier(word)] => {
+            word.quote_style.is_none() && is_reserved(&word.value)
+        }
+        _ => false,
     }
 }

@@ -60,7 +60,7 @@ impl Walk<'_> {
             if !(bare && place.is_keyword(&name) || place.is_column_list()) {
                 self.call(place, &name, bare);
             }
-        } else if !(bare && RESERVED.binary_search(&&*name).is_ok()) {
+        } else if !(bare && is_reserved(&name)) {
             self.mention(place, &name);
         }
     }
@@ -218,8 +218,8 @@ impl Place<'_> {
             Some(token) if token.kind == Kind::Word => {
                 let name = self.name(opener - 1).unwrap_or_default();
                 let within_group = name == "group" && self.is(opener - 2, "within");
-                let is_keyword = RESERVED.binary_search(&&*name).is_ok()
-                    || NEVER_FUNCTIONS.binary_search(&&*name).is_ok();
+                let is_keyword =
+                    is_reserved(&name) || NEVER_FUNCTIONS.binary_search(&&*name).is_ok();
                 within_group || !is_keyword && name != "operator"
             }
             _ => false,
@@ -263,6 +263,11 @@ impl Place<'_> {
         let is_nested = self.is_kind(after_as + 1, Kind::Open);
         self.is_kind(after_as, Kind::Open) && (is_nested || self.is_query(after_as + 1))
     }
+}
+
+/// Whether a word, in lower case and without quotes, names nothing.
+pub(super) fn is_reserved(word: &str) -> bool {
+    RESERVED.binary_search(&word).is_ok()
 }
 
 /// Keywords that the grammar lets no function be called by, unless they are quoted or qualified; of
