@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Auth, AuthMethod, Secret, User};
-use scram::{Verifier, VerifierError};
+use scram::Verifier;
 
 pub use channel::{CertificateCause, Channel, Shown};
 pub use client::{Accepted, AuthRequest, Cause, ClientAuth, Rejection, Step};
@@ -38,27 +38,19 @@ struct Entry {
     verifier: Option<Verifier>,
 }
 
-/// A verifier in the config that is not one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(r#"the verifier of user "{user}" is not valid: {error}"#)]
-pub struct UsersError {
-    pub user: String,
-    pub error: VerifierError,
-}
-
 impl Users {
     /// Under SCRAM this derives a verifier from each password: about half a millisecond each.
-    pub fn new(auth: &Auth) -> Result<Users, UsersError> {
+    pub fn new(auth: &Auth) -> Users {
         Users::with_secret(auth, rand::random())
     }
 
     /// The same with a secret that others have too, for whom users that do not exist look alike.
-    pub fn with_secret(auth: &Auth, secret: MockSecret) -> Result<Users, UsersError> {
+    pub fn with_secret(auth: &Auth, secret: MockSecret) -> Users {
         Users::build(auth, secret, &HashMap::new())
     }
 
     /// As [`Users::new`] for a changed config; verifiers of unchanged users are not derived again.
-    pub fn reload(&self, auth: &Auth) -> Result<Users, UsersError> {
+    pub fn reload(&self, auth: &Auth) -> Users {
         Users::build(auth, self.secret, &self.by_name)
     }
 
@@ -75,17 +67,13 @@ impl Users {
         self.by_name.get(user)?.configured.password.as_ref()
     }
 
-    fn build(
-        auth: &Auth,
-        secret: MockSecret,
-        known: &HashMap<String, Entry>,
-    ) -> Result<Users, UsersError> {
+    fn build(auth: &Auth, secret: MockSecret, known: &HashMap<String, Entry>) -> Users {
         let mut by_name = HashMap::with_capacity(auth.users.len());
         for user in &auth.users {
             let known = known.get(&user.name);
             let unchanged = known.filter(|entry| entry.configured == *user);
             let derived = unchanged.and_then(|entry| entry.verifier.as_ref());
-            let verifier = verifier(user, auth.method, &secret, derived)?;
+            let verifier = verifier(user, auth.method, &secret, derived);
             by_name.insert(
                 user.name.clone(),
                 Entry {
@@ -94,11 +82,11 @@ impl Users {
                 },
             );
         }
-        Ok(Users {
+        Users {
             method: auth.method,
             secret,
             by_name,
-        })
+        }
     }
 }
 
@@ -136,27 +124,17 @@ fn verifier(
     method: AuthMethod,
     secret: &MockSecret,
     derived: Option<&Verifier>,
-) -> Result<Option<Verifier>, UsersError> {
+) -> Option<Verifier> {
     match (&user.verifier, &user.password) {
-        (Some(text), _) => Verifier::parse(text.expose())
-            .map(Some)
-            .map_err(|error| UsersError {
-                user: user.name.clone(),
-                error,
-            }),
+        (Some(verifier), _) => Some(verifier.clone()),
         (None, Some(password)) if method == AuthMethod::ScramSha256 => {
-            if let Some(derived) = derived {
-                return Ok(Some(derived.clone()));
-            }
-            let salt = scram::salt_for(secret, &user.name);
-            let iterations = scram::ITERATIONS_DEFAULT;
-            Ok(Some(Verifier::from_password(
-                password.expose(),
-                &salt,
-                iterations,
-            )))
+            let derive = || {
+                let salt = scram::salt_for(secret, &user.name);
+                Verifier::from_password(password.expose(), &salt, scram::ITERATIONS_DEFAULT)
+            };
+            Some(derived.cloned().unwrap_or_else(derive))
         }
-        _ => Ok(None),
+        _ => None,
     }
 }
 

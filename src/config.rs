@@ -8,6 +8,7 @@ mod parse;
 mod section;
 mod tls;
 mod units;
+mod verifier;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,7 @@ pub use error::{ConfigError, Fault};
 pub use level::{Consistency, Level, OnNoReplica, Override, Redis, Wish};
 pub use tls::{ListenTls, NodeTls, OfferMode, SslMode};
 pub use units::{DURATION_FORM, DURATION_MAX, parse_duration, show_duration};
+pub use verifier::{Verifier, VerifierError};
 
 /// One file's worth of configuration. Equal configs behave alike.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -240,9 +242,7 @@ pub enum AuthMethod {
 pub struct User {
     pub name: String,
     pub password: Option<Secret>,
-    /// What `pg_authid.rolpassword` holds: `SCRAM-SHA-256$…`. Good enough to guess passwords
-    /// with, hence a secret.
-    pub verifier: Option<Secret>,
+    pub verifier: Option<Verifier>,
 }
 
 /// Where admins speak to the proxy itself.
@@ -683,7 +683,9 @@ mod tests {
             };
             assert!(is_as_expected, "{auth} {cluster}: {warnings:?}");
         };
-        let verifier = "auth.user = [{ name = 'a', verifier = 'SCRAM-SHA-256$x' }]";
+        let key = "A".repeat(43) + "=";
+        let text = format!("SCRAM-SHA-256$1:c2FsdA==${key}:{key}");
+        let verifier = &format!("auth.user = [{{ name = 'a', verifier = '{text}' }}]");
         check("", "", Some("tidegate"));
         check(verifier, "", Some("a"));
         check("auth.query_user = 'q'", "", Some("q"));

@@ -16,7 +16,7 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::auth::{Users, UsersError};
+use crate::auth::Users;
 use crate::cluster::Clusters;
 use crate::config::{self, Config, ConfigError};
 use crate::net::stream::Stream;
@@ -43,8 +43,6 @@ const BACKLOG: u32 = 1024;
 pub enum RunError {
     #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error("{0}")]
-    Users(#[from] UsersError),
     #[error("cannot listen on {address}: {error}")]
     Listen {
         address: SocketAddr,
@@ -65,7 +63,7 @@ pub enum RunError {
 pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     let tls = Material::load(&config)?;
     let shared = tls.offer.as_ref().map(|offer| offer.secret);
-    let users = Users::with_secret(&config.auth, shared.unwrap_or_else(rand::random))?;
+    let users = Users::with_secret(&config.auth, shared.unwrap_or_else(rand::random));
     let control = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -364,7 +362,7 @@ fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
         tracing::info!("configuration reloaded: nothing has changed");
         return Ok(());
     }
-    let users = proxy.users.load().reload(&new.auth)?;
+    let users = proxy.users.load().reload(&new.auth);
     let warnings = new.warnings();
     config::keep_until_restart(&mut new, &old);
     let new = Arc::new(new);

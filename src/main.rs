@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tidegate::auth::Users;
 use tidegate::cluster::catalog;
 use tidegate::config::{Config, LogFormat};
 use tidegate::demo::walk;
@@ -91,17 +90,12 @@ fn run(config: Config, path: &std::path::Path) -> ExitCode {
     }
     match listener::run(config, path) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (listener::RunError::Users(_) | listener::RunError::Tls(_))) => {
-            fail(EXIT_CONFIG, &error)
-        }
+        Err(error @ listener::RunError::Tls(_)) => fail(EXIT_CONFIG, &error),
         Err(error) => fail(EXIT_FAILED, &error),
     }
 }
 
 fn check(config: &Config) -> ExitCode {
-    if let Err(error) = Users::new(&config.auth) {
-        return fail(EXIT_CONFIG, &error);
-    }
     let tls = match Material::load(config) {
         Ok(tls) => tls,
         Err(error) => return fail(EXIT_CONFIG, &error),
@@ -114,21 +108,29 @@ fn check(config: &Config) -> ExitCode {
 }
 
 fn say_why(config: &Config, sql: &str, database: Option<&str>) -> ExitCode {
-    let rules = Rules::of(&config.routing);
-    let catalog = match database.map(|database| ask(config, database)).transpose() {
+    let tls = match Material::load(config) {
+        Ok(tls) => tls,
+        Err(error) => return fail(EXIT_CONFIG, &error),
+    };
+    let asked = database.map(|database| ask(config, &tls, database));
+    let catalog = match asked.transpose() {
         Ok(catalog) => catalog,
         Err(error) => return fail(EXIT_FAILED, &*error),
     };
+    let rules = Rules::of(&config.routing);
     print!("{}", explain::explain(sql, rules, catalog.as_ref()));
     ExitCode::SUCCESS
 }
 
-fn ask(config: &Config, database: &str) -> Result<Catalog, Box<dyn std::error::Error>> {
-    let tls = Material::load(config)?;
+fn ask(
+    config: &Config,
+    tls: &Material,
+    database: &str,
+) -> Result<Catalog, Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let asked = runtime.block_on(catalog::ask_once(config, &tls, database));
+    let asked = runtime.block_on(catalog::ask_once(config, tls, database));
     Ok(asked?)
 }
 

@@ -102,4 +102,25 @@ fn a_bad_configuration_ends_with_2() {
     let complaint = String::from_utf8_lossy(&misspelt.stderr).into_owned();
     assert!(complaint.contains("catalog_interval"), "{complaint}");
     assert_eq!(explain(&config, &[]).status.code(), Some(2), "no statement");
+
+    // What `check` refuses, too.
+    let cluster = "[[cluster]]\nname = 'm'\nnode = [{ address = '127.0.0.1:1' }]\n";
+    for (bad, words) in [
+        (
+            "listen.tls = { cert = 'none.crt', key = 'none.key' }",
+            "none.crt",
+        ),
+        (
+            "auth.user = [{ name = 'a', verifier = 'SCRAM-SHA-256$1' }]",
+            "auth.user.verifier",
+        ),
+    ] {
+        fs::write(&config, format!("{bad}\n{cluster}")).expect("written");
+        for arguments in [&["SELECT 1"][..], &["--database", "app", "SELECT 1"]] {
+            let refused = explain(&config, arguments);
+            assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+            let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(complaint.contains(words), "{complaint}");
+        }
+    }
 }

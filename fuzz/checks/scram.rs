@@ -299,8 +299,7 @@ fn users(method: AuthMethod) -> Users {
         password,
         verifier,
     };
-    let verifier = Secret::new(known_verifier().to_string());
-    let mut users = vec![user("verified", None, Some(verifier))];
+    let mut users = vec![user("verified", None, Some(known_verifier()))];
     if method != AuthMethod::ScramSha256 {
         users.push(user("plain", Some(secret()), None));
     }
@@ -309,7 +308,6 @@ fn users(method: AuthMethod) -> Users {
         users,
         lookup: None,
     })
-    .expect("a verifier")
 }
 
 /// A client's login at the proxy.

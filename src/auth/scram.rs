@@ -18,6 +18,8 @@ use sha2::{Digest, Sha256};
 pub use client::{ClientExchange, Credential};
 pub use server::ServerExchange;
 
+pub use crate::config::{Verifier, VerifierError};
+
 /// The mechanism's name on the wire.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
 
@@ -34,39 +36,7 @@ pub const NONCE_BYTES: usize = 18;
 
 pub type Key = [u8; 32];
 
-/// What a server keeps in place of a password: enough to check a proof, not to make one.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Verifier {
-    pub iterations: u32,
-    pub salt: Vec<u8>,
-    pub stored_key: Key,
-    pub server_key: Key,
-}
-
 impl Verifier {
-    /// Reads PostgreSQL's text form, `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
-    pub fn parse(text: &str) -> Result<Verifier, VerifierError> {
-        let rest = text
-            .strip_prefix(MECHANISM)
-            .and_then(|rest| rest.strip_prefix('$'));
-        let (cost, keys) = rest
-            .and_then(|rest| rest.split_once('$'))
-            .ok_or(VerifierError::Form)?;
-        let (iterations, salt) = cost.split_once(':').ok_or(VerifierError::Form)?;
-        let (stored_key, server_key) = keys.split_once(':').ok_or(VerifierError::Form)?;
-        let key = |text| decode_key(text).ok_or(VerifierError::Key);
-        Ok(Verifier {
-            iterations: parse_iterations(iterations).ok_or(VerifierError::Iterations)?,
-            salt: BASE64
-                .decode(salt)
-                .ok()
-                .filter(|salt| !salt.is_empty())
-                .ok_or(VerifierError::Salt)?,
-            stored_key: key(stored_key)?,
-            server_key: key(server_key)?,
-        })
-    }
-
     /// Derives a verifier, at the full cost of the iterations: do it once, not for each login.
     pub fn from_password(password: &str, salt: &[u8], iterations: u32) -> Verifier {
         let keys = Keys::from_password(password, salt, iterations);
@@ -87,26 +57,6 @@ impl Verifier {
             stored_key: hmac(secret, &[b"stored key", user.as_bytes()]),
             server_key: hmac(secret, &[b"server key", user.as_bytes()]),
         }
-    }
-}
-
-/// The text form of `pg_authid.rolpassword`.
-impl fmt::Display for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [salt, stored_key, server_key] =
-            [&self.salt[..], &self.stored_key, &self.server_key].map(|bytes| BASE64.encode(bytes));
-        write!(
-            f,
-            "{MECHANISM}${}:{salt}${stored_key}:{server_key}",
-            self.iterations
-        )
-    }
-}
-
-/// Passwords can be guessed from a verifier, so it stays out of logs.
-impl fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Verifier(***)")
     }
 }
 
@@ -165,19 +115,6 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Keys(***)")
     }
-}
-
-/// Why a text is not a verifier. The text is not repeated, since it may be a password.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum VerifierError {
-    #[error("not of the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>")]
-    Form,
-    #[error("the iterations are not a number of at least 1")]
-    Iterations,
-    #[error("the salt is not base64")]
-    Salt,
-    #[error("a key is not 32 bytes in base64")]
-    Key,
 }
 
 /// What the other end of an exchange did wrong.
@@ -289,13 +226,6 @@ fn auth_message(client_first_bare: &str, server_first: &str, client_final_bare: 
 
 fn decode_key(text: &str) -> Option<Key> {
     BASE64.decode(text).ok()?.try_into().ok()
-}
-
-fn parse_iterations(text: &str) -> Option<u32> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|iterations| digits && *iterations > 0)
 }
 
 /// The message as text, if its length and encoding allow.

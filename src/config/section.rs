@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::Secret;
 use super::error::{ConfigError, Source};
 use super::units;
+use super::{Secret, Verifier};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -277,6 +277,16 @@ impl<'a> Value<'a> {
         match units::parse_size(self.scalar_text(units::SIZE_FORM)?) {
             None => Err(self.not_of_form(units::SIZE_FORM)),
             Some(0) => Err(self.must_be_positive()),
+    /// The text is not repeated: an error may end up where a secret must not.
+    pub fn verifier(&self) -> Result<Verifier> {
+        Verifier::parse(&self.string()?).map_err(|error| {
+            let name = &self.name;
+            self.fault(format!(
+                r#""{name}" is no SCRAM verifier as pg_authid.rolpassword has them: {error}"#
+            ))
+        })
+    }
+
             Some(size) => Ok(size),
         }
     }

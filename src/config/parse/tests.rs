@@ -12,6 +12,10 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, "t.toml")
 }
 
+/// One that is good in form.
+const VERIFIER: &str = "SCRAM-SHA-256$1:c2FsdA==$\
+    AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 /// The first line of the error: place and message.
 fn fault(text: &str) -> String {
     let error = parse(text).expect_err(text).to_string();
@@ -68,7 +72,7 @@ fn every_key_is_read() {
         address = ""
         [auth]
         method = "md5"
-        user = [{ name = "a", password = "x" }, { name = "b", verifier = "SCRAM-SHA-256$1:c$d:e" }]
+        user = [{ name = "a", password = "x" }, { name = "b", verifier = "VERIFIER" }]
         query_user = "q"
         query_password = "x"
         query_database = "d"
@@ -183,7 +187,7 @@ fn every_key_is_read() {
                 User {
                     name: owned("b"),
                     password: None,
-                    verifier: secret("SCRAM-SHA-256$1:c$d:e"),
+                    verifier: Some(Verifier::parse(VERIFIER).unwrap()),
                 },
             ],
             lookup: Some(Lookup {
@@ -287,7 +291,8 @@ fn every_key_is_read() {
             },
         ],
     };
-    assert_eq!(parse(text).unwrap(), expected);
+    let text = text.replace("VERIFIER", VERIFIER);
+    assert_eq!(parse(&text).unwrap(), expected);
 }
 
 #[test]
@@ -654,12 +659,16 @@ fn users() {
             r#"t.toml:1:1: user "a" needs a password or a verifier, unless auth.method is "trust" or "cert""#,
         ),
         (
-            "[[auth.user]]\nname = 'a'\npassword = 'x'\nverifier = 'SCRAM-SHA-256$'",
+            &format!("[[auth.user]]\nname = 'a'\npassword = 'x'\nverifier = '{VERIFIER}'"),
             r#"t.toml:4:12: user "a" has a password and a verifier; keep one of them"#,
         ),
         (
             "[[auth.user]]\nname = 'a'\nverifier = 'md5x'",
-            r#"t.toml:3:12: "auth.user.verifier" must begin with "SCRAM-SHA-256$""#,
+            r#"t.toml:3:12: "auth.user.verifier" is no SCRAM verifier as pg_authid.rolpassword has them: not of the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>"#,
+        ),
+        (
+            &format!("[[auth.user]]\nname = 'a'\nverifier = '{VERIFIER}x'"),
+            r#"t.toml:3:12: "auth.user.verifier" is no SCRAM verifier as pg_authid.rolpassword has them: a key is not 32 bytes in base64"#,
         ),
         (
             "auth.query_cache = '1s'",
@@ -729,6 +738,7 @@ fn clusters() {
         ("[[cluster]]\n", r#"t.toml:1:1: missing key "cluster.name""#),
         (
             "[[cluster]]\nname = ''",
+        "[[auth.user]]\nname = 'a'\nverifier = 'SCRAM-SHA-256$4096:hunter2'",
             r#"t.toml:2:8: "cluster.name" must not be empty"#,
         ),
         (
