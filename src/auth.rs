@@ -10,7 +10,7 @@ mod server;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::config::{Auth, AuthMethod, Secret, User};
 use scram::Verifier;
@@ -28,6 +28,10 @@ pub struct Users {
     /// in it: anybody is shown such salts, and could try passwords on them.
     secret: MockSecret,
     by_name: HashMap<String, Entry>,
+    /// Of the first verifier that is configured.
+    configured_iterations: Option<u32>,
+    /// Of the last verifier that was looked up. Kept over reloads.
+    looked_up_iterations: AtomicU32,
 }
 
 pub type MockSecret = [u8; 32];
@@ -46,12 +50,13 @@ impl Users {
 
     /// The same with a secret that others have too, for whom users that do not exist look alike.
     pub fn with_secret(auth: &Auth, secret: MockSecret) -> Users {
-        Users::build(auth, secret, &HashMap::new())
+        Users::build(auth, secret, &HashMap::new(), scram::ITERATIONS_DEFAULT)
     }
 
     /// As [`Users::new`] for a changed config; verifiers of unchanged users are not derived again.
     pub fn reload(&self, auth: &Auth) -> Users {
-        Users::build(auth, self.secret, &self.by_name)
+        let looked_up = self.looked_up_iterations.load(Ordering::Relaxed);
+        Users::build(auth, self.secret, &self.by_name, looked_up)
     }
 
     pub fn method(&self) -> AuthMethod {
@@ -67,7 +72,26 @@ impl Users {
         self.by_name.get(user)?.configured.password.as_ref()
     }
 
-    fn build(auth: &Auth, secret: MockSecret, known: &HashMap<String, Entry>) -> Users {
+    /// A verifier that nobody can satisfy, for a user that does not exist. It has the iterations that those of
+    /// users most likely have, which is what tells the two apart otherwise.
+    fn mock_verifier(&self, user: &str) -> Verifier {
+        let looked_up = || self.looked_up_iterations.load(Ordering::Relaxed);
+        let iterations = self.configured_iterations.unwrap_or_else(looked_up);
+        Verifier::mock(&self.secret, user, iterations)
+    }
+
+    /// A role's verifier has been looked up.
+    fn note_looked_up(&self, verifier: &Verifier) {
+        self.looked_up_iterations
+            .store(verifier.iterations, Ordering::Relaxed);
+    }
+
+    fn build(
+        auth: &Auth,
+        secret: MockSecret,
+        known: &HashMap<String, Entry>,
+        looked_up_iterations: u32,
+    ) -> Users {
         let mut by_name = HashMap::with_capacity(auth.users.len());
         for user in &auth.users {
             let known = known.get(&user.name);
@@ -82,10 +106,13 @@ impl Users {
                 },
             );
         }
+        let mut configured = auth.users.iter().filter_map(|user| user.verifier.as_ref());
         Users {
             method: auth.method,
             secret,
             by_name,
+            configured_iterations: configured.next().map(|verifier| verifier.iterations),
+            looked_up_iterations: AtomicU32::new(looked_up_iterations),
         }
     }
 }

@@ -142,7 +142,10 @@ impl ClientAuth {
             }
             stored => {
                 let (verifier, doomed) = match stored {
-                    Some(Stored::Scram(verifier)) => (Some(verifier.clone()), None),
+                    Some(Stored::Scram(verifier)) => {
+                        users.note_looked_up(verifier);
+                        (Some(verifier.clone()), None)
+                    }
                     Some(Stored::Nothing) => (None, Some(Cause::NoPassword)),
                     Some(Stored::Md5(_)) => (None, Some(Cause::Md5Password)),
                     Some(Stored::Unusable) => (None, Some(Cause::Unusable)),
@@ -366,7 +369,7 @@ fn scram_login(
     doomed: Option<Cause>,
     nonce: [u8; NONCE_BYTES],
 ) -> (State, Step) {
-    let verifier = verifier.unwrap_or_else(|| Verifier::mock(&users.secret, user));
+    let verifier = verifier.unwrap_or_else(|| users.mock_verifier(user));
     let exchange = ServerExchange::new(verifier, doomed.is_none(), scram::nonce_text(nonce))
         .offering(channel.end_point.clone());
     let mechanisms = match channel.end_point {

@@ -50,9 +50,9 @@ impl Verifier {
 
     /// A verifier that nobody can satisfy, for a user that does not exist: same user, same salt, so
     /// that asking twice tells nothing.
-    pub fn mock(secret: &[u8], user: &str) -> Verifier {
+    pub fn mock(secret: &[u8], user: &str, iterations: u32) -> Verifier {
         Verifier {
-            iterations: ITERATIONS_DEFAULT,
+            iterations,
             salt: salt_for(secret, user).to_vec(),
             stored_key: hmac(secret, &[b"stored key", user.as_bytes()]),
             server_key: hmac(secret, &[b"server key", user.as_bytes()]),

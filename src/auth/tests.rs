@@ -358,8 +358,33 @@ fn users_that_exist_and_that_do_not_look_alike_over_time() {
         assert_eq!(cost(&first, user), cost(&first, user), "{user}");
         assert_eq!(cost(&first, user), cost(&second, user), "{user}");
     }
-    assert_eq!(cost(&first, "plain").len(), cost(&first, "ghost").len());
     assert_ne!(cost(&first, "plain"), cost(&first, "ghost"));
+}
+
+#[test]
+fn a_user_that_does_not_exist_is_shown_the_iterations_of_those_that_do() {
+    let iterations = |users: &Users, user| -> u32 {
+        let cost = cost(users, user);
+        cost.split_once(",i=").unwrap().1.parse().unwrap()
+    };
+    let mut auth = auth(AuthMethod::ScramSha256);
+    let listed = Users::new(&auth);
+    assert_eq!(
+        iterations(&listed, "ghost"),
+        iterations(&listed, "stored"),
+        "of the first verifier that is listed"
+    );
+    auth.users.remove(1);
+    let users = Users::new(&auth);
+    assert_eq!(cost(&users, "plain").len(), cost(&users, "ghost").len());
+    for looked_up in [5, 7] {
+        let stored = Verifier::from_password("secret", b"salt", looked_up).to_string();
+        let role = Role::read(Some(&stored), None);
+        let channel = Channel::default();
+        let _ = ClientAuth::of_role(&users, "role", &channel, Some(&role), NONCE, SALT);
+        assert_eq!(iterations(&users, "ghost"), looked_up);
+    }
+    assert_eq!(iterations(&users.reload(&auth), "ghost"), 7);
 }
 
 #[test]

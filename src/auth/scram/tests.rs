@@ -246,14 +246,14 @@ fn remembered_keys_are_those_of_the_question() {
 
 #[test]
 fn a_mock_looks_like_a_user_and_never_succeeds() {
-    let mock = Verifier::mock(b"secret", "ghost");
-    assert_eq!(mock, Verifier::mock(b"secret", "ghost"));
-    assert_ne!(mock.salt, Verifier::mock(b"secret", "other").salt);
-    assert_ne!(mock.salt, Verifier::mock(b"another secret", "ghost").salt);
-    assert_eq!(
-        (mock.salt.len(), mock.iterations),
-        (SALT_BYTES, ITERATIONS_DEFAULT)
+    let mock = Verifier::mock(b"secret", "ghost", 7);
+    assert_eq!(mock, Verifier::mock(b"secret", "ghost", 7));
+    assert_ne!(mock.salt, Verifier::mock(b"secret", "other", 7).salt);
+    assert_ne!(
+        mock.salt,
+        Verifier::mock(b"another secret", "ghost", 7).salt
     );
+    assert_eq!((mock.salt.len(), mock.iterations), (SALT_BYTES, 7));
 
     let server_first = |genuine| {
         ServerExchange::new(mock.clone(), genuine, "s".to_owned()).client_first(b"n,,n=,r=c")
