@@ -211,7 +211,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let is_listed = |name: &&String| config.auth.users.iter().any(|user| user.name == **name);
     if let Some(name) = names.clone().find(|name| !is_listed(name)) {
         let message = format!(
-            r#"user "{name}" of the console must be an [[auth.user]]: one who is looked up in a database is whoever may create roles there"#
+            r#"user "{name}" of the console must be an [[auth.user]]: users found by auth.query_user cannot use the console, otherwise anyone who may create roles in the database could make themselves an admin here"#
         );
         let key = if config.console.admins.contains(name) {
             "admins"
@@ -719,6 +719,7 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
         HTTP,
         AUTH,
         USER,
+        CONSOLE,
         POOL,
         ROUTING,
         CONSISTENCY,

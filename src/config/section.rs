@@ -35,6 +35,17 @@ pub(super) struct Section<'a> {
     /// `None` if the file leaves the table out: then every key has its default.
     table: Option<&'a DeTable<'a>>,
     keys: &'static Keys,
+    /// It is one of a list, and so written `[[path]]`.
+    is_listed: bool,
+    /// `None` in the file's root.
+    parent: Option<Parent>,
+}
+
+/// The table that another one is in.
+#[derive(Clone)]
+struct Parent {
+    header: String,
+    keys: &'static Keys,
 }
 
 impl<'a> Section<'a> {
@@ -51,6 +62,8 @@ impl<'a> Section<'a> {
             span,
             table: Some(table),
             keys,
+            is_listed: false,
+            parent: None,
         }
         .checked()
     }
@@ -65,6 +78,8 @@ impl<'a> Section<'a> {
                 span: self.span.clone(),
                 table: None,
                 keys,
+                is_listed: false,
+                parent: self.as_parent(),
             }),
         }
     }
@@ -144,7 +159,25 @@ impl<'a> Section<'a> {
             name: self.full_name(key),
             span: value.span(),
             value: value.get_ref(),
+            is_listed: false,
+            parent: self.as_parent(),
         })
+    }
+
+    /// The root is no place to be told: what it knows are other tables.
+    fn as_parent(&self) -> Option<Parent> {
+        (!self.path.is_empty()).then(|| Parent {
+            header: self.header(),
+            keys: self.keys,
+        })
+    }
+
+    /// `[auth]`, `[[cluster.node]]`.
+    fn header(&self) -> String {
+        match self.is_listed {
+            true => format!("[[{}]]", self.path),
+            false => format!("[{}]", self.path),
+        }
     }
 
     fn full_name(&self, key: &str) -> String {
@@ -174,13 +207,31 @@ impl<'a> Section<'a> {
         if self.keys.later.contains(&key) {
             return format!(r#""{name}" is not supported yet"#);
         }
-        match nearest(key, self.keys.known) {
-            Some(near) => format!(r#"unknown key "{name}"; did you mean "{near}"?"#),
-            None => {
-                let known = self.keys.known.join(", ");
-                format!(r#"unknown key "{name}"; the keys known here are {known}"#)
-            }
+        if let Some(near) = nearest(key, self.keys.known) {
+            return format!(r#"unknown key "{name}"; did you mean "{near}"?"#);
         }
+        if let Some(place) = self.place_above(key) {
+            return format!(r#"unknown key "{name}"; it belongs in {place}"#);
+        }
+        let known = self.keys.known.join(", ");
+        format!(r#"unknown key "{name}"; the keys known here are {known}"#)
+    }
+
+    /// Where the key belongs that is written below the header of a table within its own.
+    fn place_above(&self, key: &str) -> Option<String> {
+        let parent = self.parent.as_ref()?;
+        let is_own_name = self.path.ends_with(&format!(".{key}"));
+        if is_own_name || !parent.keys.known.contains(&key) {
+            return None;
+        }
+        let text = self.source.text.get(self.span.start..);
+        let has_header = text.is_some_and(|text| text.starts_with('['));
+        let (place, header) = (&parent.header, self.header());
+        Some(match (has_header, self.is_listed) {
+            (false, _) => place.clone(),
+            (true, true) => format!("{place}, above the first {header}"),
+            (true, false) => format!("{place}, above {header}"),
+        })
     }
 }
 
@@ -190,6 +241,8 @@ pub(super) struct Value<'a> {
     name: String,
     span: Range<usize>,
     value: &'a DeValue<'a>,
+    is_listed: bool,
+    parent: Option<Parent>,
 }
 
 impl<'a> Value<'a> {
@@ -222,6 +275,16 @@ impl<'a> Value<'a> {
 
     pub fn secret(&self) -> Result<Secret> {
         self.string().map(Secret::new)
+    }
+
+    /// The text is not repeated: an error may end up where a secret must not.
+    pub fn verifier(&self) -> Result<Verifier> {
+        Verifier::parse(&self.string()?).map_err(|error| {
+            let name = &self.name;
+            self.fault(format!(
+                r#""{name}" is no SCRAM verifier as pg_authid.rolpassword has them: {error}"#
+            ))
+        })
     }
 
     /// A path, relative to the file's own directory.
@@ -277,16 +340,6 @@ impl<'a> Value<'a> {
         match units::parse_size(self.scalar_text(units::SIZE_FORM)?) {
             None => Err(self.not_of_form(units::SIZE_FORM)),
             Some(0) => Err(self.must_be_positive()),
-    /// The text is not repeated: an error may end up where a secret must not.
-    pub fn verifier(&self) -> Result<Verifier> {
-        Verifier::parse(&self.string()?).map_err(|error| {
-            let name = &self.name;
-            self.fault(format!(
-                r#""{name}" is no SCRAM verifier as pg_authid.rolpassword has them: {error}"#
-            ))
-        })
-    }
-
             Some(size) => Ok(size),
         }
     }
@@ -371,6 +424,8 @@ impl<'a> Value<'a> {
                 span,
                 table: Some(table),
                 keys,
+                is_listed: self.is_listed,
+                parent: self.parent.clone(),
             }
             .checked(),
             DeValue::Array(_) => Err(self.fault(format!(
@@ -402,6 +457,8 @@ impl<'a> Value<'a> {
                 name: self.name.clone(),
                 span: item.span(),
                 value: item.get_ref(),
+                is_listed: true,
+                parent: self.parent.clone(),
             })
             .collect())
     }

@@ -355,6 +355,37 @@ fn unknown_keys() {
 }
 
 #[test]
+fn a_key_below_the_wrong_header() {
+    check(&[
+        (
+            "[auth]\n[[auth.user]]\nname = 'a'\nquery_user = 'q'",
+            r#"t.toml:4:1: unknown key "auth.user.query_user"; it belongs in [auth], above the first [[auth.user]]"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\n[[cluster.node]]\naddress = 'h:2'\ndatabases = ['x']",
+            r#"t.toml:5:1: unknown key "cluster.node.databases"; it belongs in [[cluster]], above the first [[cluster.node]]"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\n[cluster.monitor]\nuser = 'x'\nsslmode = 'require'",
+            r#"t.toml:5:1: unknown key "cluster.monitor.sslmode"; it belongs in [[cluster]], above [cluster.monitor]"#,
+        ),
+        (
+            "[[cluster]]\nname = 'a'\nmonitor = { sslmode = 'require' }",
+            r#"t.toml:3:13: unknown key "cluster.monitor.sslmode"; it belongs in [[cluster]]"#,
+        ),
+        // What is known to the root is another table, and a table's own name is most likely another key's.
+        (
+            "[http]\nlisten = 'x'",
+            r#"t.toml:2:1: unknown key "http.listen"; the keys known here are address"#,
+        ),
+        (
+            "[[auth.user]]\nuser = 'a'",
+            r#"t.toml:2:1: unknown key "auth.user.user"; the keys known here are name, password, verifier"#,
+        ),
+    ]);
+}
+
+#[test]
 fn what_a_later_version_will_know() {
     check(&[(
         "[[cluster]]\nname = 'a'\nnode = [{ address = 'h:2', tags = ['x'] }]",
@@ -688,7 +719,7 @@ fn users() {
         ),
         (
             "[console]\nadmins = ['a']",
-            r#"t.toml:2:10: user "a" of the console must be an [[auth.user]]: one who is looked up in a database is whoever may create roles there"#,
+            r#"t.toml:2:10: user "a" of the console must be an [[auth.user]]: users found by auth.query_user cannot use the console, otherwise anyone who may create roles in the database could make themselves an admin here"#,
         ),
         (
             "[console]\nadmins = ['a', 'b']\nviewers = ['b']",
@@ -707,6 +738,7 @@ fn users() {
 fn an_error_repeats_no_secret() {
     for text in [
         "[[auth.user]]\nname = 'a'\nverifier = 'md5hunter2'",
+        "[[auth.user]]\nname = 'a'\nverifier = 'SCRAM-SHA-256$4096:hunter2'",
         "[[auth.user]]\nname = 'a'\npassword = 'hunter2' x",
         "[[cluster]]\nname = 'a'\nmonitor = { password = 'hunter2', usr = 'x' }",
         "[[auth.user]]\nname = 'a'\npass = 'hunter2'",
@@ -738,7 +770,6 @@ fn clusters() {
         ("[[cluster]]\n", r#"t.toml:1:1: missing key "cluster.name""#),
         (
             "[[cluster]]\nname = ''",
-        "[[auth.user]]\nname = 'a'\nverifier = 'SCRAM-SHA-256$4096:hunter2'",
             r#"t.toml:2:8: "cluster.name" must not be empty"#,
         ),
         (
