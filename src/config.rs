@@ -119,6 +119,24 @@ impl Config {
                     .to_owned(),
             );
         }
+        let Routing {
+            safe_functions,
+            unsafe_functions,
+            ..
+        } = &self.routing;
+        for (key, patterns) in [
+            ("safe_functions", safe_functions),
+            ("unsafe_functions", unsafe_functions),
+        ] {
+            let has_capitals =
+                |pattern: &&String| pattern.contains(|c: char| c.is_ascii_uppercase());
+            for pattern in patterns.iter().filter(has_capitals) {
+                warnings.push(format!(
+                    r#"routing.{key}: "{pattern}" matches names in double quotes only, as PostgreSQL folds others to lower case; for those write "{}""#,
+                    pattern.to_ascii_lowercase()
+                ));
+            }
+        }
         for cluster in &self.clusters {
             let NodeTls {
                 mode,
@@ -668,6 +686,24 @@ mod tests {
         assert!(cluster.starts_with(r#"cluster "m": a node whose certificate is not from"#));
         let strict = text.replace("sslrootcert", "sslmode = 'require'\nsslrootcert");
         assert_eq!(Config::parse(&strict, "t").unwrap().warnings().len(), 1);
+    }
+
+    #[test]
+    fn warns_of_patterns_with_capitals() {
+        let routing = |text: &str| {
+            let text = format!(
+                "[routing]\n{text}\n[[auth.user]]\nname = 'a'\npassword = 'x'\n\
+                 [[cluster]]\nname = 'm'\nnode = [{{ address = 'h:1' }}]\n"
+            );
+            Config::parse(&text, "t").unwrap().warnings()
+        };
+        assert!(routing("safe_functions = ['app.my_*']").is_empty());
+        assert_eq!(
+            routing("safe_functions = ['f']\nunsafe_functions = ['g', 'My_*']"),
+            [
+                r#"routing.unsafe_functions: "My_*" matches names in double quotes only, as PostgreSQL folds others to lower case; for those write "my_*""#
+            ]
+        );
     }
 
     #[test]
