@@ -217,7 +217,7 @@ impl Session {
             b'T' if matches!(front, Some(Expect::Shape(_))) => false,
             b'd' | b't' | b'N' | b'A' | b'V' => true,
             b'T' => {
-                if matches!(front, Some(Expect::Describe)) {
+                if matches!(front, Some(Expect::Describe(_))) {
                     server.queue.pop_front();
                 }
                 true
@@ -298,7 +298,7 @@ impl Session {
                 }
                 return Ok(());
             }
-            b'n' => pop(server, tag, |what| matches!(what, Expect::Describe))?,
+            b'n' => pop(server, tag, |what| matches!(what, Expect::Describe(_)))?,
             b's' => self.hear_suspended(server)?,
             b'I' => match server.queue.front_mut().map(|e| &mut e.what) {
                 Some(Expect::Execute(_)) => drop(server.queue.pop_front()),
@@ -506,7 +506,7 @@ impl Session {
             Some(Expect::ParseAgain { existing, name }) => {
                 answer.say(|out| in_clients_words(body, &[(existing, name)], out));
             }
-            Some(Expect::Bind(Some(prepared))) => {
+            Some(Expect::Bind(Some(prepared)) | Expect::Describe(Some(prepared))) => {
                 if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
                     prepared.retire();
                 }

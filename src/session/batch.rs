@@ -195,6 +195,14 @@ pub(super) enum Of {
 }
 
 impl Of {
+    /// The statement that it is by its name.
+    pub fn named(&self) -> Option<&Arc<Prepared>> {
+        match self {
+            Of::Named(prepared) => Some(prepared),
+            _ => None,
+        }
+    }
+
     /// Its class and text, if they are known.
     pub fn text(&self) -> Option<(&Class, &[u8])> {
         match self {

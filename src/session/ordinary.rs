@@ -137,7 +137,7 @@ fn ordinary(
             (b'C', Expect::Query { tracked, .. }) if has_no_effect(tracked) => {}
             (b'1', Expect::ParseUnnamed)
             | (b'2', Expect::Bind(_))
-            | (b'T' | b'n', Expect::Describe) => turn = turns.next()?,
+            | (b'T' | b'n', Expect::Describe(_)) => turn = turns.next()?,
             (b'C', Expect::Execute(tracked)) if has_no_effect(tracked) => turn = turns.next()?,
             (b'Z', Expect::Query { .. } | Expect::Sync) => {
                 let is_all = next.is_empty() && turns.next().is_none();

@@ -300,11 +300,11 @@ impl Session {
                         speech.forward_unknown(at, HEADER + 1);
                     }
                 }
-                server.expect(Expect::Describe);
+                server.expect(Expect::Describe(of.named().cloned()));
             }
             Step::DescribePortal { at } => {
                 speech.forward(at);
-                server.expect(Expect::Describe);
+                server.expect(Expect::Describe(None));
             }
             Step::Execute { at, tracked } => {
                 speech.forward(at);
@@ -371,10 +371,7 @@ impl Session {
                 speech.forward_unknown(at, HEADER + portal);
             }
         }
-        server.expect(Expect::Bind(match of {
-            Of::Named(prepared) => Some(prepared.clone()),
-            _ => None,
-        }));
+        server.expect(Expect::Bind(of.named().cloned()));
     }
 
     fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {

@@ -227,14 +227,14 @@ pub(super) enum Expect {
     /// protocol.
     RefusedQuery(Arc<Complaint>),
     Refused(Arc<Complaint>),
-    /// Of the named statement that it binds, if it does.
+    /// Of the named statement that it binds or describes, if it does.
     Bind(Option<Arc<Prepared>>),
+    Describe(Option<Arc<Prepared>>),
     Close,
     /// The proxy's Close of a statement that makes room for another.
     Evict {
         id: u64,
     },
-    Describe,
     Execute(Option<Tracked>),
     Query {
         tracked: Option<Tracked>,

@@ -282,6 +282,25 @@ fn a_statement_that_returns_something_else_by_now_does_not_run() {
 }
 
 #[test]
+fn a_plan_that_no_longer_fits_is_nobody_s_any_more() {
+    let bound = [bind("s"), SYNC.to_vec()].concat();
+    let described = [frame(b'D', b"Ss\0"), SYNC.to_vec()].concat();
+    for client in [bound, described] {
+        let (mut session, mut server) = (session(), server());
+        let prepare = |name: &str| [parse(name, "SELECT * FROM t"), SYNC.to_vec()].concat();
+        told(&mut session, &mut server, &prepare("s"));
+        let answers = [prepared(b"a"), vec![ready("I")]].concat();
+        heard(&mut session, &mut server, &answers);
+        told(&mut session, &mut server, &client);
+        let stale = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0";
+        let answers = [frame(b'E', stale), ready("I")];
+        assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+        let said = told(&mut session, &mut server, &prepare("again"));
+        assert_eq!(tags(&said), "PDS", "it is another statement");
+    }
+}
+
+#[test]
 fn what_fails_ahead_of_the_batch_is_told_in_its_turn() {
     let (mut session, mut first) = (session(), server());
     let client = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
