@@ -92,6 +92,16 @@ pub struct Topology {
     split_brain: bool,
 }
 
+impl Topology {
+    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
+    /// and nobody is known to have taken its place.
+    pub fn may_hold(&self, node: NodeId) -> bool {
+        let primary = self.primary.as_ref().map(|primary| primary.id());
+        let current = primary.or(self.last_primary);
+        !self.split_brain && current.is_none_or(|current| current == node)
+    }
+}
+
 /// See [`Cluster::watched_topology`].
 pub type WatchedTopology = arc_swap::Cache<Arc<ArcSwap<Topology>>, Arc<Topology>>;
 
@@ -907,6 +917,25 @@ mod tests {
         old.set_timeline(1);
         topology.nodes.pop();
         assert_eq!(elected(&topology), Some(old.id()));
+    }
+
+    #[test]
+    fn what_is_held_on_a_primary_that_has_been_left_is_lost() {
+        let mut topology = rivals([7, 8]);
+        let [old, new] = [0, 1].map(|at| topology.nodes[at].clone());
+        let held = |topology: &Topology| [&old, &new].map(|node| topology.may_hold(node.id()));
+        topology.primary = Some(old.clone());
+        topology.last_primary = Some(old.id());
+        assert_eq!(held(&topology), [true, false]);
+        topology.primary = None;
+        assert_eq!(held(&topology), [true, false], "it may be back");
+        topology.primary = Some(new.clone());
+        topology.last_primary = Some(new.id());
+        assert_eq!(held(&topology), [false, true]);
+        topology.primary = None;
+        assert_eq!(held(&topology), [false, true], "the old one is fenced");
+        topology.split_brain = true;
+        assert_eq!(held(&topology), [false, false]);
     }
 
     #[test]

@@ -133,6 +133,8 @@ fn a_primary_that_is_fenced_stays_so_without_the_new_one() {
         format!("{config}\n[failover]\nhold = \"200ms\"\n")
     });
     let client = Client::open(&gateway, "app", "");
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("LISTEN something");
     new.promote().expect("promoted");
     wait_for("the new primary", || {
         client.row_or_error("UPDATE t SET v = 1 WHERE id = 1 RETURNING current_setting('port')")
@@ -142,8 +144,10 @@ fn a_primary_that_is_fenced_stays_so_without_the_new_one() {
     wait_for("it to be missed", || {
         gateway.metric("tidegate_up", &format!(":{}\"", new.port())) == 0.0
     });
-    let error = client.error("UPDATE t SET v = 2 WHERE id = 1");
-    assert!(error.code().code().starts_with("57P"), "{error}");
+    for client in [client, holder] {
+        let error = client.error("UPDATE t SET v = 2 WHERE id = 1");
+        assert!(error.code().code().starts_with("57P"), "{error}");
+    }
     assert_ne!(old.sql("app", "SELECT v FROM t").expect("read"), "2");
     assert!(
         gateway.log().contains("has been left for"),

@@ -538,8 +538,7 @@ impl Client {
     fn lend_primary(&mut self, reason: Reason) -> Result<Option<Placed>, Refusal> {
         let topology = self.topology.load();
         let server = if let Some(server) = self.held.take() {
-            let primary = topology.primary.as_ref();
-            if primary.is_some_and(|primary| primary.id() != server.node().id()) {
+            if !topology.may_hold(server.node().id()) {
                 // What it holds open on a node that is the primary no more must not be committed.
                 return Err(Refusal::PrimaryChanged {
                     node: server.node().name.clone(),

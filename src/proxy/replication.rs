@@ -165,13 +165,12 @@ impl Upstream {
     }
 }
 
-/// Waits until `node` has left, or another is the primary.
+/// Waits until `node` has left, or is not to be taken for the primary any more.
 async fn superseded(cluster: &Cluster, node: &Node) {
     loop {
         // Made before the look, so that no change after it is missed.
         let changed = cluster.changed.notified();
-        let primary = cluster.topology().primary.clone();
-        if node.is_leaving() || primary.is_some_and(|primary| primary.id() != node.id()) {
+        if node.is_leaving() || !cluster.topology().may_hold(node.id()) {
             return;
         }
         changed.await;
