@@ -236,6 +236,19 @@ impl Node {
         Incarnation(self.last_life.load(Ordering::SeqCst))
     }
 
+    /// Whether the server has been seen to take writes in this life. It need not have been asked on the present
+    /// connection of its probe: what was opened before is as good as it was.
+    pub fn writes_in(&self, life: Incarnation) -> bool {
+        // In this order: the role is forgotten before there is another life.
+        self.last_life() == life && self.role() == Role::Primary
+    }
+
+    /// Whether that may be the life that it is in, by what is known now.
+    pub fn may_be_in(&self, life: Incarnation) -> bool {
+        let known = self.incarnation();
+        known == life || known == Incarnation(0)
+    }
+
     /// How often the probe has met the server: what one connection has told says nothing on the next.
     pub fn meetings(&self) -> u64 {
         self.meetings.load(Ordering::SeqCst)
@@ -247,9 +260,11 @@ impl Node {
         self.position.store(0, Ordering::SeqCst);
         self.forget_as_of();
         self.clock.new_epoch();
-        if self.last_life.swap(life.0, Ordering::SeqCst) != life.0 {
-            // It may have another role now, or the same on another timeline.
+        if self.last_life() != life {
+            // It may have another role now, or the same on another timeline. Nobody is to take the old one for that
+            // of the new life.
             self.set_role(Role::Unknown);
+            self.last_life.store(life.0, Ordering::SeqCst);
         }
         if self.role() != Role::Primary {
             self.set_timeline(0);
@@ -472,5 +487,28 @@ mod tests {
         node.set_timeline(1);
         node.forget_history();
         assert_eq!(node.timeline(), 1);
+    }
+
+    #[test]
+    fn what_a_node_is_in_a_new_life_it_has_to_tell() {
+        let node = node();
+        let writes = || [7, 8].map(|life| node.writes_in(Incarnation(life)));
+        let may_be = || [7, 8].map(|life| node.may_be_in(Incarnation(life)));
+        assert!(!node.writes_in(Incarnation(0)), "it has not been met");
+        assert_eq!(may_be(), [true, true]);
+        node.meet(Incarnation(7));
+        assert_eq!(writes(), [false, false]);
+        node.set_role(Role::Primary);
+        assert_eq!(writes(), [true, false]);
+        assert_eq!(may_be(), [true, false]);
+        node.forget_position();
+        assert_eq!(writes(), [true, false], "its probe reconnects");
+        assert_eq!(may_be(), [true, true]);
+        node.meet(Incarnation(7));
+        assert_eq!(writes(), [true, false]);
+        node.meet(Incarnation(8));
+        assert_eq!(writes(), [false, false]);
+        node.set_role(Role::Primary);
+        assert_eq!(writes(), [false, true]);
     }
 }

@@ -548,7 +548,7 @@ impl Client {
         } else if let Some(node) = &topology.primary {
             let settings = self.session.settings();
             let server = lend_known(&self.pools, node.id(), settings, self.last_written);
-            server.filter(|server| is_in_life(server, node))
+            server.filter(|server| node.writes_in(server.incarnation))
         } else {
             None
         };
@@ -589,7 +589,7 @@ impl Client {
                         server.give_back();
                         continue;
                     }
-                    Ok(server) if is_in_life(&server, &node) => {
+                    Ok(server) if node.writes_in(server.incarnation) => {
                         return Ok(Placed {
                             server,
                             replica: false,
@@ -598,8 +598,13 @@ impl Client {
                             repairable: Repairable::No,
                         });
                     }
-                    // Restarted: its role is not known until it has been asked.
-                    Ok(_) => node.wake.notify_one(),
+                    // Restarted: its role is not known until it has been asked. No other is opened until then.
+                    Ok(server) => {
+                        node.wake.notify_one();
+                        if node.may_be_in(server.incarnation) {
+                            server.give_back();
+                        }
+                    }
                     Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
                         node.wake.notify_one();
                     }
@@ -654,13 +659,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         telemetry::metrics().held.decrement(1.0);
     }
-}
-
-/// Whether the server is in the life in which its node was seen to be the primary. While the probe
-/// reconnects that is not known, and a server that was opened before is as good as it was.
-fn is_in_life(server: &Server, node: &Node) -> bool {
-    let life = node.incarnation();
-    life.0 == 0 || server.incarnation == life
 }
 
 /// What a read does that no replica will do for.
