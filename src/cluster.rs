@@ -483,6 +483,7 @@ impl Cluster {
                         node.forget_as_of();
                     } else {
                         node.forget_history();
+                        self.note_fenced(node);
                         node.wake.notify_one();
                     }
                 }
@@ -496,7 +497,6 @@ impl Cluster {
                         pool.close_stale(Incarnation(0));
                         pool.send_away();
                     }
-                    self.note_fenced(fenced);
                 }
                 // Its first sample is what every session waits for.
                 let _ = self.demand.want_sample(self.clock.now());
@@ -560,11 +560,15 @@ impl Cluster {
         }
         let is_in = |node: &Node, nodes: &[Arc<Node>]| nodes.iter().any(|n| n.id() == node.id());
         let primary = old.primary.clone().filter(|node| is_in(node, &nodes));
+        let last = |id| old.nodes.iter().find(|node| node.id() == id);
+        let last_primary = old
+            .last_primary
+            .map(|id| last(id).and_then(|node| heir(node, &nodes)).unwrap_or(id));
         let topology = Topology {
             nodes: nodes.clone(),
             primary,
             primary_meetings: old.primary_meetings,
-            last_primary: old.last_primary,
+            last_primary,
             config: config.clone(),
             split_brain: old.split_brain,
         };
@@ -683,10 +687,27 @@ pub fn moment(at: Instant) -> Moment {
     Moment(since.as_micros() as u64)
 }
 
+/// Which of these nodes is the same server, as far as a configuration tells: its address counts for more than its name.
+fn heir(node: &Node, nodes: &[Arc<Node>]) -> Option<NodeId> {
+    let likeness = |other: &Node| match () {
+        () if other.id() == node.id() => 3,
+        () if (&other.host, other.port) == (&node.host, node.port) => 2,
+        () if other.name == node.name => 1,
+        () => 0,
+    };
+    let heir = nodes.iter().max_by_key(|other| likeness(other))?;
+    (likeness(heir) > 0).then(|| heir.id())
+}
+
 /// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
 /// drained is not elected, and neither is an older one in its place, nor in that of the last primary, which was on
-/// `timeline`: what that was told would be lost, unless the configuration has it no more.
+/// `timeline`: what that was told would be lost, unless the configuration has it no more. A new one is not before all
+/// nodes have been asked once, as any may be on a newer timeline.
 fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, bool) {
+    let is_unknown = |node: &Arc<Node>| !node.is_probed() && !node.is_leaving();
+    if topology.primary.is_none() && topology.nodes.iter().any(is_unknown) {
+        return (None, topology.split_brain);
+    }
     let is_listed = |last: NodeId| topology.nodes.iter().any(|node| node.id() == last);
     let oldest = match topology.last_primary {
         Some(last) if is_listed(last) => timeline,
@@ -872,32 +893,140 @@ impl Clusters {
 mod tests {
     use super::*;
 
+    /// Of nodes at these addresses.
+    fn config(addresses: &[&str]) -> Arc<Config> {
+        let node = |address| format!("[[cluster.node]]\naddress = \"{address}\"\n");
+        let nodes: String = addresses.iter().map(node).collect();
+        let text = format!(
+            "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
+            databases = [\"*\"]\n{nodes}"
+        );
+        Arc::new(Config::parse(&text, "test").expect("valid"))
+    }
+
+    /// What its probe does about a node that takes writes.
+    fn meet_writable(node: &Node, life: u64, timeline: u32) {
+        node.meet(Incarnation(life));
+        node.set_timeline(timeline);
+        node.set_role(Role::Primary);
+        node.set_up(true);
+        node.set_probed();
+    }
+
     /// Two nodes that write on one timeline, in these lives.
     fn rivals(lives: [u64; 2]) -> Topology {
-        let text = "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
-            databases = [\"*\"]\n[[cluster.node]]\naddress = \"127.0.0.1:1\"\n\
-            [[cluster.node]]\naddress = \"127.0.0.1:2\"\n";
-        let config = Config::parse(text, "test").expect("valid");
-        let nodes = config.clusters[0]
-            .nodes
-            .iter()
-            .zip(lives)
-            .map(|(node, life)| {
-                let (tls, pauses) = (Arc::default(), Arc::default());
-                let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
-                node.meet(Incarnation(life));
-                node.set_timeline(1);
-                node.set_role(Role::Primary);
-                node.set_up(true);
-                node
-            });
+        let config = config(&["127.0.0.1:1", "127.0.0.1:2"]);
+        let nodes = config.clusters[0].nodes.iter().zip(lives);
+        let nodes = nodes.map(|(node, life)| {
+            let (tls, pauses) = (Arc::default(), Arc::default());
+            let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
+            meet_writable(&node, life, 1);
+            node
+        });
         Topology {
             nodes: nodes.collect(),
             primary: None,
             primary_meetings: 0,
             last_primary: None,
-            config: Arc::new(config),
+            config: config.clone(),
             split_brain: false,
+        }
+    }
+
+    /// A cluster whose nodes nobody probes.
+    struct Unwatched {
+        cluster: Arc<Cluster>,
+        /// It never runs.
+        runtime: tokio::runtime::Runtime,
+    }
+
+    impl Unwatched {
+        fn new(config: &Arc<Config>) -> Unwatched {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let runtime = runtime.expect("a runtime");
+            let cluster = {
+                let _entered = runtime.enter();
+                let tls = Material::default();
+                Cluster::new(config, &tls, &config.clusters[0], runtime.handle())
+            };
+            Unwatched { cluster, runtime }
+        }
+
+        fn node(&self, index: usize) -> Arc<Node> {
+            self.cluster.topology().nodes[index].clone()
+        }
+
+        fn primary(&self) -> Option<NodeId> {
+            let topology = self.cluster.topology();
+            topology.primary.as_ref().map(|node| node.id())
+        }
+
+        fn reload(&self, config: &Arc<Config>) {
+            let _entered = self.runtime.enter();
+            self.cluster
+                .apply(config, &Arc::default(), &config.clusters[0]);
+        }
+    }
+
+    #[test]
+    fn nobody_is_the_primary_before_all_have_been_asked() {
+        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]));
+        let cluster = &unwatched.cluster;
+        let [old, new, away] = [0, 1, 2].map(|index| unwatched.node(index));
+        meet_writable(&old, 7, 1);
+        cluster.reconsider();
+        assert_eq!(unwatched.primary(), None);
+        away.set_probed();
+        cluster.reconsider();
+        assert_eq!(unwatched.primary(), None);
+        meet_writable(&new, 8, 2);
+        cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(new.id()));
+    }
+
+    #[test]
+    fn a_primary_at_another_address_is_asked_before_one_that_has_been_left() {
+        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+        meet_writable(&unwatched.node(0), 7, 1);
+        meet_writable(&unwatched.node(1), 8, 2);
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(unwatched.node(1).id()));
+        unwatched.reload(&config(&["127.0.0.1:1", "127.0.0.2:2"]));
+        let new = unwatched.node(1);
+        assert!(!new.is_probed());
+        assert_eq!(unwatched.primary(), None);
+        meet_writable(&new, 8, 2);
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(new.id()));
+    }
+
+    #[test]
+    fn a_primary_that_is_renamed_is_not_given_up() {
+        let named = |nodes: &[(&str, &str)]| {
+            let mut config = (*config(&["127.0.0.1:1", "127.0.0.1:2"])).clone();
+            for (node, (name, host)) in config.clusters[0].nodes.iter_mut().zip(nodes) {
+                (node.name, node.host) = ((*name).to_owned(), (*host).to_owned());
+            }
+            Arc::new(config)
+        };
+        let before = named(&[("old", "a"), ("new", "b")]);
+        for after in [
+            [("old", "a"), ("newest", "b")],
+            [("old", "a"), ("new", "c")],
+        ] {
+            let unwatched = Unwatched::new(&before);
+            meet_writable(&unwatched.node(0), 7, 1);
+            meet_writable(&unwatched.node(1), 8, 2);
+            unwatched.cluster.reconsider();
+            unwatched.reload(&named(&after));
+            let new = unwatched.node(1);
+            // Asked, and it did not answer.
+            new.set_probed();
+            unwatched.cluster.reconsider();
+            assert_eq!(unwatched.primary(), None, "{after:?}");
+            meet_writable(&new, 8, 2);
+            unwatched.cluster.reconsider();
+            assert_eq!(unwatched.primary(), Some(new.id()), "{after:?}");
         }
     }
 

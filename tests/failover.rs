@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -154,6 +155,32 @@ fn a_primary_that_is_fenced_stays_so_without_the_new_one() {
         "{}",
         gateway.log()
     );
+}
+
+#[test]
+fn a_primary_that_has_been_left_is_not_the_first_that_there_is() {
+    let cluster = start(1, &[]);
+    let (old, new) = (cluster.node(0), cluster.node(1));
+    new.promote().expect("promoted");
+    new.freeze();
+    let is_asked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'idle' AND query <> '' \
+        AND query NOT LIKE '%pg_control_system%' AND application_name = 'tidegate monitor')";
+    let gateway = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_for("the old primary to have told what it is", || {
+                old.sql("postgres", is_asked).expect("activity") == "t"
+            });
+            new.thaw();
+        });
+        Gateway::start_with(&cluster, |config| {
+            format!(
+                "{config}\n[lag]\nmax = \"10m\"\n[health]\ninterval = \"1m\"\ntimeout = \"1m\"\n"
+            )
+        })
+    });
+    assert_eq!(gateway.metric("tidegate_failovers_total", ""), 0.0);
+    let left = format!("node={} timeline=1", old.address());
+    assert!(gateway.log().contains(&left), "{}", gateway.log());
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Node {
     near: AtomicBool,
     role: AtomicU8,
     up: AtomicBool,
+    /// It has been asked once what it is, whether it has answered or not.
+    probed: AtomicBool,
     lagging: AtomicBool,
     /// It takes nothing new: it has been removed from the configuration.
     leaving: AtomicBool,
@@ -103,6 +105,7 @@ impl Node {
             near: AtomicBool::new(false),
             role: AtomicU8::new(0),
             up: AtomicBool::new(false),
+            probed: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -151,6 +154,14 @@ impl Node {
     pub fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::SeqCst);
         self.report();
+    }
+
+    pub fn is_probed(&self) -> bool {
+        self.probed.load(Ordering::SeqCst)
+    }
+
+    pub fn set_probed(&self) {
+        self.probed.store(true, Ordering::SeqCst);
     }
 
     /// Sets the gauges that show its state. A node that is down has no role.

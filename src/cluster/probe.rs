@@ -89,6 +89,7 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
             Err(error) => error,
         };
         node.forget_position();
+        node.set_probed();
         failures += 1;
         let config = cluster.topology().config.clone();
         if failures < config.health.failures {
@@ -204,6 +205,7 @@ impl Probe {
             node.set_up(true);
             tracing::info!(cluster = %cluster.name, node = %node.name, role = ?node.role(), "node is up");
         }
+        node.set_probed();
         cluster.reconsider();
         Ok(probe)
     }
