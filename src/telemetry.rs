@@ -184,8 +184,8 @@ pub fn causal_store_up(cluster: &str) -> Gauge {
 }
 
 /// Counts a login that was refused with `sqlstate`.
-pub fn count_refused_login(sqlstate: &'static str) {
-    counter!("tidegate_logins_refused_total", "sqlstate" => sqlstate).increment(1);
+pub fn count_refused_login(sqlstate: &str) {
+    counter!("tidegate_logins_refused_total", "sqlstate" => sqlstate.to_owned()).increment(1);
 }
 
 /// Reads that were sent again to another server; `reason` is what befell the first.

@@ -448,6 +448,7 @@ fn what_keeps_roles_from_being_looked_up_is_said() {
             "{log}"
         );
         assert!(gateway.metric("tidegate_role_lookups_total", "result=\"failed\"") > 0.0);
+        assert_eq!(gateway.metric("tidegate_logins_refused_total", ""), 1.0);
     }
 }
 

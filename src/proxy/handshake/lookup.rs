@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::cluster::roles::Told;
 use crate::config::Lookup;
 use crate::proxy::Proxy;
+use crate::telemetry;
 
 /// A user who has been looked up.
 pub struct LookedUp {
@@ -36,7 +37,9 @@ impl LookedUp {
             Some(cluster) => cluster.look_up(user, &lookup).await.map_err(|error| {
                 tracing::warn!(user, cluster = %cluster.name, %error, "role not looked up");
                 let (user, is_passing) = (user.to_owned(), error.is_passing());
-                Refusal::Lookup { user, is_passing }
+                let refusal = Refusal::Lookup { user, is_passing };
+                telemetry::count_refused_login(refusal.sqlstate());
+                refusal
             })?,
             None => {
                 tracing::info!(user, "not looked up: no cluster serves the database");
