@@ -119,24 +119,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        let Routing {
-            safe_functions,
-            unsafe_functions,
-            ..
-        } = &self.routing;
-        for (key, patterns) in [
-            ("safe_functions", safe_functions),
-            ("unsafe_functions", unsafe_functions),
-        ] {
-            let has_capitals =
-                |pattern: &&String| pattern.contains(|c: char| c.is_ascii_uppercase());
-            for pattern in patterns.iter().filter(has_capitals) {
-                warnings.push(format!(
-                    r#"routing.{key}: "{pattern}" matches names in double quotes only, as PostgreSQL folds others to lower case; for those write "{}""#,
-                    pattern.to_ascii_lowercase()
-                ));
-            }
-        }
+        warnings.extend(self.routing.warnings());
         for cluster in &self.clusters {
             let NodeTls {
                 mode,
@@ -371,6 +354,27 @@ impl Default for Routing {
             catalog_interval: Duration::from_secs(60),
             replication: Replication::default(),
         }
+    }
+}
+
+impl Routing {
+    /// Of patterns that match less than they seem to.
+    fn warnings(&self) -> impl Iterator<Item = String> {
+        let lists = [
+            ("safe_functions", &self.safe_functions),
+            ("unsafe_functions", &self.unsafe_functions),
+        ];
+        let all = lists
+            .into_iter()
+            .flat_map(|(key, patterns)| patterns.iter().map(move |pattern| (key, pattern)));
+        let has_capitals =
+            |(_, pattern): &(&str, &String)| pattern.contains(|c: char| c.is_ascii_uppercase());
+        all.filter(has_capitals).map(|(key, pattern)| {
+            let folded = pattern.to_ascii_lowercase();
+            format!(
+                r#"routing.{key}: "{pattern}" matches names in double quotes only, as PostgreSQL folds others to lower case; for those write "{folded}""#
+            )
+        })
     }
 }
 
