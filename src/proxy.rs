@@ -113,6 +113,7 @@ pub async fn serve(guest: Registered, stream: Stream, seat: Seat) {
         tracing::debug!(%peer, user, database, tls, pid, "client logged in");
         tokio::spawn(stay(client));
     } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
+        guest.handle.introduce(upstream.who(&stream));
         upstream.pass(stream, inbox, &guest.handle).await;
     } else if let Some(Admitted::Console(entrance)) = admitted {
         tracing::debug!(%peer, user = %entrance.key.user, pid = guest.handle.pid, "console opened");

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Stdio;
 
 use bytes::BufMut;
 use support::client::Client;
@@ -171,6 +172,56 @@ fn everything_is_shown() {
     let lists: BTreeMap<_, _> = console.prepared_counts("SHOW LISTS").into_iter().collect();
     assert_eq!(lists["nodes"], 2);
     assert_eq!(lists["used_clients"], 2);
+}
+
+#[test]
+fn replication_connections_are_clients_and_keep_their_node_from_being_drained() {
+    let cluster = start(0);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[routing]\nreplication = \"primary\"\n")
+    });
+    let console = console(&gateway, "app");
+    let primary = cluster.primary().address();
+    let directory = tempfile::tempdir().expect("a directory");
+    let postgres = cluster.postgres();
+    postgres.give(directory.path()).expect("its owner");
+    let mut receive = postgres
+        .command("pg_receivewal")
+        .args(["-h", "127.0.0.1", "-p", &gateway.port.to_string()])
+        .args(["-U", "postgres", "--no-password", "--no-loop", "-D"])
+        .arg(directory.path())
+        .env("PGPASSWORD", "postgres")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("pg_receivewal");
+
+    let mut stream = BTreeMap::new();
+    wait_for("the stream to be shown", || {
+        let clients = shown(&gateway, &console, "CLIENTS");
+        let found = clients.into_iter().find(|row| row["state"] == "active");
+        stream = found.unwrap_or_default();
+        !stream.is_empty()
+    });
+    let told = ["user", "database", "application_name", "link", "cluster"];
+    assert_eq!(
+        told.map(|name| stream[name].as_str()),
+        ["postgres", "", "pg_receivewal", &primary, "main"]
+    );
+    let lists: BTreeMap<_, _> = console.prepared_counts("SHOW LISTS").into_iter().collect();
+    assert_eq!(lists["login_clients"], 0);
+    // It uses none, whatever it has named.
+    assert!(shown(&gateway, &console, "DATABASES").is_empty());
+
+    console.rows(&format!("DRAIN {primary}"));
+    assert_eq!(state(&gateway, &console, &primary), "draining");
+    console.rows(&format!("KILL {}", stream["id"]));
+    wait_for("the end of the stream", || {
+        receive.try_wait().expect("wait").is_some()
+    });
+    wait_for("the node to be drained", || {
+        state(&gateway, &console, &primary) == "drained"
+    });
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub struct Node {
     /// See [`Candidate::as_of`].
     as_of: AtomicU64,
     in_flight: AtomicU32,
+    /// Connections that are passed through to it: they are of no pool.
+    passages: AtomicU32,
     /// A moving average of how long reads take here, in microseconds.
     latency_us: AtomicU32,
     clock: Clock,
@@ -119,6 +121,7 @@ impl Node {
             lag_us: AtomicU64::new(LAG_UNKNOWN),
             as_of: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
+            passages: AtomicU32::new(0),
             latency_us: AtomicU32::new(0),
             clock: Clock::new(),
             pools: DashMap::new(),
@@ -373,6 +376,11 @@ impl Node {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// How many connections are passed through to it, or are being opened for that.
+    pub fn passages(&self) -> u32 {
+        self.passages.load(Ordering::SeqCst)
+    }
+
     /// How long reads have taken here lately.
     pub fn latency(&self) -> Duration {
         Duration::from_micros(self.latency_us.load(Ordering::Relaxed).into())
@@ -449,6 +457,26 @@ impl Candidate for Node {
     }
 }
 
+/// The node that a connection is passed through to, which counts it for as long as this lives.
+pub struct Passage(Arc<Node>);
+
+impl Passage {
+    pub fn to(node: Arc<Node>) -> Passage {
+        node.passages.fetch_add(1, Ordering::SeqCst);
+        Passage(node)
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.0
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.0.passages.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -481,6 +509,15 @@ mod tests {
         assert_eq!((node.role(), node.timeline()), (Role::Primary, 1));
         node.meet(Incarnation(8));
         assert_eq!((node.role(), node.timeline()), (Role::Unknown, 0));
+    }
+
+    #[test]
+    fn a_passage_counts_for_as_long_as_it_lives() {
+        let node = Arc::new(node());
+        let passages = [(); 2].map(|()| Passage::to(node.clone()));
+        assert_eq!((passages[0].node().id(), node.passages()), (node.id(), 2));
+        drop(passages);
+        assert_eq!(node.passages(), 0);
     }
 
     #[test]

@@ -212,7 +212,7 @@ impl Guest {
             user,
             database,
             credential,
-            is_replication: replication.is_some(),
+            replication,
         };
         let entered = match is_console {
             true => guest.enter_console(&config, &parameters, |places| {
@@ -377,7 +377,7 @@ struct Authenticated<'a> {
     user: &'a str,
     database: &'a str,
     credential: Proven,
-    is_replication: bool,
+    replication: Option<Kind>,
 }
 
 impl Authenticated<'_> {
@@ -392,17 +392,21 @@ impl Authenticated<'_> {
         let Some(cluster) = cluster else {
             return Err(Refusal::unserved(database));
         };
-        if self.is_replication {
-            let own = own_parameters(parameters)?;
-            let upstream = Upstream::open(&cluster, user, &self.credential, &own).await?;
+        let used = match self.replication {
+            Some(Kind::Physical) => "",
+            Some(Kind::Logical) | None => database,
+        };
+        let key = PoolKey {
+            database: used.into(),
+            user: user.into(),
+        };
+        if self.replication.is_some() {
+            let (own, name) = (own_parameters(parameters)?, application_name(parameters));
+            let upstream = Upstream::open(&cluster, key, &self.credential, &own, name).await?;
             let params = upstream.connection.params.clone();
             return Ok((Entry::Replication(Box::new(upstream)), params));
         }
         let settings = wanted_settings(parameters, cluster.system())?;
-        let key = PoolKey {
-            database: database.into(),
-            user: user.into(),
-        };
         let params = proxy
             .welcomes
             .params(&cluster, &key, &self.credential, &settings.without_own())

@@ -10,12 +10,13 @@ use bytes::{Buf, BytesMut};
 use tokio::time::sleep;
 
 use super::refusal::Refusal;
-use super::sessions::Handle;
+use super::sessions::{Handle, Who};
 use crate::auth::Proven;
 use crate::cluster::Cluster;
 use crate::cluster::connect::{self, Connection, Target};
 use crate::cluster::keys::{CancelKey, Listed};
-use crate::cluster::node::Node;
+use crate::cluster::node::{Node, Passage};
+use crate::cluster::pool::PoolKey;
 use crate::net::buffers::{self, BUFFER_BYTES};
 use crate::net::stream::Stream;
 use crate::session::consistency::Replica;
@@ -66,16 +67,19 @@ pub fn wanted(value: Option<&str>) -> Result<Option<Kind>, Refusal> {
 pub struct Upstream {
     pub connection: Connection,
     cluster: Arc<Cluster>,
-    node: Arc<Node>,
+    passage: Passage,
+    key: PoolKey,
+    application_name: String,
 }
 
 impl Upstream {
     /// Connects to the primary; where there is none, waits for one. `parameters` are the client's own.
     pub async fn open(
         cluster: &Arc<Cluster>,
-        user: &str,
+        key: PoolKey,
         credential: &Proven,
         parameters: &[(&str, &str)],
+        application_name: String,
     ) -> Result<Upstream, Refusal> {
         let started = Instant::now();
         loop {
@@ -85,13 +89,14 @@ impl Upstream {
                 (topology.primary.clone(), topology.config.clone())
             };
             if let Some(node) = primary {
+                let passage = Passage::to(node.clone());
                 let tls = node.tls.load_full();
                 let target = Target {
                     host: &node.host,
                     port: node.port,
                     tls: &tls,
                     database: "",
-                    user,
+                    user: &key.user,
                     credential: credential.credential.clone(),
                     application_name: "",
                 };
@@ -102,7 +107,9 @@ impl Upstream {
                         return Ok(Upstream {
                             connection,
                             cluster,
-                            node,
+                            passage,
+                            key,
+                            application_name,
                         });
                     }
                     Err(error) if error.is_node_away() => node.wake.notify_one(),
@@ -121,10 +128,16 @@ impl Upstream {
         }
     }
 
+    /// Who others see its client, which has come over `stream`, to be.
+    pub fn who(&self, stream: &Stream) -> Who {
+        let cluster = Some(self.cluster.clone());
+        Who::new(cluster, &self.key, stream, &self.application_name)
+    }
+
     /// Passes everything on, both ways, until either side ends it, the proxy does, or the node is the
     /// primary no more: what follows it is to follow the next.
     pub async fn pass(mut self, mut client: Stream, inbox: BytesMut, handle: &Handle) {
-        let node = self.node.clone();
+        let node = self.passage.node().clone();
         let listed = Listed::new(CancelKey {
             node: node.clone(),
             pid: self.connection.pid,

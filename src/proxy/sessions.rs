@@ -79,6 +79,7 @@ pub struct Handle {
 pub struct Who {
     /// `None` for one of the console.
     pub cluster: Option<Arc<Cluster>>,
+    /// Of no database where all of a cluster is replicated.
     pub key: PoolKey,
     pub peer: Peer,
     /// What it is encrypted by, if it is.
@@ -104,6 +105,12 @@ impl Who {
             application_name: application_name.into(),
             since: SystemTime::now(),
         }
+    }
+
+    /// The database of a cluster's that it uses.
+    pub fn database(&self) -> Option<&str> {
+        let name = &*self.key.database;
+        (self.cluster.is_some() && !name.is_empty()).then_some(name)
     }
 }
 

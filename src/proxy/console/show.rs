@@ -15,7 +15,7 @@ use crate::cluster::node::{Node, Role};
 use crate::cluster::pool::Pool;
 use crate::config::PoolMode;
 use crate::net::stream::Peer;
-use crate::proxy::sessions::Doing;
+use crate::proxy::sessions::{Doing, Who};
 use crate::proxy::{Counters, Proxy};
 use crate::session::consistency::Replica;
 use crate::session::route::{Candidate, Reason};
@@ -58,7 +58,8 @@ fn nodes(proxy: &Proxy) -> Table {
             Role::Unknown => "unknown",
         };
         let is_primary = primary(&cluster).is_some_and(|primary| primary.id() == node.id());
-        let servers: usize = node.pools.iter().map(|pool| servers(&pool)).sum();
+        let pooled: usize = node.pools.iter().map(|pool| servers(&pool)).sum();
+        let servers = pooled + node.passages() as usize;
         let state = match () {
             () if node.is_drained() && servers > 0 => "draining",
             () if node.is_drained() => "drained",
@@ -259,8 +260,8 @@ fn databases(proxy: &Proxy) -> Table {
     let pools = all_pools(proxy);
     let mut clients: BTreeMap<String, u64> = BTreeMap::new();
     for session in proxy.sessions.all() {
-        if let Some(who) = session.who().filter(|who| who.cluster.is_some()) {
-            *clients.entry(who.key.database.to_string()).or_default() += 1;
+        if let Some(database) = session.who().and_then(Who::database) {
+            *clients.entry(database.to_owned()).or_default() += 1;
         }
     }
     let names = known_databases(proxy);
@@ -314,10 +315,8 @@ pub fn known_databases(proxy: &Proxy) -> BTreeSet<String> {
         .into_iter()
         .filter(|pool| servers(pool) > 0);
     let pools = pools.map(|pool| pool.key().database.to_string());
-    let sessions = proxy.sessions.all().into_iter().filter_map(|session| {
-        let who = session.who().filter(|who| who.cluster.is_some())?;
-        Some(who.key.database.to_string())
-    });
+    let sessions = proxy.sessions.all().into_iter();
+    let sessions = sessions.filter_map(|session| Some(session.who()?.database()?.to_owned()));
     listed.chain(pools).chain(sessions).collect()
 }
 
