@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use support::client::Client;
 use support::raw::{Raw, VERSION_3_0, VERSION_3_2, error};
 use support::{Gateway, cluster_with, wait_for};
-use tidegate::demo::LocalCluster;
+use tidegate::demo::{LocalCluster, StopMode};
 use tidegate::wire::encode;
 use tidegate::wire::frame::body;
 
@@ -444,6 +444,51 @@ fn who_says_nothing_keeps_no_client_out_and_is_bounded() {
         gateway.metric("tidegate_clients", "") == 0.0
     });
     Raw::start(gateway.port, VERSION_3_0, &[]).log_in();
+}
+
+#[test]
+fn a_login_that_takes_too_long_is_logged_and_a_connection_that_says_nothing_is_not() {
+    let cluster = cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        config.replace("[listen]\n", "[listen]\nlogin_timeout = \"1s\"\n")
+    });
+    let mut silent = Raw::open(gateway.port);
+    let mut late = Raw::start(gateway.port, VERSION_3_0, &[]);
+    late.until(b'R');
+    assert!(late.is_ended() && silent.is_ended());
+    let log = gateway.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("listen.login_timeout"));
+    let [line] = lines.collect::<Vec<_>>()[..] else {
+        panic!("{log}")
+    };
+    assert!(line.contains("user=\"app\""), "{line}");
+}
+
+#[test]
+fn a_login_that_nobody_serves_is_told_where_to_look() {
+    let cluster = cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let config = config.replace("databases = [\"*\"]", "databases = [\"app\"]");
+        format!("{config}\n[failover]\nhold = \"0\"\n")
+    });
+    let refused = |more: &str| {
+        let error = Client::refused(&gateway, "app", more);
+        let hint = error.hint().expect("a hint").to_owned();
+        (error.code().code().to_owned(), hint)
+    };
+    let (code, hint) = refused("dbname=other");
+    assert_eq!(code, "3D000");
+    assert!(hint.contains("databases of a [[cluster]]"), "{hint}");
+
+    cluster.primary().stop(StopMode::Immediate).expect("stop");
+    wait_for("the node to be down", || {
+        gateway.metric("tidegate_up", "") == 0.0
+    });
+    let (code, hint) = refused("");
+    assert_eq!(code, "57P03");
+    assert!(hint.contains("monitor") && hint.contains("log"), "{hint}");
 }
 
 #[test]

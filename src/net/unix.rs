@@ -42,6 +42,8 @@ pub enum SocketError {
     InUse { pid: String },
     #[error("there is a file of that name that is no socket; move it away")]
     NotASocket,
+    #[error("the directory is not there; make it, for the user that runs tidegate")]
+    NoDirectory,
 }
 
 fn process(pid: &str) -> String {
@@ -99,7 +101,10 @@ fn acquire(path: &Path) -> Result<(Flock<File>, String), SocketError> {
     for _ in 0..LOCK_ATTEMPTS {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).mode(0o600);
-        let mut file = options.open(path)?;
+        let mut file = options.open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => SocketError::NoDirectory,
+            _ => SocketError::Io(error),
+        })?;
         let mut text = String::new();
         let _ = Read::by_ref(&mut file).take(64).read_to_string(&mut text);
         let pid = text.lines().next().unwrap_or_default().to_owned();
@@ -189,6 +194,16 @@ mod tests {
             assert!(path.exists());
             drop((held, foreign));
         });
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_to_be_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = on_runtime(|| listen(&directory.path().join("none"), 1)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the directory is not there; make it, for the user that runs tidegate"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod welcomes;
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::Authentication;
@@ -87,6 +88,7 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
         stream,
         inbox: BytesMut::new(),
         offer: None,
+        user: None,
     };
     let refusal = tokio::select! {
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
@@ -109,7 +111,10 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
             }
             Ok(Ok(None)) => None,
             Ok(Err(refusal)) => Some(refusal),
-            Err(_) => None,
+            Err(_) => {
+                guest.log_timeout(limit);
+                None
+            }
         },
         () = handle.stop.notified() => {
             Some(Refusal::protocol("57P01", "terminating connection due to administrator command"))
@@ -128,6 +133,8 @@ struct Guest {
     inbox: BytesMut,
     /// What the stream was encrypted by, if it is.
     offer: Option<Arc<Offer>>,
+    /// Who it has said to be.
+    user: Option<String>,
 }
 
 /// What a login has come to.
@@ -161,6 +168,7 @@ impl Guest {
         };
         let config = proxy.config.load_full();
         let name = |name| parameters.get(name).map(clipped);
+        self.user = name("user").map(|user| String::from_utf8_lossy(user).into_owned());
         let named = name("database").filter(|name| !name.is_empty());
         let wanted = named.or(name("user"));
         let wanted = wanted.and_then(|name| std::str::from_utf8(name).ok());
@@ -363,6 +371,14 @@ impl Guest {
         }
         self.inbox.reserve(1024);
         matches!(self.stream.read(&mut self.inbox).await, Ok(n) if n > 0)
+    }
+
+    /// Not of who has said nothing: that may be anybody who looks whether the port is open.
+    fn log_timeout(&self, limit: Duration) {
+        if let Some(user) = &self.user {
+            let peer = self.stream.peer();
+            tracing::info!(user, %peer, ?limit, "login not finished within listen.login_timeout");
+        }
     }
 
     async fn dismiss(&mut self, refusal: &Refusal) {

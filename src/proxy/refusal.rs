@@ -91,7 +91,8 @@ impl Refusal {
     /// No cluster serves this database.
     pub fn unserved(database: &str) -> Refusal {
         let message = format!("database \"{database}\" is not configured in any cluster");
-        Refusal::protocol("3D000", message)
+        let hint = "List it in the databases of a [[cluster]], or \"*\" for every one.";
+        Refusal::hinted("3D000", message, hint)
     }
 
     /// A server that cannot be connected to, or refuses it.

@@ -113,10 +113,9 @@ async fn any_server(
             let topology = cluster.topology();
             (topology.nodes.clone(), topology.config.clone())
         };
-        let usable = |node: &Arc<Node>| match node.role() {
-            Role::Primary => true,
-            Role::Replica => !settings.need_primary(),
-            Role::Unknown => false,
+        // Not any that takes writes: one that has been left gets nothing.
+        let usable = |node: &Arc<Node>| {
+            cluster.is_primary(node) || node.role() == Role::Replica && !settings.need_primary()
         };
         nodes.retain(|node| node.is_open() && usable(node));
         let nodes = nodes.into_iter().map(|node| {
@@ -124,10 +123,10 @@ async fn any_server(
             (node, pool)
         });
         // The primary knows best how things are, but a login should not wait for its clients.
-        let rank = |(node, pool): &(Arc<Node>, Arc<Pool>)| match node.role() {
-            Role::Primary if !pool.is_saturated() => (0, 0),
-            Role::Primary => (2, 0),
-            _ => (1, node.in_flight()),
+        let rank = |(node, pool): &(Arc<Node>, Arc<Pool>)| match cluster.is_primary(node) {
+            true if !pool.is_saturated() => (0, 0),
+            true => (2, 0),
+            false => (1, node.in_flight()),
         };
         let mut nodes: Vec<_> = nodes.collect();
         nodes.sort_by_key(rank);
@@ -148,10 +147,10 @@ async fn any_server(
             return Err(error.into());
         }
         if started.elapsed() >= config.failover.hold {
-            return Err(Refusal::protocol(
-                "57P03",
-                format!("no node of cluster \"{}\" is available", cluster.name),
-            ));
+            let message = format!("no node of cluster \"{}\" is available", cluster.name);
+            let hint = "Tidegate's log says why its nodes are not up; \
+                look at the cluster's monitor and at the nodes' addresses.";
+            return Err(Refusal::hinted("57P03", message, hint));
         }
         sleep(Duration::from_millis(50)).await;
     }
