@@ -449,7 +449,7 @@ fn describe() {
 
 /// Sets up logging to standard error; `level` is a filter as of `RUST_LOG`, which wins over it.
 pub fn install_logs(json: bool, level: &str) {
-    let filter = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
+    let (filter, warning) = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -463,13 +463,28 @@ pub fn install_logs(json: bool, level: &str) {
         let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
         logs.with_target(false).with_ansi(ansi).try_init()
     };
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
 }
 
-/// What is logged. An environment that says nothing, or nothing that is understood, leaves it to `level`.
-fn filter(environment: Option<String>, level: &str) -> EnvFilter {
-    let wanted = environment.filter(|wanted| !wanted.trim().is_empty());
-    let wanted = wanted.and_then(|wanted| EnvFilter::try_new(wanted).ok());
-    wanted.unwrap_or_else(|| EnvFilter::new(level))
+/// What is logged, and what to warn of. An environment that says nothing, or nothing that can be parsed, leaves
+/// it to `level`.
+fn filter(environment: Option<String>, level: &str) -> (EnvFilter, Option<String>) {
+    let by_level = || EnvFilter::new(level);
+    let Some(wanted) = environment.filter(|wanted| !wanted.trim().is_empty()) else {
+        return (by_level(), None);
+    };
+    match EnvFilter::try_new(&wanted) {
+        Ok(filter) => (filter, None),
+        Err(error) => {
+            let name = EnvFilter::DEFAULT_ENV;
+            let warning = format!(
+                "{name}={wanted:?} cannot be parsed ({error}), so log.level is in force; write it such as tidegate=debug"
+            );
+            (by_level(), Some(warning))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -493,15 +508,16 @@ mod tests {
 
     #[test]
     fn the_environment_wins_if_it_says_anything() {
-        for (environment, logged) in [
-            (None, "info"),
-            (Some(""), "info"),
-            (Some(" "), "info"),
-            (Some("tidegate=loud"), "info"),
-            (Some("debug"), "debug"),
+        for (environment, logged, is_warned_of) in [
+            (None, "info", false),
+            (Some(""), "info", false),
+            (Some(" "), "info", false),
+            (Some("tidegate=loud"), "info", true),
+            (Some("debug"), "debug", false),
         ] {
-            let filter = filter(environment.map(str::to_owned), "info");
+            let (filter, warning) = filter(environment.map(str::to_owned), "info");
             assert_eq!(filter.to_string(), logged, "{environment:?}");
+            assert_eq!(warning.is_some(), is_warned_of, "{warning:?}");
         }
     }
 }
