@@ -794,3 +794,38 @@ fn errors_are_counted_by_class_whoever_made_them() {
     assert_eq!(counted("U1"), 2.0);
     assert_eq!(gateway.metric("tidegate_errors_total", ""), 5.0);
 }
+
+#[test]
+fn how_nodes_are_probed_and_by_whom_is_changed_by_a_reload() {
+    let cluster = support::cluster_with(1, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n[health]\nfailures = 1000\n")
+    });
+    let (primary, replica) = (cluster.primary(), cluster.node(1));
+    primary
+        .sql("app", "CREATE ROLE watcher LOGIN PASSWORD 'watcher'")
+        .expect("role");
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let is_monitor = |line: &&str| line.starts_with("monitor = ");
+    let monitor = config.lines().find(is_monitor).expect("a monitor");
+    let watcher = "monitor = { user = \"watcher\", password = \"watcher\" }";
+    let watched = config.replace(monitor, watcher);
+    gateway.reload(&watched);
+    for node in [&primary, &replica] {
+        wait_for("another to probe", || {
+            const WHO: &str = "SELECT string_agg(usename, ',') FROM pg_stat_activity \
+                WHERE application_name = 'tidegate monitor'";
+            node.sql("app", WHO).expect("activity").trim() == "watcher"
+        });
+    }
+
+    let is_up = || gateway.metric("tidegate_up", &format!("node=\"{}\"", replica.address())) == 1.0;
+    assert!(is_up());
+    replica.kill();
+    wait_for("more failures than will be needed", || {
+        gateway.log().matches("probe failed").count() > 4
+    });
+    assert!(is_up());
+    gateway.reload(&watched.replace("failures = 1000", "failures = 3"));
+    wait_for("the node to be down", || !is_up());
+}
