@@ -497,7 +497,7 @@ impl Session {
                 if !statement.pins.contains(Pin::TemporaryTable) {
                     self.shared.registry.begin_epoch();
                     self.reshape(reach, text());
-                    if reach != Reach::Nothing {
+                    if statement.defines() {
                         self.redefine(text());
                     }
                 }
@@ -668,12 +668,16 @@ impl Session {
         }
     }
 
-    /// This definition has been made, of which what names do to sessions may be otherwise.
+    /// This definition has been made, if its text is kept.
     fn redefine(&mut self, definition: Option<&[u8]>) {
+        self.redefined |= definition.is_none_or(|definition| self.may_redefine(definition));
+    }
+
+    /// Whether by this definition names may come to do something else to sessions.
+    fn may_redefine(&self, definition: &[u8]) -> bool {
+        let conforming = self.has_conforming_strings();
         let known = self.effects();
-        self.redefined |= known.zip(definition).is_none_or(|(known, definition)| {
-            known.may_change_by(definition, self.has_conforming_strings())
-        });
+        known.is_none_or(|known| known.may_change_by(definition, conforming))
     }
 
     /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.

@@ -140,6 +140,17 @@ pub struct Statement {
     pub executes: bool,
 }
 
+impl Statement {
+    /// Whether it defines what other sessions use too. Something temporary is the session's own, and most often new.
+    pub fn defines(&self) -> bool {
+        match self.verb {
+            Verb::Routine => true,
+            Verb::Ddl(reach) => reach != Reach::Nothing && !self.pins.contains(Pin::TemporaryTable),
+            _ => false,
+        }
+    }
+}
+
 /// The statements that a session has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {

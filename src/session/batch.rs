@@ -49,8 +49,10 @@ pub struct Batch {
     /// known.
     pub(super) suspicion: Option<Suspicion>,
     pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
-    /// There are more of them than are kept.
+    /// There are more of them than are kept, or what they use may be gone again when that is asked.
     pub(super) unjudged_more: bool,
+    /// By something in it names may come to do something else to sessions.
+    pub(super) redefines: bool,
     /// The first of its statements that steers a transaction; and what all others need than one that opens it.
     pub(super) control: Option<Control>,
     pub rest: Need,
@@ -242,6 +244,7 @@ impl Batch {
             suspicion: None,
             unjudged: Vec::new(),
             unjudged_more: false,
+            redefines: false,
             control: None,
             rest: Need::Read,
             within: Within::Stays,
@@ -276,6 +279,7 @@ impl Batch {
             suspicion,
             unjudged,
             unjudged_more,
+            redefines,
             control,
             rest,
             within,
@@ -303,7 +307,7 @@ impl Batch {
         (*within, *portals_left, *words) = (Within::Stays, 0, 0);
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
-        *explains = false;
+        (*explains, *redefines) = (false, false);
         unjudged.clear();
         databases.clear();
         steps.clear();

@@ -11,7 +11,7 @@ use super::server::{Text, Tracked};
 use super::transaction::{Control, Within};
 use super::{Session, own, tracked, transaction};
 use crate::sql::lexer::Lexer;
-use crate::sql::{Class, Need, Pin, Verb, Why, command};
+use crate::sql::{Class, Need, Pin, Statement, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
@@ -531,14 +531,21 @@ impl Session {
 
     /// Notes what running this text may do to the session.
     fn judge(&self, class: &Arc<Class>, need: Need, sql: &[u8], batch: &mut Batch) {
-        if need == Need::Write {
+        let is_new = || self.redefined || batch.redefines;
+        if need == Need::Write || need == Need::Read && is_new() {
             self.judge_text(class, sql, batch);
         }
     }
 
     pub(super) fn judge_text(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
         batch.reads_sequences |= class.reads_sequences();
-        match self.effects() {
+        let redefines = class.statements.iter().any(Statement::defines) && self.may_redefine(sql);
+        // What is known of effects does not know what the open transaction has defined, or the batch will.
+        let is_new = self.redefined || batch.redefines || redefines && class.statements.len() > 1;
+        batch.redefines |= redefines;
+        // By a rollback it is gone again, but not all that it has done.
+        batch.unjudged_more |= is_new;
+        match self.effects().filter(|_| !is_new) {
             Some(effects) => {
                 let judgement = effects.judge(class, sql, self.has_conforming_strings());
                 batch.suspicion = batch.suspicion.max(judgement.suspicion);

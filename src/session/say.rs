@@ -85,6 +85,8 @@ impl Session {
 
     /// What the batch may do to the session is looked at when it has run.
     fn note_suspicion(&mut self, batch: &Batch, server: &ServerState) {
+        // What is said before the answer is heard counts on it, too.
+        self.redefined |= batch.redefines;
         if batch.suspicion.is_none() && batch.unjudged.is_empty() && !batch.unjudged_more {
             return;
         }

@@ -834,6 +834,71 @@ fn what_a_statement_may_have_changed_is_looked_at_twice() {
     assert!(!session.must_inspect(), "what `leave` does is known");
 }
 
+/// A session of a database whose names are known to have these effects.
+fn session_with_effects(effects: Effects) -> Session {
+    let session = session();
+    let known = &session.shared.effects;
+    let version = known.version();
+    known.learn(session.schema.database(), &Arc::new(effects), version);
+    session
+}
+
+/// Whether the server has to be asked after all this: each what the client says, the tags that the server
+/// answers with, and its status.
+fn must_inspect_after(said: &[(Vec<u8>, &[&str], &str)]) -> bool {
+    let (mut session, mut server) = (session_with_effects(Effects::default()), server());
+    for (client, tags, status) in said {
+        told(&mut session, &mut server, client);
+        let before = match client[0] {
+            b'P' => vec![frame(b'1', b""), frame(b'2', b"")],
+            _ => Vec::new(),
+        };
+        let answers = tags
+            .iter()
+            .flat_map(|tag| before.iter().cloned().chain([done(tag)]));
+        let answers: Vec<_> = answers.chain([ready(status)]).collect();
+        heard(&mut session, &mut server, &answers);
+    }
+    session.must_inspect()
+}
+
+#[test]
+fn what_was_just_defined_may_do_what_is_not_known() {
+    const DEFINE: &str =
+        "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(1)'";
+    const TABLE: &str = "CREATE TABLE t (a int)";
+    let query = |sql: &str| frame(b'Q', format!("{sql}\0").as_bytes());
+    let within = |definition: &'static str, read: &str, end: &'static str| {
+        let tag: &[&str] = match definition {
+            DEFINE => &["CREATE FUNCTION"],
+            _ => &["CREATE TABLE"],
+        };
+        must_inspect_after(&[
+            (query("BEGIN"), &["BEGIN"], "T"),
+            (query(definition), tag, "T"),
+            (query(read), &["SELECT 1"], "T"),
+            (query(end), &[end], "I"),
+        ])
+    };
+    for end in ["COMMIT", "ROLLBACK"] {
+        assert!(within(DEFINE, "SELECT f()", end));
+        assert!(within(DEFINE, "SELECT 1 FROM v", end), "it was a read");
+        assert!(!within(TABLE, "SELECT f()", end));
+    }
+    let used = &["CREATE FUNCTION", "SELECT 1"];
+    for (texts, tags, expected) in [
+        (&[DEFINE, "SELECT f()"][..], &used[..], true),
+        (&[TABLE, "SELECT f()"], &["CREATE TABLE", "SELECT 1"], false),
+        (&[DEFINE], &["CREATE FUNCTION"], false),
+    ] {
+        let inspects = must_inspect_after(&[(query(&texts.join("; ")), tags, "I")]);
+        assert_eq!(inspects, expected, "{texts:?}");
+    }
+    let run = |sql: &str| [parse("", sql), bind(""), execute()].concat();
+    let pipeline = [run(DEFINE), run("SELECT f()"), SYNC.to_vec()].concat();
+    assert!(must_inspect_after(&[(pipeline, used, "I")]));
+}
+
 #[test]
 fn a_server_keeps_its_statements_when_others_are_discarded() {
     let (mut session, mut server) = (session(), server());
