@@ -153,6 +153,33 @@ const BODIES: &[(&str, &str, Option<Suspicion>)] = &[
     ("plpgsql", "BEGIN EXECUTE 'it''s' || q; END", SOME),
     ("plpgsql", "BEGIN SET work_mem = 64; END", SOME),
     ("plpgsql", "BEGIN /* more */ SET work_mem = 64; END", SOME),
+    ("plpgsql", "BEGIN EXECUTE 'SET app.x = ' || q; END", SOME),
+    ("plpgsql", "BEGIN EXECUTE 'SET ROLE ' || q; END", SOME),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SET LOCAL ' || q || ' = 1'; END",
+        SOME,
+    ),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SET ' || q || ' = 1'; END",
+        UNKNOWN,
+    ),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SET app.' || q || ' = 1'; END",
+        UNKNOWN,
+    ),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE 'SET SESSION app.x_' || q || ' = 1'; END",
+        UNKNOWN,
+    ),
+    (
+        "plpgsql",
+        "BEGIN EXECUTE format('SET %I.x = 1', q); END",
+        UNKNOWN,
+    ),
     ("other", "return set([1, 2])", None),
     ("other", "return plpy.execute(q)", SOME),
     ("other", "return plpy.cursor(q)", SOME),

@@ -42,13 +42,28 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// What `sql` changes. Calls whose last argument is plainly `true` end with their transaction, and
 /// are left out.
 pub fn changes(sql: &[u8], conforming: bool) -> Changes {
-    let mut changes = Changes::default();
-    let runs_text = Cursor::new(sql, conforming).any(|token| token.is(sql, "do"));
-    let nesting = if runs_text { NESTING_MAX } else { 0 };
-    let mut left = READ_BYTES_MAX;
-    read(sql, conforming, nesting, &mut left, &mut changes);
-    changes.only_local = locals(sql, conforming).is_some();
-    changes
+    let has = |word| Cursor::new(sql, conforming).any(|token| token.is(sql, word));
+    let (is_block, calls) = (has("do"), has("call"));
+    let mut reader = Reader::new(conforming, is_block);
+    reader.read(sql, (is_block || calls).then_some(NESTING_MAX));
+    reader.changes.only_local = locals(sql, conforming).is_some();
+    reader.changes
+}
+
+/// What a function with this body changes.
+pub fn changes_of_body(body: &[u8]) -> Changes {
+    let mut reader = Reader::new(true, true);
+    reader.read(body, Some(NESTING_MAX - 1));
+    reader.changes
+}
+
+/// What the strings in `sql` change if whatever they are handed to runs them.
+pub fn changes_of_strings(sql: &[u8], conforming: bool) -> Changes {
+    let mut reader = Reader::new(conforming, false);
+    for token in Cursor::new(sql, conforming).filter(|token| token.kind == Kind::String) {
+        reader.read(string_content(token.text(sql)), Some(NESTING_MAX - 1));
+    }
+    reader.changes
 }
 
 /// The calls of `SELECT set_config(name, value, true), …`; `None` if the text is anything else or more.
@@ -130,71 +145,122 @@ pub fn spelled<'a>(
     Some(sql)
 }
 
-/// What a function with this body changes.
-pub fn changes_of_body(body: &[u8]) -> Changes {
-    let mut changes = Changes::default();
-    let mut left = READ_BYTES_MAX;
-    read(body, true, NESTING_MAX - 1, &mut left, &mut changes);
-    changes
+struct Reader {
+    conforming: bool,
+    /// Whether strings may be parts of what is run.
+    in_parts: bool,
+    /// How much may still be read of calls' arguments, in bytes.
+    left: usize,
+    changes: Changes,
 }
 
-fn read(sql: &[u8], conforming: bool, nesting: usize, left: &mut usize, changes: &mut Changes) {
-    let mut cursor = Cursor::new(sql, conforming);
-    let mut first = true;
-    while let Some(token) = cursor.next() {
-        match token.kind {
-            Kind::Word | Kind::QuotedWord
-                if cursor.at_kind(Kind::Open)
-                    && token.name(sql).is_some_and(|name| *name == *b"set_config") =>
-            {
-                if *left == 0 {
-                    changes.unknown = true;
-                    return;
+impl Reader {
+    fn new(conforming: bool, in_parts: bool) -> Reader {
+        Reader {
+            conforming,
+            in_parts,
+            left: READ_BYTES_MAX,
+            changes: Changes::default(),
+        }
+    }
+
+    /// `nesting`: how much deeper strings are read, if they are run.
+    fn read(&mut self, sql: &[u8], nesting: Option<usize>) {
+        let is_run = nesting.is_some_and(|nesting| nesting < NESTING_MAX);
+        let mut cursor = Cursor::new(sql, self.conforming);
+        let mut begins = true;
+        while let Some(token) = cursor.next() {
+            match token.kind {
+                Kind::Word | Kind::QuotedWord
+                    if cursor.at_kind(Kind::Open)
+                        && token.name(sql).is_some_and(|name| *name == *b"set_config") =>
+                {
+                    if self.left == 0 {
+                        self.changes.unknown = true;
+                        return;
+                    }
+                    let arguments = cursor.clone().parenthesis();
+                    let read = arguments.unwrap_or(cursor.rest()).len();
+                    self.left = self.left.saturating_sub(read);
+                    self.call(arguments.unwrap_or(&[]));
                 }
-                let arguments = cursor.clone().parenthesis();
-                *left = left.saturating_sub(arguments.unwrap_or(cursor.rest()).len());
-                call(arguments.unwrap_or(&[]), conforming, changes);
+                // A name in escapes could be any.
+                Kind::UnicodeWord if cursor.at_kind(Kind::Open) => self.changes.unknown = true,
+                Kind::Word if is_run && token.is(sql, "set") => {
+                    let is_spaced = sql.get(token.end).is_some_and(u8::is_ascii_whitespace);
+                    self.set(cursor.clone(), begins && is_spaced);
+                }
+                Kind::String => {
+                    let inner = string_content(token.text(sql));
+                    match nesting {
+                        Some(0) => self.changes.unknown |= !inner.is_empty(),
+                        Some(nesting) => self.read(inner, Some(nesting - 1)),
+                        None => {}
+                    }
+                }
+                _ => {}
             }
-            // A name in escapes could be any.
-            Kind::UnicodeWord if cursor.at_kind(Kind::Open) => changes.unknown = true,
-            Kind::Word if nesting < NESTING_MAX && token.is(sql, "set") => {
-                set(cursor.clone(), first, changes);
-            }
-            Kind::String if nesting > 0 => {
-                let inner = string_content(token.text(sql));
-                read(inner, conforming, nesting - 1, left, changes);
-            }
-            _ => {}
+            // Quotes that are doubled within a string are read as a string without anything.
+            begins = matches!(token.kind, Kind::String | Kind::Semicolon);
         }
-        first = false;
     }
-}
 
-/// One call, by what is between its parentheses.
-fn call(arguments: &[u8], conforming: bool, changes: &mut Changes) {
-    let mut parts = vec![Vec::new()];
-    let mut depth = 0usize;
-    for token in Cursor::new(arguments, conforming) {
-        match token.kind {
-            Kind::Open | Kind::OpenBracket => depth += 1,
-            Kind::Close | Kind::CloseBracket => depth = depth.saturating_sub(1),
-            Kind::Comma if depth == 0 => {
-                parts.push(Vec::new());
-                continue;
+    /// One call, by what is between its parentheses.
+    fn call(&mut self, arguments: &[u8]) {
+        let mut parts = vec![Vec::new()];
+        let mut depth = 0usize;
+        for token in Cursor::new(arguments, self.conforming) {
+            match token.kind {
+                Kind::Open | Kind::OpenBracket => depth += 1,
+                Kind::Close | Kind::CloseBracket => depth = depth.saturating_sub(1),
+                Kind::Comma if depth == 0 => {
+                    parts.push(Vec::new());
+                    continue;
+                }
+                _ => {}
             }
-            _ => {}
+            if let Some(part) = parts.last_mut() {
+                part.push(token);
+            }
         }
-        if let Some(part) = parts.last_mut() {
-            part.push(token);
+        let is_local = |part: &Vec<Token>| matches!(part[..], [word] if word.is(arguments, "true"));
+        if parts.get(2).is_some_and(is_local) {
+            return;
+        }
+        match parts.first().and_then(|part| name(part, arguments)) {
+            Some(name) => self.changes.names.push(name),
+            None => self.changes.unknown = true,
         }
     }
-    let is_local = |part: &Vec<Token>| matches!(part[..], [word] if word.is(arguments, "true"));
-    if parts.get(2).is_some_and(is_local) {
-        return;
-    }
-    match parts.first().and_then(|part| name(part, arguments)) {
-        Some(name) => changes.names.push(name),
-        None => changes.unknown = true,
+
+    /// A SET inside text that is run: only names with a dot matter, the others are listed by the server.
+    /// `begins` if it may begin a statement.
+    fn set(&mut self, mut cursor: Cursor<'_>, begins: bool) {
+        // What is handed over may be any text.
+        if cursor.eat("local") || !self.in_parts && !begins {
+            return;
+        }
+        cursor.eat("session");
+        let mut parts = Vec::new();
+        let mut goes_on = true;
+        while goes_on && let Some(part) = cursor.eat_name() {
+            parts.push(String::from_utf8_lossy(&part).to_ascii_lowercase());
+            goes_on = cursor.eat_kind(Kind::Dot);
+        }
+        let assigns = cursor.at("to") || cursor.at_kind(Kind::Operator);
+        // What is put together as it runs: `SET app.%I = …`, `SET app.` || name || ….
+        let is_part = match cursor.peek().map(|token| token.kind) {
+            Some(Kind::Operator) => cursor.rest().starts_with(b"%"),
+            // A word without a dot is all of a name: `SET ROLE ` || name.
+            None | Some(Kind::Broken | Kind::String) => goes_on || parts.len() > 1,
+            _ => false,
+        };
+        if self.in_parts && begins && is_part {
+            self.changes.unknown = true;
+        } else if assigns && parts.len() > 1 {
+            let name = parts.join(".").into_boxed_str();
+            self.changes.names.push(Name::Literal(name));
+        }
     }
 }
 
@@ -227,30 +293,6 @@ fn constant(text: &[u8]) -> Option<Box<str>> {
     let plain = |b: &u8| !matches!(b, b'\'' | b'\\');
     let inner = inner.iter().all(plain).then_some(inner)?;
     Some(str::from_utf8(inner).ok()?.to_ascii_lowercase().into())
-}
-
-/// A SET inside text that is run: only names with a dot matter, the others are listed by the server.
-fn set(mut cursor: Cursor<'_>, first: bool, changes: &mut Changes) {
-    if cursor.eat("local") {
-        return;
-    }
-    cursor.eat("session");
-    let mut parts = Vec::new();
-    while let Some(part) = cursor.eat_name() {
-        parts.push(String::from_utf8_lossy(&part).to_ascii_lowercase());
-        if !cursor.eat_kind(Kind::Dot) {
-            break;
-        }
-    }
-    let assigns = cursor.at("to") || cursor.at_kind(Kind::Operator);
-    match (parts.len(), assigns) {
-        // The text is put together as it runs: `SET app.%I = …`.
-        (_, true) if first && cursor.rest().starts_with(b"%") => changes.unknown = true,
-        (2.., true) => changes
-            .names
-            .push(Name::Literal(parts.join(".").into_boxed_str())),
-        _ => {}
-    }
 }
 
 #[cfg(test)]
@@ -293,6 +335,39 @@ mod tests {
         ] {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(found(sql), (names, unknown), "{sql}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_text_that_is_handed_over() {
+        for (sql, names, unknown) in [
+            ("select run('select 1')", &[][..], false),
+            (
+                "select run('SET App.X = 1; set session b.c to 2')",
+                &["app.x", "b.c"],
+                false,
+            ),
+            (
+                "select run('select set_config($$a.b$$, ''1'', false)')",
+                &[],
+                true,
+            ),
+            (
+                "select run('set work_mem = 1', 'set local a.b = 1')",
+                &[],
+                false,
+            ),
+            (
+                "insert into t values ('set', 'Set A', 'we set a.b = 1')",
+                &[],
+                false,
+            ),
+            ("select set_config(x, '1', false)", &[], false),
+        ] {
+            let found = changes_of_strings(sql.as_bytes(), true);
+            let literal = |name: &&str| Name::Literal((*name).into());
+            let names: Vec<_> = names.iter().map(literal).collect();
+            assert_eq!((found.names, found.unknown), (names, unknown), "{sql}");
         }
     }
 
@@ -374,6 +449,65 @@ mod tests {
             ),
             (
                 "do 'begin perform set_config(x, ''1'', false); end'",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute 'set a.' || k || ' = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute 'set a.b_' || k || ' = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute 'set session ' || k || ' = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute 'set \"' || k || '\" = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute 'set local ' || k || ' = 1'; end $$",
+                &[],
+                false,
+            ),
+            ("do $$ begin execute 'set role ' || k; end $$", &[], false),
+            ("do $$ begin if k = 'set' then end if; end $$", &[], false),
+            (
+                "call run('set a.b = 1', 'set of c', 'set d')",
+                &["a.b"],
+                false,
+            ),
+            ("call run('select set_config(x, y, false)')", &[], true),
+            (
+                "do $$ begin execute 'select 1; set ' || k || ' = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do 'begin execute ''set a.'' || k || '' = 1''; end'",
+                &[],
+                true,
+            ),
+            (
+                "do 'begin execute ''set a.b = '' || k; end'",
+                &["a.b"],
+                false,
+            ),
+            ("do 'begin execute ''set role '''' || k; end'", &[], false),
+            (
+                "do $$ begin execute 'set time zone ' || k; end $$",
+                &[],
+                false,
+            ),
+            (
+                "do $a$ $b$ $c$ $d$ $e$ set a.b = 1 $e$ $d$ $c$ $b$ $a$",
                 &[],
                 true,
             ),

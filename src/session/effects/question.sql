@@ -71,7 +71,8 @@ WITH RECURSIVE built_in AS MATERIALIZED (
 ), seeds (class, oid, by_text, sets_any, reads) AS (
     SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid, oid, true,
             body ~ E'set_config"?\\s*\\((?!\\s*''+[^'']*''+\\s*(::\\s*\\w+\\s*)?,)'
-            OR body ~ E'u&"|\\yset\\s+(session\\s+)?%', false
+            OR body ~ E'u&"|[;''$]\\s*set\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s'']|["\\w$.]+\\s*(=|to\\y))',
+            false
         FROM bodies WHERE body ~
             E'(^|[;''$]|\\*/|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
             E'set_config|advisory_(un)?lock|_shared|\\y(gd|sd)\\y' OR body ~
