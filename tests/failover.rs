@@ -181,6 +181,14 @@ fn a_primary_that_has_been_left_is_not_the_first_that_there_is() {
     assert_eq!(gateway.metric("tidegate_failovers_total", ""), 0.0);
     let left = format!("node={} timeline=1", old.address());
     assert!(gateway.log().contains(&left), "{}", gateway.log());
+    // It gets nothing, and so greets nobody.
+    assert_eq!(read(&Client::open(&gateway, "app", "")), (0, new.port()));
+    let pools = |node: &LocalNode| {
+        gateway
+            .samples("tidegate_pool_servers", &node.address())
+            .len()
+    };
+    assert_eq!((pools(&old), pools(&new) > 0), (0, true));
 }
 
 #[test]
