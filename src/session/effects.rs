@@ -286,12 +286,33 @@ impl Effects {
         }
         let hidden = mentions(sql, conforming, runs, &mut |name| {
             judgement.add(self.names.get(name).copied().unwrap_or_default());
-            judgement.reads_sequences |= runs && effect(name) == Some(Effect::ReadsSequence);
             false
         });
         judgement.add(self.by_operators(sql, conforming));
         // A name that is written in escapes could be any.
         if hidden {
+            judgement.add(Suspicion::UnknownSettings.into());
+        }
+        if judgement.suspicion.is_some() {
+            judgement.add(self.by_strings(sql, conforming, runs));
+        }
+        judgement
+    }
+
+    /// What the strings in `sql` may do if whatever they are handed to runs them. If the statement itself
+    /// `runs` text, [`set_config::changes`] tells which settings it changes.
+    fn by_strings(&self, sql: &[u8], conforming: bool, runs: bool) -> Judgement {
+        let mut judgement = Judgement::default();
+        mentions(sql, conforming, true, &mut |name| {
+            judgement.reads_sequences |= effect(name) == Some(Effect::ReadsSequence);
+            false
+        });
+        let Changes { names, unknown, .. } = set_config::changes_of_strings(sql, conforming);
+        let is_asked_for = |name: &Name| match name {
+            Name::Literal(name) => self.settings.contains(name),
+            Name::Parameter(_) => false,
+        };
+        if !runs && (unknown || !names.iter().all(is_asked_for)) {
             judgement.add(Suspicion::UnknownSettings.into());
         }
         judgement
@@ -382,6 +403,32 @@ mod tests {
             ),
         ] {
             assert_eq!(judge(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_handed_over_may_be_run() {
+        let effects = Effects::read(&[
+            fact("run", Some("begin execute q; end")),
+            fact("enter", Some("perform set_config('app.tenant', $1, false)")),
+        ]);
+        let classifier = Classifier::new(Rules::default(), 100);
+        let (some, unknown) = (Some(Suspicion::Some), Some(Suspicion::UnknownSettings));
+        for (sql, expected) in [
+            ("select run('select 1')", (some, false)),
+            ("select run('set app.tenant = 42')", (some, false)),
+            ("select run('set app.role = 42')", (unknown, false)),
+            ("select run($$ set app.role to 42 $$)", (unknown, false)),
+            ("select run('select lastval()')", (some, true)),
+            ("select ran('set app.role = 42')", (None, false)),
+            ("call run('set app.role = 42')", (some, false)),
+        ] {
+            let class = classifier.classify(sql.as_bytes(), true);
+            let Judgement {
+                suspicion,
+                reads_sequences,
+            } = effects.judge(&class, sql.as_bytes(), true);
+            assert_eq!((suspicion, reads_sequences), expected, "{sql}");
         }
     }
 
