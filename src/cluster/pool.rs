@@ -642,6 +642,7 @@ impl Server {
     pub async fn run(&mut self, sql: &[u8]) -> Result<(), ConnectError> {
         let mut out = BytesMut::new();
         encode::query(&mut out, sql);
+        self.state.drop_unnamed();
         self.stream.write_all(&out).await?;
         let mut buf = BytesMut::new();
         loop {

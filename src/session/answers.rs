@@ -533,7 +533,7 @@ impl Session {
         let mut skipped = Skipped::default();
         let mut owed = Vec::new();
         while let Some(expected) = next_skipped(server) {
-            skipped.undo(&expected.what, server);
+            skipped.undo(&expected, server);
             owed.push(expected);
         }
         skipped.end(server);
@@ -564,11 +564,16 @@ struct Skipped {
 }
 
 impl Skipped {
-    fn undo(&mut self, what: &Expect, server: &mut ServerState) {
-        match what {
+    fn undo(&mut self, expected: &Expected, server: &mut ServerState) {
+        match &expected.what {
             Expect::Parse { prepared, .. } => self.unmake(prepared.id, server),
             Expect::Prepare { id } => self.unmake(*id, server),
-            Expect::ParseUnnamed => server.unnamed = Some(NOT_KNOWN),
+            // What would have replaced or dropped the unnamed statement.
+            Expect::ParseUnnamed
+            | Expect::Query { .. }
+            | Expect::RefusedQuery(_)
+            | Expect::Refused(_) => server.unnamed = Some(NOT_KNOWN),
+            Expect::Close if expected.hidden => server.unnamed = Some(NOT_KNOWN),
             Expect::Evict { id } if !self.unmade.contains(id) => self.kept.push(*id),
             _ => {}
         }
@@ -619,7 +624,7 @@ fn hide_owed(server: &mut ServerState) {
     if !server.queue.front().is_some_and(is_query) {
         let mut skipped = Skipped::default();
         while let Some(expected) = next_skipped(server) {
-            skipped.undo(&expected.what, server);
+            skipped.undo(&expected, server);
         }
         skipped.end(server);
     }

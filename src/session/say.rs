@@ -488,13 +488,6 @@ impl Session {
         server.expect_hidden(Expect::Fence { reached: false });
     }
 
-    /// Ends an open transaction, or resets the server wholly, after its client is done with it.
-    pub fn say_cleanup(server: &mut ServerState, sql: &[u8], out: &mut BytesMut) {
-        encode::query(out, sql);
-        server.unnamed = None;
-        server.expect_hidden(Expect::Settings);
-    }
-
     /// An error has occurred in the open pipeline: the server answers nothing before Sync.
     pub fn is_failed(&self) -> bool {
         self.failed

@@ -167,12 +167,16 @@ impl ServerState {
         self.copy_in.is_some()
     }
 
-    /// DISCARD ALL has run.
+    /// DISCARD ALL has run, which spares the unnamed statement.
     pub fn reset(&mut self) {
         self.settings = Settings::default();
         self.statements.clear();
-        self.unnamed = None;
         self.drawn_by = None;
+    }
+
+    /// A Query has been sent, which drops the unnamed statement.
+    pub fn drop_unnamed(&mut self) {
+        self.unnamed = None;
     }
 
     pub(super) fn expect(&mut self, what: Expect) {

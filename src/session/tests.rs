@@ -480,6 +480,50 @@ fn nobody_else_s_unnamed_statement_is_used() {
     }
 }
 
+#[test]
+fn an_unnamed_statement_that_outlives_discard_all_is_still_nobody_else_s() {
+    let (mut one, mut server) = (session(), server());
+    let run = [bind(""), execute(), SYNC.to_vec()].concat();
+    let discard = [parse("", "DISCARD ALL"), run.clone()].concat();
+    told(&mut one, &mut server, &discard);
+    let ran = [frame(b'2', b""), done("DISCARD ALL"), ready("I")];
+    let answers = [vec![frame(b'1', b"")], ran.to_vec()].concat();
+    assert_eq!(heard(&mut one, &mut server, &answers), "12CZ");
+    assert_eq!(tags(&told(&mut one, &mut server, &run)), "BES");
+    heard(&mut one, &mut server, &ran);
+
+    let mut other = session();
+    let said = told(&mut other, &mut server, &[bind(""), SYNC.to_vec()].concat());
+    assert_eq!(said[0], r"C S\x00", "{said:?}");
+}
+
+#[test]
+fn an_unnamed_statement_that_an_error_spares_is_nobody_else_s() {
+    let close = [bind(""), SYNC.to_vec()].concat();
+    let query = [frame(b'Q', b"SELECT 1\0"), SYNC.to_vec()].concat();
+    for skipped in [close, query] {
+        let mut server = server();
+        let mut one = session();
+        let client = [parse("", "SELECT 1"), SYNC.to_vec()].concat();
+        told(&mut one, &mut server, &client);
+        heard(&mut one, &mut server, &[frame(b'1', b""), ready("I")]);
+
+        let mut other = session();
+        let (mut batch, mut out) = (Batch::new(), BytesMut::new());
+        let client = [bind("nowhere"), skipped].concat();
+        let mut at = 0;
+        while at < client.len() {
+            other.plan(&client[at..], &mut batch).unwrap();
+            other.say(&batch, &client[at..], &mut server, &mut out);
+            at += batch.len;
+            batch.clear();
+        }
+        heard(&mut other, &mut server, &[failed(), ready("I")]);
+        let said = told(&mut other, &mut server, &[bind(""), SYNC.to_vec()].concat());
+        assert_eq!(said[0], r"C S\x00", "{said:?}");
+    }
+}
+
 /// Each statement looked for from the start of its text, this would take minutes.
 #[test]
 fn a_text_of_many_settings_is_read_once() {
