@@ -15,7 +15,7 @@ use dashmap::DashMap;
 
 use super::inspection::Fact;
 use crate::sql::functions::{Effect, effect};
-use crate::sql::lexer::{Kind, Lexer, NESTING_MAX, mentions, string_content};
+use crate::sql::lexer::{Kind, Lexer, NESTING_MAX, is_unclosed, mentions, string_content};
 use crate::sql::set_config::{self, Changes, Name};
 use crate::sql::{Class, Verb};
 
@@ -289,9 +289,12 @@ impl Effects {
             false
         });
         judgement.add(self.by_operators(sql, conforming));
-        // A name that is written in escapes could be any.
-        if hidden {
-            judgement.add(Suspicion::UnknownSettings.into());
+        match hidden {
+            // Nothing of it runs.
+            true if is_unclosed(sql) => return Judgement::default(),
+            // A name that is written in escapes could be any.
+            true => judgement.add(Suspicion::UnknownSettings.into()),
+            false => {}
         }
         if judgement.suspicion.is_some() {
             judgement.add(self.by_strings(sql, conforming, runs));
@@ -394,6 +397,15 @@ mod tests {
             ),
             (
                 "select U&\"\\0065nter\"(1)",
+                Some(Suspicion::UnknownSettings),
+            ),
+            ("select enter('O'Brien')", None),
+            ("do $$ begin perform enter(1); end $", None),
+            ("select enter(1) /* unclosed", None),
+            // Under other settings it is closed.
+            ("select enter('a\\'b')", Some(Suspicion::UnknownSettings)),
+            (
+                "do $$ begin perform enter('O'Brien'); end $$",
                 Some(Suspicion::UnknownSettings),
             ),
             ("do 'begin end'", Some(Suspicion::Some)),

@@ -432,6 +432,12 @@ impl Token {
     }
 }
 
+/// Whether the server refuses `sql` as a whole, under whatever settings, for a string, name or comment
+/// that does not end. What a backslash is in it depends on these.
+pub fn is_unclosed(sql: &[u8]) -> bool {
+    !sql.contains(&b'\\') && Lexer::new(sql, true).any(|token| token.kind == Kind::Broken)
+}
+
 /// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
 pub const NESTING_MAX: usize = 4;
 
