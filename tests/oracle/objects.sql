@@ -17,6 +17,11 @@ CREATE FUNCTION enters(text) RETURNS text LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN set_config('app.tenant', $1, false); END $$;
 CREATE FUNCTION locks(int) RETURNS boolean LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN pg_try_advisory_xact_lock($1); END $$;
+CREATE FUNCTION drawn() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT last_value FROM numbers';
+CREATE FUNCTION last_item() RETURNS text LANGUAGE sql STABLE
+    AS 'SELECT last_value (name) OVER () FROM items LIMIT 1';
+CREATE FUNCTION own_setting() RETURNS text LANGUAGE sql STABLE
+    AS 'SELECT setting FROM pg_settings WHERE name = ''work_mem''';
 CREATE FUNCTION atomic_reads(int) RETURNS bigint LANGUAGE sql STABLE
     BEGIN ATOMIC SELECT counts($1); END;
 CREATE FUNCTION atomic_writes(int) RETURNS int LANGUAGE sql STABLE
