@@ -28,7 +28,7 @@ impl Tells {
                 tells.object(Why::NotParsed);
             }
             if let Some(last) = last {
-                tells.pair(text, before, last, token);
+                tells.pair(text, conforming, before, last, token);
             }
             (before, last) = (last, Some(token));
         }
@@ -41,7 +41,14 @@ impl Tells {
     }
 
     /// Reads two adjacent tokens, and the one before them.
-    fn pair(&mut self, text: &[u8], before: Option<Token>, last: Token, next: Token) {
+    fn pair(
+        &mut self,
+        text: &[u8],
+        conforming: bool,
+        before: Option<Token>,
+        last: Token,
+        next: Token,
+    ) {
         if next.kind == Kind::Open {
             self.call(text, last);
         }
@@ -67,8 +74,9 @@ impl Tells {
                     return;
                 }
                 self.object(Why::SelectInto);
-                let temporary = ["temp", "temporary", "local", "global", "pg_temp"];
-                if temporary.iter().any(|w| next_is(w)) {
+                let words = ["temp", "temporary", "local", "global"];
+                let rest = text.get(next.start..).unwrap_or(&[]);
+                if words.iter().any(|w| next_is(w)) || is_temporary(rest, conforming) {
                     self.pins.insert(Pin::TemporaryTable);
                 }
             }
@@ -115,6 +123,21 @@ impl Tells {
     }
 }
 
+/// Whether the new table that `rest` names first is in the temporary schema.
+fn is_temporary(rest: &[u8], conforming: bool) -> bool {
+    const LONGEST: [&str; 6] = ["unlogged", "table", "database", ".", "pg_temp", "."];
+    let mut lexer = Lexer::new(rest, conforming);
+    let tokens = std::iter::from_fn(|| lexer.solid()).take(LONGEST.len());
+    let mut named = false;
+    for token in tokens {
+        if named && token.kind == Kind::Dot {
+            return true;
+        }
+        named = token.name(rest).is_some_and(|name| *name == *b"pg_temp");
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +163,30 @@ mod tests {
                 "select 1 into temp t",
                 false,
                 &[Pin::TemporaryTable],
+                Some(Why::SelectInto),
+            ),
+            (
+                "select 1 into table pg_temp.t",
+                false,
+                &[Pin::TemporaryTable],
+                Some(Why::SelectInto),
+            ),
+            (
+                "select 1 into \"pg_temp\" . t",
+                false,
+                &[Pin::TemporaryTable],
+                Some(Why::SelectInto),
+            ),
+            (
+                "select 1 into unlogged table app.pg_temp.t",
+                false,
+                &[Pin::TemporaryTable],
+                Some(Why::SelectInto),
+            ),
+            (
+                "select pg_temp from public.pg_temp into table t",
+                false,
+                &[],
                 Some(Why::SelectInto),
             ),
             (
