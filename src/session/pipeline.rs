@@ -10,6 +10,7 @@ use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::{Text, Tracked};
 use super::transaction::{Control, Within};
 use super::{Session, own, tracked, transaction};
+use crate::sql::catalog::Catalog;
 use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Pin, Statement, Verb, Why, command};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -465,7 +466,7 @@ impl Session {
         let needs = self.needs(class, sql);
         batch.needs_class(class, needs);
         self.consider(class, needs.0, sql, batch);
-        batch.needs_server |= self.concerns_server(needs.0, sql);
+        batch.needs_server |= self.concerns_server(class, needs.0, sql);
         match class.explains {
             false => batch.heed(sql),
             // Its hints are those of what it is about.
@@ -561,10 +562,17 @@ impl Session {
     }
 
     /// Whether a read of this text may need what only the session's own server has.
-    fn concerns_server(&self, need: Need, sql: &[u8]) -> bool {
+    fn concerns_server(&self, class: &Class, need: Need, sql: &[u8]) -> bool {
         !self.pins.is_empty()
             && need == Need::Read
-            && self.pins.concern(sql, self.has_conforming_strings())
+            && (self.pins.concern(sql, self.has_conforming_strings())
+                || self.pins.contains(Pin::TemporaryTable) && self.binds_late(class, sql))
+    }
+
+    /// Whether a read may come to something temporary by a text that is not its own.
+    fn binds_late(&self, class: &Class, sql: &[u8]) -> bool {
+        let latest = self.catalog.as_ref().and_then(|known| known.latest());
+        Catalog::binds_late(latest.as_deref(), class, sql)
     }
 
     /// Plans a message that is too long to be held: its beginning now, the rest passed on as it

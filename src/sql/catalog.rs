@@ -42,6 +42,9 @@ struct Contents {
     operators: BTreeSet<Box<str>>,
     /// Unsafe functions that are called without a word, and by what.
     everywhere: Vec<(Box<str>, Box<str>)>,
+    /// Relations and fields that call functions in whose texts names are looked up only when they run.
+    late_relations: Names<Vec<Box<str>>>,
+    late_fields: BTreeSet<Box<str>>,
 }
 
 type Names<T> = HashMap<Box<str>, T, foldhash::fast::RandomState>;
@@ -164,9 +167,10 @@ impl Catalog {
         let c = &self.contents;
         let functions: usize = c.functions.values().map(Vec::len).sum();
         let relations: usize = c.relations.values().map(Vec::len).sum();
+        let late: usize = c.late_relations.values().map(Vec::len).sum();
         let unseen =
             c.fields.len() + c.types.len() + c.rows.len() + c.operators.len() + c.everywhere.len();
-        functions + relations + unseen
+        functions + relations + unseen + late + c.late_fields.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -197,7 +201,7 @@ impl Catalog {
         }
         for written in &class.relations {
             let (schema, name) = parts(written);
-            if self.is_unsafe_relation(schema.as_deref(), &name) {
+            if is_among(&self.contents.relations, schema.as_deref(), &name) {
                 return (Verdict::UnsafeRelation, Some(written.to_string()));
             }
         }
@@ -254,11 +258,26 @@ impl Catalog {
         found
     }
 
-    fn is_unsafe_relation(&self, schema: Option<&str>, name: &str) -> bool {
-        let known = self.contents.relations.get(name);
-        known.is_some_and(|schemas| {
-            schema.is_none_or(|schema| schemas.iter().any(|known| **known == *schema))
-        })
+    /// Whether a read of this class may run the text of a function of the database's own, with or without
+    /// a catalog: what a name in that stands for may be a session's own.
+    pub fn binds_late(catalog: Option<&Catalog>, class: &Class, sql: &[u8]) -> bool {
+        let contents = catalog.map(|catalog| &catalog.contents);
+        let is_own = |written: &str| {
+            let (schema, name) = parts(written);
+            let hides = |known: &Contents| known.functions.contains_key(&*name);
+            functions::builtin(schema.as_deref(), &name) != Ruling::Safe
+                || schema.is_none() && contents.is_some_and(hides)
+        };
+        let is_late = |written: &str, known: &Contents| {
+            let (schema, name) = parts(written);
+            is_among(&known.late_relations, schema.as_deref(), &name)
+        };
+        class.functions.iter().any(|written| is_own(written))
+            || contents.is_some_and(|known| {
+                let mut relations = class.relations.iter();
+                relations.any(|written| is_late(written, known))
+                    || has_field(sql, &known.late_fields)
+            })
     }
 
     /// What in `sql` calls an unsafe function without naming it.
@@ -322,6 +341,8 @@ impl Contents {
             "type" => drop(self.types.insert(name)),
             "row" => drop(self.rows.insert(name)),
             "operator" => drop(self.operators.insert(name)),
+            "late_relation" => self.late_relations.entry(name).or_default().push(schema),
+            "late_field" => drop(self.late_fields.insert(name)),
             "everywhere" => {
                 let by = remark.unwrap_or_default().into_boxed_str();
                 self.everywhere.push((name, by));
@@ -333,9 +354,34 @@ impl Contents {
     /// Brings what came in any order into one.
     fn settle(&mut self) {
         self.functions.values_mut().for_each(|list| list.sort());
-        self.relations.values_mut().for_each(|list| list.sort());
+        let lists = self.relations.values_mut();
+        let lists = lists.chain(self.late_relations.values_mut());
+        lists.for_each(|list| list.sort());
         self.everywhere.sort();
     }
+}
+
+/// Whether `relations` has one that this may name.
+fn is_among(relations: &Names<Vec<Box<str>>>, schema: Option<&str>, name: &str) -> bool {
+    relations.get(name).is_some_and(|schemas| {
+        schema.is_none_or(|schema| schemas.iter().any(|known| **known == *schema))
+    })
+}
+
+/// Whether one of `fields` is named after a dot.
+fn has_field(sql: &[u8], fields: &BTreeSet<Box<str>>) -> bool {
+    let mut lexer = Lexer::new(sql, true);
+    let mut after_dot = false;
+    while let Some(token) = lexer.solid() {
+        if after_dot
+            && let Some(name) = token.name(sql)
+            && str::from_utf8(clipped(&name)).is_ok_and(|name| fields.contains(name))
+        {
+            return true;
+        }
+        after_dot = token.kind == Kind::Dot;
+    }
+    false
 }
 
 /// The schema and the name in what [a class](Class) says of a function or a relation, as the server

@@ -16,7 +16,9 @@ WITH RECURSIVE functions AS MATERIALIZED (
             -- Declared to be stable, but with words that tell of what only this server knows, or of
             -- what a standby does for itself alone.
             OR l.lanname NOT IN ('c', 'internal') AND p.prosrc ~* $telling$
-        END AS doubtful
+        END AS doubtful,
+        -- What the names in its text stand for is settled only when it runs.
+        n.nspname <> 'pg_catalog' AND p.prosqlbody IS NULL AND l.lanname NOT IN ('c', 'internal') AS late
     FROM pg_proc p
     JOIN pg_namespace n ON n.oid = p.pronamespace
     JOIN pg_language l ON l.oid = p.prolang
@@ -85,6 +87,10 @@ WITH RECURSIVE functions AS MATERIALIZED (
     SELECT e.class, e.oid
     FROM unsafe u JOIN edges e ON e.refclass = u.class AND e.refoid = u.oid
     WHERE NOT (e.class = 'pg_proc'::regclass AND e.oid IN (SELECT oid FROM functions WHERE safe))
+), late (class, oid) AS (
+    SELECT 'pg_proc'::regclass::oid, oid FROM functions WHERE late
+    UNION
+    SELECT e.class, e.oid FROM late l JOIN edges e ON e.refclass = l.class AND e.refoid = l.oid
 ), of_functions AS MATERIALIZED (
     SELECT oid FROM unsafe WHERE class = 'pg_proc'::regclass
 ), of_relations AS MATERIALIZED (
@@ -185,5 +191,11 @@ UNION ALL SELECT 'function', n.nspname::text, p.proname::text, 'unsafe'
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE p.oid >= 16384 AND (p.prorettype IN (SELECT oid FROM checked)
         OR p.proargtypes::oid[] && (SELECT array_agg(oid) FROM checked))
+UNION ALL SELECT 'late_relation', n.nspname::text, c.relname::text, NULL
+    FROM late l JOIN pg_class c ON c.oid = l.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE l.class = 'pg_class'::regclass
+UNION ALL SELECT DISTINCT 'late_field', NULL, p.proname::text, NULL
+    FROM late l JOIN pg_proc p ON p.oid = l.oid
+    WHERE l.class = 'pg_proc'::regclass AND p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1
 UNION ALL SELECT 'everywhere', NULL, proname, by FROM unseen WHERE greatest(one, other) < 16384
 LIMIT $rows_max$

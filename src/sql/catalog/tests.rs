@@ -158,6 +158,40 @@ fn the_configuration_wins() {
 }
 
 #[test]
+fn a_text_that_is_read_when_it_runs_is_known_by_what_runs_it() {
+    let rows = [
+        row("function", "public", "report", "safe"),
+        row("function", "public", "lower", "safe"),
+        row("late_relation", "public", "of_report", ""),
+        row("late_field", "", "full_name", ""),
+    ];
+    let catalog = Catalog::read(rows, None);
+    assert_eq!(catalog.len(), 4);
+    let rules = Rules {
+        safe: vec!["report".to_owned()],
+        r#unsafe: Vec::new(),
+    };
+    // With the catalog, and without one.
+    for (sql, with, without) in [
+        ("select a, upper(b) from t", false, false),
+        ("select pg_catalog.lower(a) from t", false, false),
+        ("select lower(a) from t", true, false),
+        ("select public.lower(a) from t", true, true),
+        ("select report(1)", true, true),
+        ("select * from of_report", true, false),
+        ("table public.of_report", true, false),
+        ("select * from other.of_report", false, false),
+        ("select c.full_name from customers c", true, false),
+        ("select full_name from customers", false, false),
+    ] {
+        let class = class(sql, &rules);
+        let binds = |catalog| Catalog::binds_late(catalog, &class, sql.as_bytes());
+        assert_eq!(binds(Some(&catalog)), with, "{sql}");
+        assert_eq!(binds(None), without, "{sql}");
+    }
+}
+
+#[test]
 fn the_catalog_has_a_say_only_where_it_may_settle_it() {
     for (sql, expected) in [
         ("select 1", true),
