@@ -501,10 +501,7 @@ impl Session {
                         self.redefine(text());
                     }
                 }
-                match self.settings.make_temporary() {
-                    true => self.pins.touched(Pin::TemporaryTable),
-                    false => self.pins.look_again(Pin::TemporaryTable),
-                }
+                self.look_for_temporary();
             }
             Verb::Role | Verb::Database => self.did.altered = true,
             Verb::Close => self.pins.look_again(Pin::HeldCursor),
@@ -513,6 +510,7 @@ impl Session {
                 self.shared.registry.begin_epoch();
                 self.reshape(Reach::Anything, None);
                 self.redefine(text());
+                self.look_for_temporary();
             }
             Verb::DeallocateAll => {
                 self.statements.clear_named();
@@ -523,6 +521,15 @@ impl Session {
         }
         if self.roaming.is_some() {
             self.log(statement, text());
+        }
+    }
+
+    /// Something has been defined or dropped that may be temporary without saying so: by where names are
+    /// looked for, or by what it is made of.
+    fn look_for_temporary(&mut self) {
+        match self.settings.make_temporary() {
+            true => self.pins.touched(Pin::TemporaryTable),
+            false => self.pins.look_again(Pin::TemporaryTable),
         }
     }
 

@@ -944,6 +944,33 @@ fn what_was_just_defined_may_do_what_is_not_known() {
 }
 
 #[test]
+fn what_is_defined_or_dropped_may_be_temporary_without_saying_so() {
+    let view = "CREATE VIEW v AS SELECT 1";
+    let drop = "DROP FUNCTION pg_temp.f()";
+    for (before, statement, expected) in [
+        ("SELECT 1", view, false),
+        ("SET search_path = pg_temp, public", view, true),
+        ("CREATE TEMP TABLE t ()", view, true),
+        ("CREATE TEMP TABLE t ()", drop, true),
+    ] {
+        let (mut session, mut server) = (session_with_effects(Effects::default()), server());
+        for sql in ["BEGIN", before, statement] {
+            // What has been left before that is known.
+            let held = session.pins.contains(Pin::TemporaryTable);
+            session.pins.begin_report();
+            if held {
+                session.pins.found(Pin::TemporaryTable, b"t");
+            }
+            let client = frame(b'Q', format!("{sql}\0").as_bytes());
+            told(&mut session, &mut server, &client);
+            heard(&mut session, &mut server, &[done(sql), ready("T")]);
+        }
+        let looks = session.pins.suspects().contains(Pin::TemporaryTable);
+        assert_eq!(looks, expected, "{before}; {statement}");
+    }
+}
+
+#[test]
 fn a_server_keeps_its_statements_when_others_are_discarded() {
     let (mut session, mut server) = (session(), server());
     let prepare = [parse("p", "SELECT 1"), SYNC.to_vec()].concat();
