@@ -283,7 +283,7 @@ pub enum Pin {
     Listen,
     /// An SQL-level PREPARE.
     PreparedStatement,
-    /// A library that was loaded stays for as long as the server lives.
+    /// A library that was loaded stays for as long as the server lives, and so do dblink's connections.
     Load,
     /// Settings whose names are not known.
     Settings,

@@ -99,12 +99,19 @@ pub enum Effect {
     ReadsSequence,
     /// A session-level advisory lock is taken or released.
     AdvisoryLock,
+    /// A connection to another server is opened, which stays for as long as this server lives.
+    Connects,
 }
 
-/// The effect of calling the built-in function `name`, in whatever schema it was written.
+/// The effect of calling the function `name`, built in or of a known extension, in whatever schema it was
+/// written.
 pub fn effect(name: &[u8]) -> Option<Effect> {
-    if name == b"set_config" {
+    // That of pg_trgm sets pg_trgm.similarity_threshold.
+    if matches!(name, b"set_config" | b"set_limit") {
         return Some(Effect::SetsConfig);
+    }
+    if matches!(name, b"dblink_connect" | b"dblink_connect_u") {
+        return Some(Effect::Connects);
     }
     if name == b"setseed" {
         return Some(Effect::Seeds);
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn only_session_level_locks_matter() {
+    fn only_what_outlasts_the_transaction_matters() {
         for (name, expected) in [
             ("pg_advisory_lock", Some(Effect::AdvisoryLock)),
             ("pg_try_advisory_lock_shared", Some(Effect::AdvisoryLock)),
@@ -315,6 +322,9 @@ mod tests {
             ("pg_advisory_unlock", Some(Effect::AdvisoryLock)),
             ("pg_advisory_unlock_all", Some(Effect::AdvisoryLock)),
             ("set_config", Some(Effect::SetsConfig)),
+            ("set_limit", Some(Effect::SetsConfig)),
+            ("dblink_connect_u", Some(Effect::Connects)),
+            ("dblink", None),
             ("lastval", Some(Effect::ReadsSequence)),
             ("nextval", None),
             ("lower", None),
