@@ -525,9 +525,9 @@ impl Session {
     }
 
     /// Something has been defined or dropped that may be temporary without saying so: by where names are
-    /// looked for, or by what it is made of.
+    /// looked for, which is not always known, or by what it is made of.
     fn look_for_temporary(&mut self) {
-        match self.settings.make_temporary() {
+        match self.localised || self.uncertain || self.settings.make_temporary() {
             true => self.pins.touched(Pin::TemporaryTable),
             false => self.pins.look_again(Pin::TemporaryTable),
         }

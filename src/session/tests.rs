@@ -950,6 +950,9 @@ fn what_is_defined_or_dropped_may_be_temporary_without_saying_so() {
     for (before, statement, expected) in [
         ("SELECT 1", view, false),
         ("SET search_path = pg_temp, public", view, true),
+        ("SET LOCAL search_path = pg_temp, public", view, true),
+        ("SET LOCAL search_path = pg_temp", "CREATE TABLE t ()", true),
+        ("SELECT set_config('search_path', $1, false)", view, true),
         ("CREATE TEMP TABLE t ()", view, true),
         ("CREATE TEMP TABLE t ()", drop, true),
     ] {
