@@ -13,7 +13,6 @@ use super::own::{Complaint, Own};
 use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
-use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -104,9 +103,27 @@ impl Session {
             self.uncertain = true;
             self.pins.look_at_all();
         }
+        self.suspect_by_known(batch.suspicion);
+    }
+
+    /// A function is called by its number, as this message has it.
+    fn note_call(&mut self, message: Option<&[u8]>) {
+        let number = message.and_then(|body| body.first_chunk());
+        match number.map(|number| u32::from_be_bytes(*number)) {
+            Some(SET_CONFIG) => {
+                self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());
+            }
+            // What it does, the server can be asked about.
+            Some(0..BUILT_IN_END) => self.suspect(Some(Suspicion::Some), &Effects::default()),
+            _ => self.suspect_by_known(Some(Suspicion::Some)),
+        }
+    }
+
+    /// What has this suspicion against it may change the settings that effects are known to change.
+    fn suspect_by_known(&mut self, suspicion: Option<Suspicion>) {
         if let Some(effects) = self.effects() {
-            self.suspect(batch.suspicion, &effects);
-        } else if batch.suspicion.is_some() {
+            self.suspect(suspicion, &effects);
+        } else if suspicion.is_some() {
             self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());
         }
     }
@@ -324,10 +341,8 @@ impl Session {
                 server.expect(Expect::Malformed);
             }
             Step::FunctionCall { at } => {
-                // It says which function by a number that only the server knows.
-                self.pins.touched(Pin::AdvisoryLock);
                 self.remember_settings(server);
-                self.uncertain = true;
+                self.note_call(speech.client.get(at.start + HEADER..at.end));
                 speech.forward(at);
                 server.expect(Expect::FunctionCall);
             }
@@ -496,6 +511,11 @@ impl Session {
 
 /// What every server refuses to parse; it may come to be read in the server's log.
 pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said here";
+
+/// The numbers of `set_config`, and of whatever is not built in from here on:
+/// <https://www.postgresql.org/docs/current/system-catalog-initial-data.html>
+const SET_CONFIG: u32 = 2077;
+const BUILT_IN_END: u32 = 16384;
 
 /// The formats, values and result formats of a Bind that has none.
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";

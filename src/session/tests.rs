@@ -974,6 +974,29 @@ fn what_is_defined_or_dropped_may_be_temporary_without_saying_so() {
 }
 
 #[test]
+fn a_call_by_number_may_have_done_anything() {
+    let of_own = || {
+        let fact = ["effect", "enter", "set_config('app.tenant', $1, false)"];
+        Effects::read(&[fact.map(|text| Some(text.as_bytes().into()))])
+    };
+    for (number, names_it, pinned) in [
+        (20_000_u32, true, false),
+        (952, false, false),
+        (2077, false, true),
+    ] {
+        let (mut session, mut server) = (session_with_effects(of_own()), server());
+        let call = frame(b'F', &number.to_be_bytes());
+        told(&mut session, &mut server, &call);
+        assert_eq!(session.pins.suspects(), pins::VISIBLE, "{number}");
+        assert_eq!(session.is_pinned(), pinned, "{number}");
+        let mut out = BytesMut::new();
+        session.say_inspection(&mut server, &mut out);
+        let asked = out.windows(10).any(|part| part == b"app.tenant");
+        assert_eq!(asked, names_it, "{number}");
+    }
+}
+
+#[test]
 fn a_server_keeps_its_statements_when_others_are_discarded() {
     let (mut session, mut server) = (session(), server());
     let prepare = [parse("p", "SELECT 1"), SYNC.to_vec()].concat();
