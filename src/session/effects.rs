@@ -135,7 +135,7 @@ pub fn read_full(rows: impl IntoIterator<Item = [Option<String>; 3]>) -> (Effect
 
 /// Words that tell of an effect wherever they stand in a definition, sorted: those of the
 /// [`QUESTION`], and what is not defined by its text.
-const TELLING: [&str; 29] = [
+const TELLING: [&str; 30] = [
     "_shared",
     "currval",
     "deallocate",
@@ -157,6 +157,7 @@ const TELLING: [&str; 29] = [
     "pg_try_advisory_lock",
     "pg_try_advisory_lock_shared",
     "prepare",
+    "prepared",
     "rename",
     "schema",
     "sd",
@@ -548,6 +549,8 @@ mod tests {
             ("alter table t alter a set default currval('s')", true),
             ("alter function enter rename to go", true),
             ("create extension e", true),
+            // Whatever has been defined before.
+            ("commit prepared 'x'", true),
         ] {
             assert_eq!(
                 effects.may_change_by(sql.as_bytes(), true),
