@@ -28,6 +28,10 @@ pub struct Answer {
     pub own: BytesMut,
 }
 
+/// How much is heard of an error that is too long to be held, in bytes. What kind of error it is comes
+/// first.
+const ERROR_HEAD_BYTES: usize = 64 << 10;
+
 /// A notice that is longer is none by which a server takes leave, in bytes.
 const GOODBYE_BYTES_MAX: usize = 4096;
 
@@ -178,6 +182,14 @@ impl Session {
                 }
                 continue;
             }
+            if tag == b'E' && len > SERVER_CONTROL_BYTES_MAX {
+                let Some(frame) = rest.get(..ERROR_HEAD_BYTES) else {
+                    return Ok(at);
+                };
+                self.hear_long_error(frame, len, at, server, answer)?;
+                at += frame.len();
+                continue;
+            }
             let Some(frame) = rest.get(..len) else {
                 if len > SERVER_CONTROL_BYTES_MAX {
                     let max = SERVER_CONTROL_BYTES_MAX;
@@ -224,6 +236,25 @@ impl Session {
             }
             _ => false,
         }
+    }
+
+    /// Hears an error of `len` bytes by the first of them, `frame`. The rest is for the client if these are;
+    /// what it is told in other words ends where they do.
+    fn hear_long_error(
+        &mut self,
+        frame: &[u8],
+        len: usize,
+        at: usize,
+        server: &mut ServerState,
+        answer: &mut Answer,
+    ) -> Result<(), ServerFault> {
+        let end = at + frame.len();
+        let head = [body(frame), b"\0\0"].concat();
+        self.hear_message(b'E', &head, at..end, server, answer)?;
+        let is_seen = matches!(answer.runs.last(), Some(Run::Server(last)) if last.end == end);
+        server.passing = len - frame.len();
+        server.passing_hidden = !is_seen;
+        Ok(())
     }
 
     fn hear_message(

@@ -696,6 +696,78 @@ fn a_server_that_says_what_nothing_asked_for_is_not_believed() {
 }
 
 #[test]
+fn an_error_however_long_is_an_error() {
+    let words = |name: &str| {
+        let text = name.to_owned() + &"y".repeat(2 << 20);
+        let words = format!("SERROR\0VERROR\0C22P02\0M{text}\0Rpg_strtoint32\0\0");
+        frame(b'E', words.as_bytes())
+    };
+    let (mut session, mut server) = (session(), server());
+    let prepare = [parse("s", "SELECT $1"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut server, &prepare);
+    let name = said[0].split("\\x00").next().unwrap()[2..].to_owned();
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
+    heard(&mut session, &mut server, &answers);
+
+    let unnamed = [parse("", "SELECT 1"), bind(""), execute(), SYNC.to_vec()].concat();
+    let (started, error) = ([frame(b'1', b""), frame(b'2', b"")].concat(), words("x"));
+    let said = [&started[..], &error, &ready("I")].concat();
+    for step in [said.len(), 100_000] {
+        told(&mut session, &mut server, &unnamed);
+        let seen = seen_in_pieces(&mut session, &mut server, &said, step);
+        assert!(
+            seen == said && server.is_idle(),
+            "the client sees all of it"
+        );
+    }
+
+    // Where the server's name for a statement is in it, the beginning has to do.
+    told(
+        &mut session,
+        &mut server,
+        &[bind("s"), SYNC.to_vec()].concat(),
+    );
+    let said = [words(&name), ready("I")].concat();
+    let seen = seen_in_pieces(&mut session, &mut server, &said, 100_000);
+    let head = header(&seen).unwrap().unwrap();
+    let told = message::error_field(body(&seen[..head.len]), b'M').unwrap();
+    assert!(told.starts_with(b"syy") && told.len() > 60_000);
+    assert_eq!(seen[head.len..], ready("I"));
+
+    // One that ends the connection does so at once.
+    self::told(&mut session, &mut server, &frame(b'Q', b"SELECT 1\0"));
+    let fatal = frame(
+        b'E',
+        format!("SFATAL\0VFATAL\0C57P01\0M{}\0\0", "y".repeat(2 << 20)).as_bytes(),
+    );
+    let heard = session.hear(&mut server, &fatal[..100_000], &mut Answer::default());
+    assert!(matches!(heard, Err(ServerFault::Ended(_))));
+}
+
+/// What the client sees when the server says this in pieces of so many bytes.
+fn seen_in_pieces(
+    session: &mut Session,
+    server: &mut ServerState,
+    said: &[u8],
+    step: usize,
+) -> Vec<u8> {
+    let (mut seen, mut from, mut end) = (Vec::new(), 0, 0);
+    while end < said.len() {
+        end = (end + step).min(said.len());
+        let mut answer = Answer::default();
+        let heard = session.hear(server, &said[from..end], &mut answer);
+        for run in &answer.runs {
+            seen.extend_from_slice(match run {
+                Run::Server(at) => &said[from..][at.clone()],
+                Run::Own(at) => &answer.own[at.clone()],
+            });
+        }
+        from += heard.unwrap();
+    }
+    seen
+}
+
+#[test]
 fn what_a_batch_may_have_shown_counts_until_it_is_asked_for() {
     let shows = |text: &str| {
         let (mut session, mut server) = (session(), server());
@@ -1048,7 +1120,11 @@ fn what_a_deallocate_leaves_is_known_before_statements_are_named() {
         let ran = [frame(b'2', b""), done("SELECT 1"), ready("I")];
         let answers = [prepared(&[]), ran.to_vec()].concat();
         assert_eq!(heard(&mut session, &mut server, &answers), "12CZ");
-        let said = told(&mut session, &mut server, &again[again.len() - SYNC.len()..]);
+        let said = told(
+            &mut session,
+            &mut server,
+            &again[again.len() - SYNC.len()..],
+        );
         assert_eq!(tags(&said), "S", "{forget}");
     }
     // Nothing is named where the pipeline ends.
@@ -1073,7 +1149,9 @@ fn what_a_server_says_of_its_statements_is_believed() {
     let answers = [prepared(&[]), vec![ready("I")]].concat();
     heard(&mut session, &mut server, &answers);
     let error = |code: &str, what: &str, routine: &str| {
-        let words = format!("SERROR\0VERROR\0C{code}\0Mprepared statement \"{name}\" {what}\0R{routine}\0\0");
+        let words = format!(
+            "SERROR\0VERROR\0C{code}\0Mprepared statement \"{name}\" {what}\0R{routine}\0\0"
+        );
         frame(b'E', words.as_bytes())
     };
     let missing = error("26000", "does not exist", "FetchPreparedStatement");
