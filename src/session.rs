@@ -749,9 +749,9 @@ impl Session {
         server.ready(status);
         if std::mem::take(&mut self.restyled)
             && let Some(style) = server.params.get("DateStyle")
-            && self.settings.restate(settings::DATE_STYLE, style)
+            && server.settings.restate(settings::DATE_STYLE, style)
         {
-            server.settings = self.settings.clone();
+            self.settings.restate(settings::DATE_STYLE, style);
         }
     }
 }

@@ -656,6 +656,30 @@ fn settings_are_brought_along_and_undone() {
     assert!(session.settings() == &first.settings);
 }
 
+/// A server that is reset has its own defaults, not those that were given at start-up.
+#[test]
+fn a_date_style_is_restated_where_it_was_set() {
+    let defaults = Settings::from_startup([("timezone", "Asia/Tokyo"), ("datestyle", "German")]);
+    for (sql, is_reset, on_server) in [
+        ("RESET ALL; SET DateStyle = 'SQL'", false, "datestyle"),
+        ("SET DateStyle = 'SQL'; RESET DateStyle", true, "timezone"),
+    ] {
+        let (mut session, mut server) = (session(), server());
+        (session.settings, session.defaults) = (defaults.clone(), defaults.clone());
+        server.settings = defaults.clone();
+        let client = frame(b'Q', format!("{sql}\0").as_bytes());
+        told(&mut session, &mut server, &client);
+        let style = frame(b'S', b"DateStyle\0SQL, DMY\0");
+        let answers = [done("SET"), done("SET"), style, ready("I")];
+        heard(&mut session, &mut server, &answers);
+        assert_eq!(*session.settings() == defaults, is_reset, "{sql}");
+        let names: Vec<_> = server.settings.names().collect();
+        assert_eq!(names, [on_server], "{sql}");
+        let agrees = server.settings.agrees(session.settings(), b"DateStyle");
+        assert_eq!(agrees, !is_reset, "{sql}");
+    }
+}
+
 #[test]
 fn a_setting_in_a_failed_text_is_undone() {
     let (mut session, mut server) = (session(), server());
