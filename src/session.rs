@@ -628,6 +628,8 @@ impl Session {
                 self.settings.set(&name, statement);
                 server.settings.set(&name, statement);
                 self.restyled |= name == settings::DATE_STYLE;
+                // Servers read that by standard_conforming_strings: the value is asked for.
+                self.uncertain |= statement.contains(&b'\\');
             }
             Setting::Transactions(modes) => {
                 self.settings.set_transactions(modes);

@@ -617,6 +617,18 @@ fn what_an_error_skips_has_not_happened() {
     );
 }
 
+/// What text a string has depends on other settings, which a server may not have yet when it is told.
+#[test]
+fn a_setting_with_a_backslash_is_asked_for() {
+    for (sql, expected) in [("SET a.b = 'it''s'", false), (r"SET a.b = 'it\'s'", true)] {
+        let (mut session, mut server) = (session(), server());
+        let client = frame(b'Q', format!("{sql}\0").as_bytes());
+        told(&mut session, &mut server, &client);
+        heard(&mut session, &mut server, &[done("SET"), ready("I")]);
+        assert_eq!(session.must_inspect(), expected, "{sql}");
+    }
+}
+
 #[test]
 fn settings_are_brought_along_and_undone() {
     let (mut session, mut first) = (session(), server());
