@@ -94,7 +94,7 @@ pub struct Session {
     scope: Arc<str>,
     /// The part of its sessions to which texts mean what they mean to this one, under which settings.
     meaning: (Settings, Arc<str>),
-    /// SET LOCAL has run in the open transaction.
+    /// SET LOCAL has run in the open transaction, or a pipeline is under way that changes settings.
     localised: bool,
     shared: Arc<Shared>,
     /// What is known of the database, where somebody asks it.
@@ -334,8 +334,8 @@ impl Session {
 
     /// Whose prepared statements mean the same as this session's.
     fn meaning(&mut self) -> Arc<str> {
-        if self.localised {
-            // Under settings of its own, which nobody else has.
+        if self.localised || self.uncertain {
+            // Under settings of its own, which nobody else has, or which are not known.
             return format!("{}\0{}", self.scope, self.id).into();
         }
         if self.meaning.0 != self.settings {

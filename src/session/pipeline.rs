@@ -410,6 +410,8 @@ impl Session {
             self.look_for_own(class, sql, batch);
             question = of.question();
         }
+        // What is prepared behind it in the pipeline finds them changed.
+        self.localised |= effects.as_ref().is_some_and(Tracked::sets);
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),
             None if self.portals.is_empty() => {}

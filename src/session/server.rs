@@ -300,6 +300,15 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
+    /// Whether its success changes settings.
+    pub fn sets(&self) -> bool {
+        let sets = |s: &Statement| {
+            let by_verb = [Verb::Setting, Verb::SettingLocal, Verb::DiscardAll];
+            s.sets_config || by_verb.contains(&s.verb)
+        };
+        self.class.statements.iter().any(sets)
+    }
+
     /// Whether its success drops prepared statements.
     pub fn forgets(&self) -> bool {
         let forgets = |s: &Statement| {

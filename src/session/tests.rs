@@ -629,6 +629,40 @@ fn a_setting_with_a_backslash_is_asked_for() {
     }
 }
 
+/// The constants in it are read as the settings are when it is prepared.
+#[test]
+fn what_is_prepared_while_settings_change_is_nobody_elses() {
+    let shared = Arc::new(Shared::new(Classifier::new(Rules::default(), 100)));
+    let name_after = |before: &str, in_pipeline: bool| {
+        let defaults = Settings::default();
+        let mut session = Session::new(shared.clone(), "main/app/app", defaults, params(&[]));
+        let mut server = server();
+        let mut pipeline = Vec::new();
+        if in_pipeline {
+            pipeline.extend([parse("", before), bind(""), execute()]);
+        } else if !before.is_empty() {
+            let query = frame(b'Q', format!("BEGIN; {before}\0").as_bytes());
+            told(&mut session, &mut server, &query);
+            let answers = [done("BEGIN"), done("SELECT 1"), ready("T")];
+            heard(&mut session, &mut server, &answers);
+        }
+        pipeline.extend([parse("s", "SELECT '1.2.2020'::date"), SYNC.to_vec()]);
+        let said = told(&mut session, &mut server, &pipeline.concat());
+        let named = said.iter().find(|said| said.starts_with("P _tidegate_"));
+        named.expect("a statement with a name").clone()
+    };
+    let usual = name_after("", false);
+    assert_eq!(name_after("SELECT 1", true), usual);
+    for (before, in_pipeline) in [
+        ("SELECT set_config('DateStyle', 'German', false)", false),
+        ("SELECT set_config('DateStyle', 'German', false)", true),
+        ("SET DateStyle = 'German'", true),
+        ("SET LOCAL DateStyle = 'German'", true),
+    ] {
+        assert_ne!(name_after(before, in_pipeline), usual, "{before}");
+    }
+}
+
 #[test]
 fn settings_are_brought_along_and_undone() {
     let (mut session, mut first) = (session(), server());
