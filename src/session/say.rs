@@ -450,7 +450,7 @@ impl Session {
     /// Has the next server show these values of the proxy's own settings, where the session has not set
     /// them. They are gone from it before anything else is said to it, unless that shows them too.
     pub fn show_own(&mut self, values: &[(Own, String)], held: Option<&ServerState>) {
-        if let Some(server) = held {
+        if let Some(server) = held.filter(|_| self.status != Status::Idle) {
             // If the transaction undoes them, that is known.
             self.remember_settings(server);
         }

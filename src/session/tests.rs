@@ -1322,3 +1322,17 @@ fn what_is_in_force_is_shown_and_gone_again() {
         "{said:?}"
     );
 }
+
+#[test]
+fn what_was_shown_outside_of_a_transaction_is_undone_by_no_error() {
+    let (mut session, mut server) = (session(), server());
+    let values = [(Own::Consistency, "session".to_owned())];
+    session.show_own(&values, Some(&server));
+    let show = frame(b'Q', b"SHOW tidegate.nonsense\0");
+    assert_eq!(tags(&told(&mut session, &mut server, &show)), "QQ");
+    let answers = [done("SELECT 1"), ready("I"), failed(), ready("I")];
+    assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+    session.hide_own();
+    let said = told(&mut session, &mut server, &frame(b'Q', b"SELECT 1\0"));
+    assert!(said[0].starts_with("Q RESET"), "{said:?}");
+}
