@@ -114,7 +114,11 @@ impl Session {
                 }
                 _ => None,
             });
-            self.settings = Settings::listed(settings, login);
+            let listed = Settings::listed(settings, login);
+            match listed.are_portable() {
+                true => self.settings = listed,
+                false => self.pins.touched(Pin::Settings),
+            }
             // What the server was told to show, and the session has not set.
             let shown = std::mem::replace(&mut server.settings, self.settings.clone());
             server.settings.keep_own(&shown);

@@ -234,6 +234,12 @@ impl Settings {
         others().count() < Self::NUMBER_MAX && bytes + statement.len() <= Self::BYTES_MAX
     }
 
+    /// Whether they are no more than a session carries to other servers.
+    pub fn are_portable(&self) -> bool {
+        let bytes: usize = self.map.values().map(|statement| statement.len()).sum();
+        self.map.len() <= Self::NUMBER_MAX && bytes <= Self::BYTES_MAX
+    }
+
     /// The statement that sets `name` has succeeded.
     pub fn set(&mut self, name: &str, statement: &[u8]) {
         if ENDS_WITH_TRANSACTION.contains(&name) {

@@ -663,6 +663,29 @@ fn what_is_prepared_while_settings_change_is_nobody_elses() {
     }
 }
 
+/// As by SET.
+#[test]
+fn who_has_set_too_much_by_functions_keeps_the_server() {
+    let rows = |bytes: usize| {
+        let mut body = b"\0\x03".to_vec();
+        for value in ["setting", "a.b", &"x".repeat(bytes)] {
+            body.extend((value.len() as i32).to_be_bytes());
+            body.extend(value.as_bytes());
+        }
+        vec![done("SET"), frame(b'D', &body), ready("I")]
+    };
+    for (bytes, names) in [(1000, &["a.b"][..]), (Settings::BYTES_MAX, &[])] {
+        let (mut session, mut server) = (session(), server());
+        session.uncertain = true;
+        session.say_inspection(&mut server, &mut BytesMut::new());
+        assert_eq!(heard(&mut session, &mut server, &rows(bytes)), "");
+        session.inspected(&mut server);
+        assert_eq!(session.settings().names().collect::<Vec<_>>(), names);
+        assert_eq!(session.is_pinned(), names.is_empty());
+        assert!(server.settings == *session.settings());
+    }
+}
+
 #[test]
 fn settings_are_brought_along_and_undone() {
     let (mut session, mut first) = (session(), server());
