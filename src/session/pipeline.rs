@@ -644,7 +644,7 @@ impl Session {
     pub fn is_local(&self, batch: &Batch) -> bool {
         let local = |step: &Step| match step {
             Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. } => true,
-            Step::Parse { prepared, .. } => prepared.is_proven(),
+            Step::Parse { prepared, .. } => prepared.is_proven() && self.status != Status::Failed,
             _ => false,
         };
         batch.beyond == 0 && batch.refused.is_none() && batch.steps.iter().all(local)

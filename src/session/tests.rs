@@ -687,6 +687,23 @@ fn who_has_set_too_much_by_functions_keeps_the_server() {
 }
 
 #[test]
+fn what_a_failed_transaction_prepares_is_for_a_server_to_refuse() {
+    let (mut session, mut server) = (session(), server());
+    let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    told(&mut session, &mut server, &prepare);
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
+    heard(&mut session, &mut server, &answers);
+    let again = [parse("t", "SELECT 1"), SYNC.to_vec()].concat();
+    for (status, expected) in [(Status::InTransaction, true), (Status::Failed, false)] {
+        session.status = status;
+        let mut batch = Batch::new();
+        assert!(session.plan(&again, &mut batch).is_ok());
+        assert_eq!(session.is_local(&batch), expected);
+        session.forget_batch(&batch);
+    }
+}
+
+#[test]
 fn settings_are_brought_along_and_undone() {
     let (mut session, mut first) = (session(), server());
     let set = frame(b'Q', b"SET work_mem = '1MB'\0");
