@@ -94,24 +94,32 @@ impl Wanted {
     /// By settings and the statements that make them so; `None` if none of them counts.
     pub fn of<'a>(settings: impl Iterator<Item = (&'a str, &'a [u8])>) -> Option<Arc<Wanted>> {
         let mut wanted = Wanted::default();
+        let mut are_sound = true;
         for (name, statement) in settings {
             let Some(own) = Own::named(name) else {
                 continue;
             };
             let value = value(statement).unwrap_or_default();
-            match own {
-                // What was refused by no check, as a function has set it, is nothing weak.
+            are_sound &= match own {
                 Own::Consistency => {
-                    wanted.wish.level = Some(Level::named(&value).unwrap_or(Level::Primary));
+                    wanted.wish.level = Level::named(&value);
+                    wanted.wish.level.is_some()
                 }
-                Own::MaxLag => match hint::max_lag(&value) {
-                    Some(lag) => wanted.wish.max_lag = Some(lag),
-                    None => wanted.wish.level = Some(Level::Primary),
-                },
-                Own::CausalKey if value.is_empty() => {}
-                Own::CausalKey => wanted.causal_key = Some(value.into()),
-                Own::Token => {}
-            }
+                Own::MaxLag => {
+                    wanted.wish.max_lag = hint::max_lag(&value);
+                    wanted.wish.max_lag.is_some()
+                }
+                Own::CausalKey if value.len() > CAUSAL_KEY_BYTES_MAX => false,
+                Own::CausalKey => {
+                    wanted.causal_key = (!value.is_empty()).then(|| value.into());
+                    true
+                }
+                Own::Token => true,
+            };
+        }
+        // What was refused by no check, as a function has set it, is nothing weak.
+        if !are_sound {
+            wanted.wish.level = Some(Level::Primary);
         }
         (wanted != Wanted::default()).then(|| Arc::new(wanted))
     }
@@ -297,5 +305,9 @@ mod tests {
         assert_eq!(wanted, Some(expected));
         let odd = of(&[("tidegate.consistency", "SET tidegate.consistency TO odd")]);
         assert_eq!(odd.unwrap().wish.level, Some(Level::Primary));
+        let long = format!("SET tidegate.causal_key = '{}'", "x".repeat(257));
+        let long = of(&[("tidegate.causal_key", &long)]).expect("a level");
+        let primary = Some(Level::Primary);
+        assert_eq!((long.wish.level, long.causal_key), (primary, None));
     }
 }
