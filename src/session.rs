@@ -379,13 +379,17 @@ impl Session {
 
     /// Tells the client which parameters differ on `server` from what it knows.
     pub fn show_params(&mut self, server: &ServerState, out: &mut BytesMut) {
-        if self.shown.is(&server.params) {
+        self.show(&server.params, out);
+    }
+
+    fn show(&mut self, params: &Params, out: &mut BytesMut) {
+        if self.shown.is(params) {
             return;
         }
-        for (name, value) in self.shown.changes(&server.params) {
+        for (name, value) in self.shown.changes(params) {
             encode::parameter_status(out, name, value);
         }
-        self.shown = server.params.clone();
+        self.shown = params.clone();
     }
 
     /// Tells the client that `name` is `value` now.

@@ -12,7 +12,7 @@ use super::Session;
 use super::batch::{Batch, End, Step};
 use super::own::{self, Complaint};
 use super::say::NO_SQL;
-use super::server::{Expect, ServerState, Text};
+use super::server::{Expect, Params, ServerState, Text};
 use super::settings::add_literal;
 use crate::config::TransactionReads;
 use crate::sql::command::{self, Setting};
@@ -40,6 +40,8 @@ pub(super) struct Roaming {
     /// It has something open on its server that cannot be opened elsewhere.
     is_tied: bool,
     place: Place,
+    /// The parameters that the client had been told when it began.
+    shown: Params,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +87,7 @@ pub enum Verdict {
 }
 
 impl Roaming {
-    fn new(opening: Opening, place: Place) -> Roaming {
+    fn new(opening: Opening, place: Place, shown: &Params) -> Roaming {
         Roaming {
             modes: opening.modes,
             words: Vec::new(),
@@ -94,6 +96,7 @@ impl Roaming {
             has_read: false,
             is_tied: false,
             place,
+            shown: shown.clone(),
         }
     }
 
@@ -234,7 +237,7 @@ impl Session {
         let opening = batch.opens().and_then(|modes| self.opening(modes, reads));
         let Some(opening) = opening else { return };
         let place = Place::Nowhere { primary: false };
-        self.roaming = Some(Box::new(Roaming::new(opening, place)));
+        self.roaming = Some(Box::new(Roaming::new(opening, place, &self.shown)));
         self.statements.drop_unnamed();
         self.status = Status::InTransaction;
         let starts = batch.query(client).is_some_and(command::is_start);
@@ -253,10 +256,17 @@ impl Session {
     /// It is over. Says so to the client.
     pub fn end_unopened(&mut self, batch: &Batch, out: &mut BytesMut) {
         let undoes = batch.control == Some(Control::RollsBack) || self.status == Status::Failed;
-        self.roaming = None;
         self.statements.drop_unnamed();
         self.status = Status::Idle;
         encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
+        // If it has set anything, that was on a server that it has left, and it has failed since.
+        if let Some((session, _)) = self.before.take() {
+            self.settings = session;
+        }
+        (self.localised, self.uncertain) = (false, false);
+        if let Some(roaming) = self.roaming.take() {
+            self.show(&roaming.shown, out);
+        }
         encode::ready(out, self.status);
     }
 
@@ -301,7 +311,7 @@ impl Session {
         });
         if let Some(opening) = opening {
             let place = Place::Nowhere { primary: false };
-            self.roaming = Some(Box::new(Roaming::new(opening, place)));
+            self.roaming = Some(Box::new(Roaming::new(opening, place, &self.shown)));
             self.leave_settings(state);
         }
     }
@@ -419,7 +429,8 @@ impl Session {
         if let Some((modes, reads)) = batch.opens().zip(replica) {
             // If it does not come to that, the transaction is over as soon as the server is ready.
             let opening = self.opening(modes, reads);
-            self.roaming = opening.map(|opening| Box::new(Roaming::new(opening, Place::Replica)));
+            let roaming = |opening| Box::new(Roaming::new(opening, Place::Replica, &self.shown));
+            self.roaming = opening.map(roaming);
         }
         if let Some(roaming) = &mut self.roaming {
             roaming.has_read |= batch.shows_data;
@@ -439,6 +450,9 @@ impl Session {
             }
             // With AND CHAIN another one like it begins.
             Verb::Commit | Verb::Rollback if words.is_some_and(chains) => {
+                if statement.verb == Verb::Commit {
+                    roaming.shown = self.shown.clone();
+                }
                 roaming.words.clear();
                 (roaming.has_read, roaming.is_tied) = (false, false);
             }

@@ -216,3 +216,41 @@ fn only_what_can_be_undone_on_a_standby_begins_there() {
     let (batch, _) = planned(&mut pinned, "BEGIN READ ONLY");
     assert!(!pinned.opens_elsewhere(&batch, EAGER));
 }
+
+#[test]
+fn what_found_no_server_has_set_nothing() {
+    let mut params = params(&[("TimeZone", "UTC")]);
+    params.set_isolation(Some(Isolation::ReadCommitted));
+    let (mut session, mut replica) = (session_with(params), server());
+    run(&mut session, &mut replica, "BEGIN", ["BEGIN", "T"]);
+    let zone = frame(b'Q', b"SET TimeZone = 'Asia/Tokyo'\0");
+    told(&mut session, &mut replica, &zone);
+    let status = frame(b'S', b"TimeZone\0Asia/Tokyo\0");
+    let answers = [done("SET"), status, ready("T")];
+    assert_eq!(heard(&mut session, &mut replica, &answers), "CSZ");
+    for (sql, tag) in [
+        ("SAVEPOINT a", "SAVEPOINT"),
+        ("ROLLBACK TO a", "ROLLBACK"),
+        ("SET LOCAL work_mem = 3", "SET"),
+    ] {
+        run(&mut session, &mut replica, sql, [tag, "T"]);
+    }
+    session.leave_replica(&mut replica);
+    session.fail_unopened();
+    let (rollback, client) = planned(&mut session, "ROLLBACK");
+    assert!(session.ends_unopened(&rollback, &client));
+    let mut out = BytesMut::new();
+    session.end_unopened(&rollback, &mut out);
+    let expected = [
+        done("ROLLBACK"),
+        frame(b'S', b"TimeZone\0UTC\0"),
+        ready("I"),
+    ];
+    assert_eq!(out, expected.concat());
+    assert!(*session.settings() == Settings::default());
+    assert!(!session.localised && !session.must_inspect());
+    // What the next transaction sets is its own.
+    run(&mut session, &mut replica, "SET a.b = 1", ["SET", "I"]);
+    assert_eq!(session.settings().names().collect::<Vec<_>>(), ["a.b"]);
+    assert!(session.before.is_none());
+}
