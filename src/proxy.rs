@@ -487,6 +487,7 @@ impl Client {
         let server = &mut placed.server;
         self.registered.handle.works_with(&server.listed);
         let retriable = self.may_run_again(replica);
+        let opens_on_replica = replica && self.session.is_to_be_opened();
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
         // What only asks is not counted among what it asks about.
         let counts = !self.batch.only_explains();
@@ -555,7 +556,10 @@ impl Client {
             Err(broken) => {
                 // What is said with settings that are refused has no effect beyond that server; and what has more
                 // is not said before they are taken.
-                let is_alone = self.session.status() == Status::Idle && !self.session.is_pinned();
+                let is_alone = match self.session.status() {
+                    Status::Idle => !self.session.is_pinned(),
+                    _ => opens_on_replica,
+                };
                 let is_unsettled = matches!(broken, Broken::Server(ServerFault::Settings(_)));
                 let may_retry = retriable || is_unsettled && is_alone;
                 let may_retry = may_retry && !consumed && answered == 0;

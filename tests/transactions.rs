@@ -831,3 +831,21 @@ fn a_transaction_that_finds_no_server_has_failed_and_its_session_goes_on() {
         tell(&mut raw, query("UPDATE t SET v = 3 WHERE v = 1")) == "CUPDATE 1ZI"
     });
 }
+
+#[test]
+fn a_transaction_is_opened_where_its_settings_are_taken() {
+    let cluster = start(1);
+    let gateway = eager(&cluster);
+    let client = settled(&gateway, &cluster, "");
+    cluster.node(1).pause_replay().expect("paused");
+    let role = "CREATE ROLE later; GRANT later TO app; GRANT SELECT ON here TO later";
+    cluster.primary().sql("app", role).expect("a role");
+    // The replica has not heard of it, and the transaction has to be opened for what is no read.
+    client.rows("SET ROLE later");
+    client.rows("BEGIN");
+    client.rows("SAVEPOINT a");
+    assert_eq!(here(&client), cluster.primary().port());
+    assert_eq!(client.one("SELECT current_user::text"), "later");
+    client.rows("COMMIT");
+    cluster.node(1).resume_replay().expect("resumed");
+}
