@@ -492,8 +492,11 @@ impl Cluster {
                     .failovers
                     .increment(u64::from(is_failover));
                 tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
-                if let Some(fenced) = old.primary.as_ref().filter(|_| !same) {
-                    for pool in &fenced.pools {
+                let is_left = |node: &&Arc<Node>| {
+                    node.id() != new.id() && Some(node.id()) == old.last_primary
+                };
+                if let Some(left) = old.nodes.iter().find(is_left) {
+                    for pool in &left.pools {
                         pool.close_stale(Incarnation(0));
                         pool.send_away();
                     }
@@ -523,6 +526,14 @@ impl Cluster {
         old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
         self.has_moved();
+    }
+
+    /// Has nobody wait for a server of a node that is down: another one may do. Only the end of a pause is waited for
+    /// all the same, whichever it will be.
+    fn send_away(&self, node: &Node) {
+        let pools = node.pools.iter();
+        let pools = pools.filter(|pool| !self.is_paused(&pool.key().database));
+        pools.for_each(|pool| pool.send_away());
     }
 
     /// Tells of a node that writes in a history that is no longer the cluster's.
@@ -891,7 +902,12 @@ impl Clusters {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::pool::NO_FAVOURITE;
     use super::*;
+    use crate::session::settings::Settings;
 
     /// Of nodes at these addresses.
     fn config(addresses: &[&str]) -> Arc<Config> {
@@ -942,8 +958,8 @@ mod tests {
 
     impl Unwatched {
         fn new(config: &Arc<Config>) -> Unwatched {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            let runtime = runtime.expect("a runtime");
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().expect("a runtime");
             let cluster = {
                 let _entered = runtime.enter();
                 let tls = Material::default();
@@ -1046,6 +1062,34 @@ mod tests {
         old.set_timeline(1);
         topology.nodes.pop();
         assert_eq!(elected(&topology), Some(old.id()));
+    }
+
+    #[test]
+    fn only_who_waits_for_the_end_of_a_pause_waits_for_a_node_that_is_down() {
+        let config = config(&["127.0.0.1:1"]);
+        let unwatched = Unwatched::new(&config);
+        let _entered = unwatched.runtime.enter();
+        let node = unwatched.node(0);
+        let key = PoolKey {
+            database: "app".into(),
+            user: "a".into(),
+        };
+        let limits = config::Pool {
+            size: 0,
+            ..config.pool.clone()
+        };
+        let pool = pool(&node, &key, &Proven::now(None), &limits);
+        let wanted = Settings::default();
+        let goes_on_waiting = || {
+            let mut checkout = pin!(pool.checkout(&wanted, NO_FAVOURITE));
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(checkout.as_mut().poll(&mut cx).is_pending());
+            unwatched.cluster.send_away(&node);
+            checkout.as_mut().poll(&mut cx).is_pending()
+        };
+        assert!(!goes_on_waiting());
+        unwatched.cluster.pause(None);
+        assert!(goes_on_waiting());
     }
 
     #[test]

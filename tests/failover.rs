@@ -191,6 +191,72 @@ fn a_primary_that_has_been_left_is_not_the_first_that_there_is() {
     assert_eq!((pools(&old), pools(&new) > 0), (0, true));
 }
 
+/// A proxy with one server for each node, for which clients wait for as long as it takes.
+fn with_one_server(cluster: &LocalCluster) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        let pool = "[pool]\nsize = 1\ncheckout_timeout = \"10m\"";
+        let lost = "[failover]\nhold = \"10m\"\n[health]\ninterval = \"1s\"";
+        format!("{config}\n{pool}\n{lost}\n")
+    })
+}
+
+/// The node stops to answer when a client waits for its only server.
+fn freeze_when_waited_for(gateway: &Gateway, node: &LocalNode) {
+    wait_for("a client to wait", || {
+        gateway.metric("tidegate_pool_waiting", &node.address()) == 1.0
+    });
+    node.freeze();
+}
+
+#[test]
+fn a_read_that_waits_for_a_replica_that_is_lost_runs_elsewhere() {
+    let cluster = start(1, &[]);
+    let (primary, replica) = (cluster.node(0), cluster.node(1));
+    let gateway = with_one_server(&cluster);
+    let [holder, waiting] = ["", ""].map(|_| at_level(&gateway, "eventual"));
+    holder.rows("BEGIN READ ONLY");
+    assert_eq!(read(&holder).1, replica.port());
+    thread::scope(|scope| {
+        let shown = scope.spawn(|| read(&waiting));
+        freeze_when_waited_for(&gateway, &replica);
+        assert_eq!(shown.join().expect("a read").1, primary.port());
+    });
+}
+
+#[test]
+fn a_write_that_waits_for_a_primary_that_is_lost_is_held() {
+    let cluster = start(1, &[]);
+    let (old, new) = (cluster.node(0), cluster.node(1));
+    let gateway = with_one_server(&cluster);
+    let [holder, waiting, other] =
+        ["app", "app", "postgres"].map(|user| Client::open(&gateway, user, ""));
+    holder.rows("BEGIN");
+    write(&holder, 1);
+    other.rows("SELECT FROM t FOR SHARE SKIP LOCKED");
+    let is_idle = |node: &LocalNode| {
+        let labels = format!(
+            "node=\"{}\",database=\"app\",user=\"postgres\",state=\"idle\"",
+            node.address()
+        );
+        gateway.metric("tidegate_pool_servers", &labels) == 1.0
+    };
+    assert!(is_idle(&old));
+    thread::scope(|scope| {
+        let write = "UPDATE t SET v = v + 2 WHERE id = 1 RETURNING v, (SELECT port FROM here)";
+        let written = scope.spawn(|| waiting.rows(write).swap_remove(0));
+        freeze_when_waited_for(&gateway, &old);
+        wait_for("the write to be held", || {
+            gateway.metric("tidegate_held", "") == 1.0
+        });
+        new.promote().expect("promoted");
+        assert_eq!(
+            written.join().expect("a write"),
+            ["2".to_owned(), new.port().to_string()]
+        );
+    });
+    assert!(!is_idle(&old), "nothing is kept for its return");
+}
+
 #[test]
 fn a_replica_that_follows_gets_reads_again() {
     let cluster = start(2, NOTHING_WRITTEN_OUT);

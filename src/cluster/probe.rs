@@ -99,6 +99,10 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
             tracing::warn!(cluster = %cluster.name, node = %node.name, %error, "node is down");
         }
         cluster.reconsider();
+        if !node.is_up() {
+            // Each time: somebody may have chosen it just before it was known to be down.
+            cluster.send_away(&node);
+        }
         sleep(RETRY.min(config.health.interval)).await;
     }
     node.metrics.clear();
