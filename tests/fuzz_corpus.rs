@@ -98,6 +98,8 @@ fn event() -> impl Strategy<Value = String> {
         1 => both,
         1 => prop::sample::select(vec!["a", "b", "all"])
             .prop_map(|name| format!("> Q DEALLOCATE {name}\\0")),
+        2 => prop::sample::select(vec!["DEALLOCATE a", "DEALLOCATE all", "DISCARD all"])
+            .prop_map(|sql| format!("> P \\0{sql}\\0\\0\\0\n> B \\0\\0\\0\\0\\0\\0\\0\\0\n> E \\0\\0\\0\\0\\0")),
         4 => (name(), sql()).prop_map(|(name, sql)| format!("> P {name}\\0{sql}\\0\\0\\0")),
         4 => (portal(), name())
             .prop_map(|(portal, name)| format!("> B {portal}\\0{name}\\0\\0\\0\\0\\0\\0\\0")),

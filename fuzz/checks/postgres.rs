@@ -1,7 +1,7 @@
 //! As much of PostgreSQL as a session can tell: statements, portals, transactions and errors, with
 //! no data. What it answers to a client is what the client has to see through the proxy.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tidegate::sql::command;
 use tidegate::sql::lexer::{Kind, statements};
@@ -16,6 +16,8 @@ pub struct Postgres {
     /// Texts by name; the unnamed one has the empty name.
     prepared: HashMap<Vec<u8>, Vec<u8>>,
     portals: HashMap<Vec<u8>, Vec<u8>>,
+    /// Those that have run, and return no rows: they can't be run again.
+    done: HashSet<Vec<u8>>,
     transaction: Transaction,
     /// After an error in a pipeline, up to its Sync.
     skips: bool,
@@ -161,6 +163,7 @@ impl Postgres {
         if !bind.portal.is_empty() && self.portals.contains_key(key(bind.portal)) {
             return Err(("42P03", named("portal", bind.portal, "already exists")));
         }
+        self.done.remove(key(bind.portal));
         self.portals.insert(key(bind.portal).to_vec(), sql);
         say(b'2', b"", out);
         Ok(())
@@ -188,11 +191,22 @@ impl Postgres {
 
     fn execute(&mut self, portal: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let sql = self.portal(portal)?;
+        if self.done.contains(key(portal)) {
+            return Err(("55000", named("portal", portal, "cannot be run")));
+        }
         if solid(&sql, true).is_empty() {
             say(b'I', b"", out);
             return Ok(());
         }
-        self.run(&sql, out)
+        self.run(&sql, out)?;
+        if first_word(&sql) != b"select" {
+            self.done.insert(key(portal).to_vec());
+        }
+        Ok(())
+    }
+
+    fn forget_named(&mut self) {
+        self.prepared.retain(|name, _| name.is_empty());
     }
 
     fn portal(&self, name: &[u8]) -> Result<Vec<u8>, Error> {
@@ -241,7 +255,7 @@ impl Postgres {
                 if self.transaction == Transaction::Open {
                     return Err(("25001", b"not in a transaction".to_vec()));
                 }
-                self.prepared.clear();
+                self.forget_named();
                 self.portals.clear();
             }
             b"discard" if !is_words(sql, &["discard", "plans"]) => {
@@ -255,7 +269,7 @@ impl Postgres {
                 None if is_words(sql, &["deallocate", "all"])
                     || is_words(sql, &["deallocate", "prepare", "all"]) =>
                 {
-                    self.prepared.clear();
+                    self.forget_named();
                 }
                 None => return Err(("42601", b"syntax error".to_vec())),
             },

@@ -26,7 +26,7 @@ use tidegate::session::{Session, Shared};
 use tidegate::sql::Need;
 use tidegate::sql::cache::Classifier;
 use tidegate::sql::functions::Rules;
-use tidegate::wire::frame::header;
+use tidegate::wire::frame::{HEADER, header};
 use tidegate::wire::message::Status;
 
 use super::postgres::Postgres;
@@ -142,8 +142,8 @@ fn with_postgres(script: &[u8]) {
     }
 }
 
-/// Names that only servers may have. DEALLOCATE among other statements or in a Parse, where servers'
-/// own names are not put in; DISCARD likewise, where it is planned for as if it came last.
+/// Names that only servers may have. DEALLOCATE among other statements or in a named statement, where
+/// servers' own names are not put in; DISCARD likewise, where it is planned for as if it came last.
 fn is_known_to_differ(bytes: &[u8]) -> bool {
     let has = |word: &[u8]| {
         bytes
@@ -151,7 +151,8 @@ fn is_known_to_differ(bytes: &[u8]) -> bool {
             .any(|part| part.eq_ignore_ascii_case(word))
     };
     let forgets = has(b"deallocate") || has(b"discard");
-    has(b"_tidegate_") || forgets && (has(b";") || !bytes.starts_with(b"Q"))
+    let is_unnamed = bytes.starts_with(b"P") && bytes.get(HEADER) == Some(&0);
+    has(b"_tidegate_") || forgets && (has(b";") || !bytes.starts_with(b"Q") && !is_unnamed)
 }
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {

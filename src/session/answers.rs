@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 
 use super::Session;
+use super::batch::Rename;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
@@ -499,14 +500,7 @@ impl Session {
             }) => {
                 self.outlived(tracked.as_ref());
                 self.failed = true;
-                match &renamed[..] {
-                    [] => answer.forward(at),
-                    renamed => {
-                        let names: Vec<_> =
-                            renamed.iter().map(|r| (&*r.prepared, &*r.name)).collect();
-                        answer.say(|out| in_clients_words(body, &names, out));
-                    }
-                }
+                pass_error(body, at, renamed, answer);
                 return Ok(());
             }
             Some(Expect::FunctionCall) => {
@@ -522,7 +516,7 @@ impl Session {
             Some(Expect::Refused(complaint)) => answer.say(|out| complain(complaint, out)),
             Some(Expect::Execute(tracked)) => {
                 self.outlived(tracked.as_ref());
-                answer.forward(at);
+                pass_error(body, at, self.unnamed_renames(), answer);
             }
             // What was prepared ahead of the batch has failed. The batch will meet the same, and
             // that is for the client; unless this has ended the transaction too.
@@ -544,10 +538,16 @@ impl Session {
                 let name = self.statements.name_of(prepared).unwrap_or(b"");
                 answer.say(|out| in_clients_words(body, &[(prepared, name)], out));
             }
-            _ => answer.forward(at),
+            _ => pass_error(body, at, self.unnamed_renames(), answer),
         }
         self.skip_to_sync(server);
         Ok(())
+    }
+
+    /// What the client's unnamed statement names otherwise than the client.
+    fn unnamed_renames(&self) -> &[Rename] {
+        let unnamed = self.statements.unnamed();
+        unnamed.map_or(&[], |unnamed| &unnamed.renames)
     }
 
     /// A statement has failed. What it has locked by session-level advisory locks stays locked.
@@ -724,6 +724,15 @@ fn pop(
         }
         _ => Err(ServerFault::Unexpected(tag.into())),
     }
+}
+
+/// An error of a text that names these statements.
+fn pass_error(body: &[u8], at: Range<usize>, renames: &[Rename], answer: &mut Answer) {
+    if renames.is_empty() {
+        return answer.forward(at);
+    }
+    let names: Vec<_> = renames.iter().map(|r| (&*r.prepared, &*r.name)).collect();
+    answer.say(|out| in_clients_words(body, &names, out));
 }
 
 /// An error with the names that the client gave statements, where the server has its own.

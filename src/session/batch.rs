@@ -123,8 +123,6 @@ pub(super) enum Step {
     ParseUnnamed {
         at: Range<usize>,
         unnamed: Arc<Unnamed>,
-        /// The statements that it names and that have other names on servers.
-        rewritten: Renames,
     },
     Bind {
         at: Range<usize>,

@@ -16,7 +16,7 @@ impl Session {
     /// it tells of success.
     pub fn is_ordinary(&self, batch: &Batch) -> bool {
         let usual = |step: &Step| match step {
-            Step::ParseUnnamed { rewritten, .. } => rewritten.is_empty(),
+            Step::ParseUnnamed { unnamed, .. } => unnamed.renames.is_empty(),
             Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
                 Of::Named(prepared) => !prepared.is_stale(),
                 Of::Unnamed(_) => true,

@@ -318,13 +318,11 @@ impl Session {
             batch.databases = names(parse.sql, self.has_conforming_strings());
         }
         if parse.name.is_empty() {
-            let rewritten = self.renames(&class, parse.sql);
-            let unnamed = self.statements.set_unnamed(parse.sql, parse.types, class);
-            batch.steps.push(Step::ParseUnnamed {
-                at,
-                unnamed,
-                rewritten,
-            });
+            let renames = self.renames(&class, parse.sql);
+            let unnamed = self
+                .statements
+                .set_unnamed(parse.sql, parse.types, class, renames);
+            batch.steps.push(Step::ParseUnnamed { at, unnamed });
             return Ok(());
         }
         if self.pins.has_prepared(parse.name) {

@@ -270,19 +270,11 @@ impl Session {
                 let (existing, name) = (existing.clone(), name.clone());
                 server.expect(Expect::ParseAgain { existing, name });
             }
-            Step::ParseUnnamed {
-                at,
-                unnamed,
-                rewritten,
-            } => {
-                if rewritten.is_empty() && !unnamed.class.explains {
+            Step::ParseUnnamed { at, unnamed } => {
+                if unnamed.renames.is_empty() && !unnamed.class.explains {
                     speech.forward(at);
                 } else {
-                    for rename in rewritten {
-                        ensure(server, &rename.prepared, speech.own());
-                    }
-                    let sql = renamed(unnamed.said(), rewritten);
-                    encode::parse(speech.own(), b"", &sql, &unnamed.types);
+                    say_unnamed(unnamed, server, speech.own());
                 }
                 server.unnamed = Some((self.id, unnamed.serial));
                 server.expect(Expect::ParseUnnamed);
@@ -393,7 +385,7 @@ impl Session {
 
     fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {
         if server.unnamed != Some((self.id, unnamed.serial)) {
-            encode::parse(speech.own(), b"", unnamed.said(), &unnamed.types);
+            say_unnamed(unnamed, server, speech.own());
             server.unnamed = Some((self.id, unnamed.serial));
             server.expect_hidden(Expect::ParseUnnamed);
         }
@@ -587,6 +579,18 @@ fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> 
     encode::parse(out, &prepared.server_name, prepared.said(), &prepared.types);
     server.expect_hidden(Expect::Prepare { id: prepared.id });
     true
+}
+
+/// Prepares the unnamed statement, and before it what it names.
+fn say_unnamed(unnamed: &Unnamed, server: &mut ServerState, out: &mut BytesMut) {
+    if unnamed.renames.is_empty() {
+        return encode::parse(out, b"", unnamed.said(), &unnamed.types);
+    }
+    for rename in &unnamed.renames {
+        ensure(server, &rename.prepared, out);
+    }
+    let sql = renamed(unnamed.said(), &unnamed.renames);
+    encode::parse(out, b"", &sql, &unnamed.types);
 }
 
 /// Closes the server's unnamed statement if `name`, up to its NUL, is that one's: it is another

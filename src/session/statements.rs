@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
+use super::batch::Renames;
 use crate::sql::Class;
 use crate::sql::command::NAME_MAX;
 
@@ -205,13 +206,15 @@ impl Default for Registry {
 }
 
 /// The unnamed statement of a session: its text is kept until the next one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Unnamed {
     /// Tells it from the session's other unnamed statements.
     pub serial: u64,
     pub sql: Vec<u8>,
     pub types: Vec<u8>,
     pub class: Arc<Class>,
+    /// The statements that it names and that have other names on servers.
+    pub(super) renames: Renames,
 }
 
 /// One session's statements by the names that its client gave them, of which the beginning counts.
@@ -266,7 +269,13 @@ impl Statements {
     }
 
     /// Replaces the unnamed statement; its buffers are used again.
-    pub fn set_unnamed(&mut self, sql: &[u8], types: &[u8], class: Arc<Class>) -> Arc<Unnamed> {
+    pub(super) fn set_unnamed(
+        &mut self,
+        sql: &[u8],
+        types: &[u8],
+        class: Arc<Class>,
+        renames: Renames,
+    ) -> Arc<Unnamed> {
         self.serial += 1;
         let serial = self.serial;
         /// A buffer larger than this is not worth keeping for the next, usually short, text.
@@ -275,6 +284,7 @@ impl Statements {
             Some(old) if old.sql.capacity() <= KEPT_BYTES_MAX => {
                 old.serial = serial;
                 old.class = class;
+                old.renames = renames;
                 old.sql.clear();
                 old.sql.extend_from_slice(sql);
                 old.types.clear();
@@ -287,6 +297,7 @@ impl Statements {
                     sql,
                     types,
                     class,
+                    renames,
                 }));
             }
         }
@@ -371,12 +382,12 @@ mod tests {
     #[test]
     fn each_unnamed_statement_is_its_own() {
         let mut statements = Statements::default();
-        let first = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read));
-        let second = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read));
+        let first = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read), vec![]);
+        let second = statements.set_unnamed(b"SELECT 1", b"\0\0", class(Need::Read), vec![]);
         assert_ne!(first.serial, second.serial);
         statements.drop_unnamed();
         assert!(statements.unnamed().is_none());
-        let third = statements.set_unnamed(b"", b"\0\0", class(Need::Read));
+        let third = statements.set_unnamed(b"", b"\0\0", class(Need::Read), vec![]);
         assert_ne!(second.serial, third.serial);
     }
 }

@@ -481,6 +481,40 @@ fn nobody_else_s_unnamed_statement_is_used() {
 }
 
 #[test]
+fn what_the_unnamed_statement_names_comes_with_it_to_another_server() {
+    let (mut session, mut first) = (session(), server());
+    let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    told(&mut session, &mut first, &prepare);
+    let answers = [prepared(&[]), vec![ready("I")]].concat();
+    heard(&mut session, &mut first, &answers);
+    let client = [parse("", "EXECUTE s(1)"), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut first, &client);
+    assert_eq!(tags(&said), "PS");
+    let text = said[0].clone();
+    assert!(text.contains("_tidegate_"), "{text}");
+    heard(&mut session, &mut first, &[frame(b'1', b""), ready("I")]);
+
+    let mut second = server();
+    let run = [bind(""), execute(), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &run);
+    assert_eq!(tags(&said), "PPBES");
+    assert_eq!(said[1], text);
+    let name = text.split('"').nth(1).unwrap().trim_end_matches('\\');
+    let words = format!("SERROR\0VERROR\0C42601\0Mwrong number for \"{name}\"\0\0");
+    let said = [
+        frame(b'1', b""),
+        frame(b'1', b""),
+        frame(b'2', b""),
+        frame(b'E', words.as_bytes()),
+        ready("I"),
+    ]
+    .concat();
+    let seen = seen_in_pieces(&mut session, &mut second, &said, said.len());
+    let seen = seen.escape_ascii().to_string();
+    assert!(seen.contains(r#"wrong number for \"s\""#), "{seen}");
+}
+
+#[test]
 fn an_unnamed_statement_that_outlives_discard_all_is_still_nobody_else_s() {
     let (mut one, mut server) = (session(), server());
     let run = [bind(""), execute(), SYNC.to_vec()].concat();
