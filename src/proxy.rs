@@ -575,7 +575,9 @@ impl Client {
     fn server_lost(&mut self, server: Box<Server>, broken: Broken, may_retry: bool) -> Failed {
         let node = server.node().clone();
         node.wake.notify_one();
-        let was_idle = self.session.status() == Status::Idle && !self.session.is_pinned();
+        // What the session keeps on the primary's server is not lost with another one.
+        let is_kept = self.held.is_some() || !self.session.is_pinned();
+        let was_idle = self.session.status() == Status::Idle && is_kept;
         Ledger(&self.cluster).note(&self.session);
         // A transaction that goes on elsewhere has shown what it has shown.
         let goes_on = may_retry && self.session.roams();

@@ -435,6 +435,23 @@ fn who_loses_what_it_kept_with_its_server_is_told() {
 }
 
 #[test]
+fn who_loses_a_replica_keeps_what_is_on_the_primary() {
+    let cluster = with_a_slow_node();
+    let gateway = gateway(&cluster, "eventual");
+    let mut session = on_slow_node(&cluster, &gateway);
+    assert_eq!(session.ask(Form::Simple, "LISTEN c"), Ok(String::new()));
+    let answer = thread::scope(|scope| {
+        let sql = "SELECT w_row(i) FROM generate_series(1, 5000) AS i";
+        let asked = scope.spawn(|| session.ask(Form::Simple, sql));
+        befall(&cluster, "terminated", &standing_still(&cluster));
+        asked.join().expect("an answer")
+    });
+    assert_eq!(answer, Err("57P01".to_owned()));
+    let channels = "SELECT * FROM pg_listening_channels()";
+    assert_eq!(session.ask(Form::Simple, channels), Ok("c".to_owned()));
+}
+
+#[test]
 fn what_a_server_says_to_settings_is_heard_before_it_matters() {
     let cluster = cluster(1);
     on_primary(
