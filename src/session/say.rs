@@ -506,7 +506,7 @@ pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said her
 
 /// The numbers of `set_config`, and of whatever is not built in from here on:
 /// <https://www.postgresql.org/docs/current/system-catalog-initial-data.html>
-const SET_CONFIG: u32 = 2077;
+const SET_CONFIG: u32 = 2078;
 const BUILT_IN_END: u32 = 16384;
 
 /// The formats, values and result formats of a Bind that has none.

@@ -1198,7 +1198,7 @@ fn a_call_by_number_may_have_done_anything() {
     for (number, names_it, pinned) in [
         (20_000_u32, true, false),
         (952, false, false),
-        (2077, false, true),
+        (2078, false, true),
     ] {
         let (mut session, mut server) = (session_with_effects(of_own()), server());
         let call = frame(b'F', &number.to_be_bytes());
