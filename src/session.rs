@@ -486,10 +486,18 @@ impl Session {
             Verb::DiscardSequences => self.pins.lift(Pin::Sequence),
             // It drops no prepared statement.
             Verb::DiscardOther => self.pins.look_again(Pin::TemporaryTable),
+            Verb::Prepare => {
+                let conforming = self.has_conforming_strings();
+                let names = text().map(|text| command::prepared_names(text, conforming));
+                for (name, _) in names.unwrap_or_default() {
+                    self.pins.found(Pin::PreparedStatement, &name);
+                }
+            }
             Verb::Deallocate => {
                 if let Some((name, _)) = text().and_then(command::deallocate) {
                     let known = self.statements.remove(&name).map(|prepared| prepared.id);
                     // Else it is one that PREPARE has made, or a server's own by the server's name.
+                    self.pins.drop_prepared(&name);
                     if let Some(id) = known.or_else(|| statements::server_id(&name)) {
                         server.statements.pop(&id);
                     }
@@ -519,6 +527,7 @@ impl Session {
             Verb::DeallocateAll => {
                 self.statements.clear_named();
                 server.statements.clear();
+                self.pins.drop_all_prepared();
                 self.pins.look_again(Pin::PreparedStatement);
             }
             _ => {}
@@ -791,6 +800,7 @@ fn tracked(
         verb => matches!(
             verb,
             Verb::Setting
+                | Verb::Prepare
                 | Verb::Deallocate
                 | Verb::Routine
                 | Verb::Ddl(Reach::Itself | Reach::Anything)

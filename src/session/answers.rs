@@ -300,9 +300,12 @@ impl Session {
                 return Ok(());
             }
             b'1' => {
-                if let Some(Expect::Parse { prepared, .. }) = server.queue.front().map(|e| &e.what)
-                {
-                    prepared.prove();
+                match server.queue.front().map(|e| &e.what) {
+                    Some(Expect::Parse { prepared, .. }) => prepared.prove(),
+                    // The name was free after all. By the client's name it can be nobody else's, and who
+                    // has loaded a library leaves its server to nobody either.
+                    Some(Expect::ParseTaken) => self.pins.touched(Pin::Load),
+                    _ => {}
                 }
                 pop(server, tag, |what| {
                     matches!(
@@ -317,7 +320,10 @@ impl Session {
             }
             b'2' => pop(server, tag, |what| matches!(what, Expect::Bind(_)))?,
             b'3' => pop(server, tag, |what| {
-                matches!(what, Expect::Close | Expect::Evict { .. })
+                matches!(
+                    what,
+                    Expect::Close | Expect::ClosePrepared(_) | Expect::Evict { .. }
+                )
             })?,
             b'T' | b'n'
                 if matches!(
@@ -579,6 +585,9 @@ impl Session {
                 Expect::ParseUnnamed if !expected.hidden => self.statements.drop_unnamed(),
                 Expect::CloseStatement(Some((name, prepared))) => {
                     self.statements.insert(&name, prepared);
+                }
+                Expect::ClosePrepared(name) => {
+                    self.pins.found(Pin::PreparedStatement, &name);
                 }
                 _ => {}
             }

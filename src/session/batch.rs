@@ -155,6 +155,7 @@ pub(super) enum Step {
     /// Close of a statement that PREPARE has made.
     ClosePrepared {
         at: Range<usize>,
+        name: Box<[u8]>,
     },
     ClosePortal {
         at: Range<usize>,

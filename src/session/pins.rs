@@ -93,7 +93,7 @@ impl Pins {
         self.held.insert(pin);
         match pin {
             Pin::TemporaryTable => drop(self.temporary.insert(name.into())),
-            Pin::PreparedStatement => drop(self.prepared.insert(name.into())),
+            Pin::PreparedStatement => drop(self.prepared.insert(key(name).into())),
             _ => {}
         }
     }
@@ -124,6 +124,16 @@ impl Pins {
     /// Whether PREPARE has made a statement of this name, as a message has it.
     pub fn has_prepared(&self, name: &[u8]) -> bool {
         self.prepared.contains(key(name))
+    }
+
+    /// That statement is closed or deallocated. `false` if there was none.
+    pub fn drop_prepared(&mut self, name: &[u8]) -> bool {
+        self.prepared.remove(key(name))
+    }
+
+    /// DEALLOCATE ALL has run.
+    pub fn drop_all_prepared(&mut self) {
+        self.prepared.clear();
     }
 
     /// Whether a read of this text may need what only the session's server has. Any word that is

@@ -191,11 +191,12 @@ impl Session {
                     batch.steps.push(Step::ClosePortal { at });
                 }
                 Target::Statement(name) => {
-                    if self.pins.has_prepared(name) {
+                    if self.pins.drop_prepared(name) {
                         self.pins.look_again(Pin::PreparedStatement);
                         batch.needs(Need::Write, Why::Utility);
                         batch.leaves_replica();
-                        batch.steps.push(Step::ClosePrepared { at });
+                        let name = name.into();
+                        batch.steps.push(Step::ClosePrepared { at, name });
                         return Ok(false);
                     }
                     let forgotten = if name.is_empty() {

@@ -13,6 +13,7 @@ use super::own::{Complaint, Own};
 use super::pipeline::{ClientFault, UNJUDGED_MAX};
 use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
+use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -187,6 +188,9 @@ impl Session {
                 } => {
                     self.statements.insert(name, prepared.clone());
                 }
+                Step::ClosePrepared { name, .. } => {
+                    self.pins.found(Pin::PreparedStatement, name);
+                }
                 _ => {}
             }
         }
@@ -235,9 +239,9 @@ impl Session {
                 speech.forward(at);
                 server.expect(Expect::ParseTaken);
             }
-            Step::ClosePrepared { at } => {
+            Step::ClosePrepared { at, name } => {
                 speech.forward(at);
-                server.expect(Expect::Close);
+                server.expect(Expect::ClosePrepared(name.clone()));
             }
             Step::Parse { name, prepared } => {
                 let has = server.statements.get(&prepared.id).is_some();

@@ -235,6 +235,8 @@ pub(super) enum Expect {
     Bind(Option<Arc<Prepared>>),
     Describe(Option<Arc<Prepared>>),
     Close,
+    /// The client's Close of a statement that PREPARE has made.
+    ClosePrepared(Box<[u8]>),
     /// The proxy's Close of a statement that makes room for another.
     Evict {
         id: u64,

@@ -1320,6 +1320,60 @@ fn what_a_server_says_of_its_statements_is_believed() {
 }
 
 #[test]
+fn a_name_that_prepare_has_taken_is_free_once_it_is_closed() {
+    let (mut session, mut server) = (session(), server());
+    let query = |session: &mut Session, server: &mut ServerState, sql: &str, status: &str| {
+        told(session, server, &frame(b'Q', format!("{sql}\0").as_bytes()));
+        let tag = sql.split(' ').next().unwrap();
+        heard(session, server, &[done(tag), ready(status)]);
+    };
+    query(&mut session, &mut server, "BEGIN", "T");
+    query(&mut session, &mut server, "PREPARE x AS SELECT 1", "T");
+    let again = [parse("x", "SELECT 2"), SYNC.to_vec()].concat();
+    let close = frame(b'C', b"Sx\0");
+    let replaced = [close, again.clone()].concat();
+
+    // What is skipped has closed nothing.
+    let client = [bind("nowhere"), replaced.clone()].concat();
+    assert_eq!(tags(&told(&mut session, &mut server, &client)), "BCPDS");
+    heard(&mut session, &mut server, &[failed(), ready("T")]);
+    assert_eq!(
+        told(&mut session, &mut server, &again)[0],
+        r"P x\x00SELECT 2\x00\x00\x00"
+    );
+    heard(&mut session, &mut server, &[failed(), ready("T")]);
+
+    let said = told(&mut session, &mut server, &replaced);
+    assert_eq!(tags(&said), "CPDS");
+    assert!(said[1].starts_with("P _tidegate_"), "{said:?}");
+    let answers = [vec![frame(b'3', b"")], prepared(&[]), vec![ready("T")]].concat();
+    assert_eq!(heard(&mut session, &mut server, &answers), "31Z");
+
+    for drop in ["DEALLOCATE y", "DEALLOCATE ALL"] {
+        query(&mut session, &mut server, "PREPARE y AS SELECT 1", "T");
+        assert!(session.pins.has_prepared(b"y"));
+        query(&mut session, &mut server, drop, "T");
+        assert!(!session.pins.has_prepared(b"y"), "{drop}");
+    }
+}
+
+#[test]
+fn a_server_with_a_statement_by_the_client_s_name_is_nobody_else_s() {
+    let (mut session, mut server) = (session(), server());
+    session.pins.found(Pin::PreparedStatement, b"x");
+    told(
+        &mut session,
+        &mut server,
+        &[parse("x", "SELECT 2"), SYNC.to_vec()].concat(),
+    );
+    assert_eq!(
+        heard(&mut session, &mut server, &[frame(b'1', b""), ready("I")]),
+        "1Z"
+    );
+    assert!(session.is_pinned() && session.spoils_server());
+}
+
+#[test]
 fn what_must_not_be_done_fails_on_the_server_instead() {
     let (mut session, mut server) = (session(), server());
     let bad = "SET tidegate.consistency = 'strong'";
