@@ -468,42 +468,12 @@ impl Cluster {
         let cluster = &self.name;
         match (&primary, &old.primary) {
             (Some(new), _) => {
-                // Samples of another history say nothing about positions in this one.
-                let is_as_before =
-                    old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
-                self.clock.set_timeline(new.timeline());
-                self.clock.new_epoch();
-                self.history
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clear();
-                self.demand.forget_goal();
-                for node in &old.nodes {
-                    if is_as_before {
-                        node.forget_as_of();
-                    } else {
-                        node.forget_history();
-                        self.note_fenced(node);
-                        node.wake.notify_one();
-                    }
-                }
+                self.begin_history(&old, new);
                 let is_failover = old.last_primary.is_some_and(|last| last != new.id());
                 telemetry::metrics()
                     .failovers
                     .increment(u64::from(is_failover));
                 tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
-                let is_left = |node: &&Arc<Node>| {
-                    node.id() != new.id() && Some(node.id()) == old.last_primary
-                };
-                if let Some(left) = old.nodes.iter().find(is_left) {
-                    for pool in &left.pools {
-                        pool.close_stale(Incarnation(0));
-                        pool.send_away();
-                    }
-                }
-                // Its first sample is what every session waits for.
-                let _ = self.demand.want_sample(self.clock.now());
-                new.wake.notify_one();
             }
             (None, _) if split_brain => {
                 tracing::error!(%cluster, "two nodes write on one timeline: no primary until one stops");
@@ -515,7 +485,7 @@ impl Cluster {
         let last_primary = id(&primary).or(old.last_primary);
         let topology = Topology {
             nodes,
-            primary,
+            primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
             config,
@@ -523,9 +493,37 @@ impl Cluster {
         };
         self.topology.store(Arc::new(topology));
         drop(update);
+        if let Some(new) = primary {
+            leave_last_primary(&old, &new);
+            // Not before they can see who that is: the primary is to be asked for the sample that every session waits
+            // for, the others whether they follow it.
+            old.nodes.iter().for_each(|node| node.wake.notify_one());
+        }
         old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
         self.has_moved();
+    }
+
+    /// Samples of another history say nothing about positions in that of `new`.
+    fn begin_history(&self, old: &Topology, new: &Node) {
+        let is_as_before =
+            old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
+        self.clock.set_timeline(new.timeline());
+        self.clock.new_epoch();
+        self.history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.demand.forget_goal();
+        for node in &old.nodes {
+            if is_as_before {
+                node.forget_as_of();
+            } else {
+                node.forget_history();
+                self.note_fenced(node);
+            }
+        }
+        let _ = self.demand.want_sample(self.clock.now());
     }
 
     /// Has nobody wait for a server of a node that is down: another one may do. Only the end of a pause is waited for
@@ -762,6 +760,16 @@ impl Cluster {
             let pools = node.pools.iter().filter(|pool| named(pool.key()));
             pools.for_each(|pool| pool.vacate());
         }
+    }
+}
+
+/// Nobody is to use, or wait for, what is on the primary before `new`.
+fn leave_last_primary(old: &Topology, new: &Node) {
+    let last = old.last_primary.filter(|last| *last != new.id());
+    let left = old.nodes.iter().find(|node| Some(node.id()) == last);
+    for pool in left.iter().flat_map(|node| node.pools.iter()) {
+        pool.close_stale(Incarnation(0));
+        pool.send_away();
     }
 }
 
