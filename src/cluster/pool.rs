@@ -604,10 +604,8 @@ impl Server {
 
     /// Whether it can be used: alive, quiet, and on this thread's runtime. It is dropped otherwise.
     pub fn checked(mut self: Box<Self>) -> Option<Box<Server>> {
-        if net::worker() != self.worker {
-            self = self.moved_here()?;
-        }
         let mut said = BytesMut::new();
+        // Before it is moved: a runtime that it is new to has not heard yet what has come.
         match self.stream.read_now(&mut said) {
             None => {}
             Some(Ok(n)) if n > 0 && hear_idle(&mut self.state, &said) => {}
@@ -617,7 +615,10 @@ impl Server {
                 return None;
             }
         }
-        Some(self)
+        match net::worker() == self.worker {
+            true => Some(self),
+            false => self.moved_here(),
+        }
     }
 
     fn moved_here(self: Box<Self>) -> Option<Box<Server>> {
@@ -723,5 +724,78 @@ impl Drop for Place {
             return;
         }
         inner.open -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::thread;
+
+    use tokio::net::UnixStream;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::session::server::Params;
+
+    /// Has this thread be a worker.
+    fn work_as(worker: usize) -> Runtime {
+        net::set_worker(worker);
+        let mut runtime = Builder::new_current_thread();
+        runtime.enable_all().build().expect("a runtime")
+    }
+
+    fn server(stream: Stream) -> Box<Server> {
+        let text = "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
+            databases = [\"*\"]\n[[cluster.node]]\naddress = \"127.0.0.1:1\"\n";
+        let config = Config::parse(text, "test").expect("valid");
+        let (tls, pauses) = (Arc::default(), Arc::default());
+        let node = &config.clusters[0].nodes[0];
+        let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
+        let key = PoolKey {
+            database: "d".into(),
+            user: "a".into(),
+        };
+        let pool = Pool::new(node.clone(), key, Proven::now(None), config.pool);
+        pool.lock().open = 1;
+        let now = Instant::now();
+        Box::new(Server {
+            stream,
+            state: ServerState::new(Params::new(Vec::new()), STATEMENTS_MAX),
+            incarnation: Incarnation(1),
+            unread: BytesMut::new(),
+            listed: Listed::new(CancelKey {
+                node,
+                pid: 1,
+                secret: Vec::new(),
+            }),
+            place: Place(Arc::new(pool)),
+            worker: net::worker(),
+            generation: 0,
+            opened: now,
+            idle_since: now,
+            lent: false,
+        })
+    }
+
+    #[test]
+    fn a_server_that_has_gone_is_lent_on_no_thread() {
+        let runtime = work_as(1);
+        let (gone, there, _peer) = runtime.block_on(async {
+            let [(peer, gone), (other, there)] =
+                [(); 2].map(|()| UnixStream::pair().expect("pair"));
+            let [mut gone, there] = [gone, there].map(|stream| server(Stream::Unix(stream)));
+            drop(peer);
+            let heard = poll_fn(|cx| gone.stream.poll_readable(cx));
+            heard.await.expect("the end");
+            (gone, there, other)
+        });
+        let elsewhere = thread::spawn(|| {
+            let runtime = work_as(2);
+            let _entered = runtime.enter();
+            [gone, there].map(|server| server.checked().is_some())
+        });
+        assert_eq!(elsewhere.join().expect("no panic"), [false, true]);
     }
 }
