@@ -453,13 +453,16 @@ impl Floors {
     }
 
     /// A replica that was [`Freshness::Fresh`] has shown data. It had all that the floors asked
-    /// for, so what it showed is the floor now.
+    /// for, so what it showed is the floor now, beside what was not asked for
+    /// [without a primary](Self::without_primary).
     pub fn read_replica<R: Replica>(&mut self, primary: &Clock, replica: &R, life: Incarnation) {
+        let has = |mark: &Mark, at| mark.is_reached(primary, at);
+        let is_missed = |mark: &Mark| replica.position().is_none_or(|(_, at)| !has(mark, at));
+        self.began = self.began.filter(is_missed);
+        self.schema = self.schema.take().filter(|mark| is_missed(mark));
         self.write = None;
         self.read = None;
         self.reads = 0;
-        self.began = None;
-        self.schema = None;
         self.token = None;
         self.replica = Some(Seen {
             node: replica.id(),
@@ -477,7 +480,7 @@ impl Floors {
     /// The life in which reads can go on there without any check, if `replica` is that one and has been there
     /// ever since.
     pub fn life_on<R: Replica>(&self, replica: &R) -> Option<Incarnation> {
-        let seen = self.own_replica()?;
+        let seen = self.own_replica().filter(|_| self.began.is_none())?;
         seen.lives_on(replica).then_some(seen.incarnation)
     }
 
@@ -756,6 +759,32 @@ mod tests {
         assert_eq!(judge(mark), Freshness::MissesReads, "of another history");
         sample(&primary, 9);
         assert_eq!(judge(mark), Freshness::Fresh);
+    }
+
+    #[test]
+    fn what_nobody_could_say_without_a_primary_counts_again_with_one() {
+        let (primary, schema) = (Clock::new(), Schema::new("main/app"));
+        let nodes = [fake(1, 10)];
+        schema.changed();
+        let mut floors = Floors::default();
+        floors.begin(Mark::new(primary.now()));
+        floors.heed(&schema, &primary);
+        let judge = |floors: &Floors| floors.judge(&primary, &nodes, &*nodes[0]);
+        let read = |floors: &mut Floors| {
+            assert_eq!(judge(&floors.without_primary()), Freshness::Fresh);
+            floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        };
+        read(&mut floors);
+        assert_eq!(judge(&floors), Freshness::MissesSchema);
+        sample(&primary, 20);
+        read(&mut floors);
+        assert_eq!(judge(&floors), Freshness::MissesSchema);
+        floors.schema = None;
+        assert_eq!(judge(&floors), Freshness::MissesReads);
+        assert_eq!(floors.life_on(&*nodes[0]), None);
+        nodes[0].at.set(Some((Incarnation(1), Lsn(20))));
+        read(&mut floors);
+        assert_eq!(floors.life_on(&*nodes[0]), Some(Incarnation(1)));
     }
 
     #[test]
