@@ -385,11 +385,12 @@ impl Cluster {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = history.lag(Instant::now(), lsn);
         let as_of = history.as_of(lsn);
+        // As it was, while the probe reconnects.
+        let newest = history.newest().unwrap_or(lsn);
         drop(history);
         if let Some(as_of) = as_of {
             node.has_all_of(moment(as_of));
         }
-        let newest = self.clock.latest().map_or(lsn, |sample| sample.lsn);
         let bytes = newest.0.saturating_sub(lsn.0);
         node.metrics.replay_lag_bytes.set(bytes as f64);
         let limit = &self.topology().config.lag;
@@ -510,10 +511,10 @@ impl Cluster {
             old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
         self.clock.set_timeline(new.timeline());
         self.clock.new_epoch();
-        self.history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        if !is_as_before {
+            let history = self.history.lock();
+            history.unwrap_or_else(PoisonError::into_inner).clear();
+        }
         self.demand.forget_goal();
         for node in &old.nodes {
             if is_as_before {
@@ -1070,6 +1071,34 @@ mod tests {
         old.set_timeline(1);
         topology.nodes.pop();
         assert_eq!(elected(&topology), Some(old.id()));
+    }
+
+    #[test]
+    fn a_replica_is_as_late_as_it_was_while_the_primary_is_met_again() {
+        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+        let cluster = &unwatched.cluster;
+        let [primary, late] = [0, 1].map(|index| unwatched.node(index));
+        late.set_probed();
+        meet_writable(&primary, 7, 1);
+        cluster.reconsider();
+        late.set_role(Role::Replica);
+        late.set_timeline(1);
+        let now = Instant::now();
+        let long_ago = now - cluster.topology().config.lag.max * 2;
+        cluster.sampled(cluster.clock.begin(), Lsn(10), long_ago);
+        cluster.sampled(cluster.clock.begin(), Lsn(20), long_ago);
+        let is_late = || {
+            assert!(cluster.note_position(&late, Lsn(10)));
+            late.is_lagging()
+        };
+        assert!(is_late());
+        primary.forget_position();
+        primary.meet(Incarnation(7));
+        cluster.reconsider();
+        assert!(is_late(), "nobody has said where the primary is now");
+        // What had not been flushed is lost.
+        cluster.sampled(cluster.clock.begin(), Lsn(10), now);
+        assert!(!is_late());
     }
 
     #[test]

@@ -32,8 +32,14 @@ impl History {
     const OLD_MAX: usize = 4096;
     const OLD_EVERY: Duration = Duration::from_millis(250);
 
-    /// The primary was asked where it is at this time, and was at `lsn`.
+    /// The primary was asked where it is at this time, and was at `lsn`. If it has been seen beyond that, it has lost
+    /// what was there.
     pub fn note(&mut self, at: Instant, lsn: Lsn) {
+        for history in [&mut self.recent, &mut self.old] {
+            while history.back().is_some_and(|&(_, last)| last > lsn) {
+                history.pop_back();
+            }
+        }
         self.last = Some((at, lsn));
         if self.recent.back().is_some_and(|&(_, last)| lsn <= last) {
             return;
@@ -55,6 +61,11 @@ impl History {
         if self.old.len() > Self::OLD_MAX {
             self.old.pop_front();
         }
+    }
+
+    /// Where the primary was last.
+    pub fn newest(&self) -> Option<Lsn> {
+        self.last.map(|(_, lsn)| lsn)
     }
 
     /// How long ago the primary passed `replayed`; zero when it has not been seen beyond it.
@@ -136,6 +147,24 @@ mod tests {
         assert_eq!(history.as_of(Lsn(20)), Some(at(100)), "never too late");
         history.clear();
         assert_eq!(history.as_of(Lsn(99)), None);
+    }
+
+    #[test]
+    fn what_the_primary_has_lost_nobody_lacks() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut history = History::default();
+        for ms in 0..2 * History::RECENT_MAX as u64 {
+            history.note(at(ms), Lsn(100 + ms));
+        }
+        let lag = |history: &History, lsn| history.lag(at(9000), Lsn(lsn)).as_millis();
+        assert_eq!((lag(&history, 1500), lag(&history, 100)), (7599, 8750));
+        history.note(at(5000), Lsn(1500));
+        assert_eq!((lag(&history, 1500), lag(&history, 1499)), (0, 7600));
+        assert_eq!(history.newest(), Some(Lsn(1500)));
+        history.note(at(6000), Lsn(101));
+        assert_eq!((lag(&history, 101), lag(&history, 100)), (0, 3000));
+        assert_eq!(history.as_of(Lsn(100)), Some(at(0)));
     }
 
     #[test]
