@@ -332,11 +332,11 @@ impl Session {
         self.portals.clear();
     }
 
-    /// Whose prepared statements mean the same as this session's.
-    fn meaning(&mut self) -> Arc<str> {
-        if self.localised || self.uncertain {
-            // Under settings of its own, which nobody else has, or which are not known.
-            return format!("{}\0{}", self.scope, self.id).into();
+    /// Whose prepared statements mean the same as this session's; `None` if nobody's do.
+    fn meaning(&mut self) -> Option<Arc<str>> {
+        if self.localised || self.uncertain || self.has_tables_of_its_own() {
+            // Under settings that nobody else has, or that are not known.
+            return None;
         }
         if self.meaning.0 != self.settings {
             let scope = match self.settings.meaning() {
@@ -345,7 +345,16 @@ impl Session {
             };
             self.meaning = (self.settings.clone(), scope);
         }
-        self.meaning.1.clone()
+        Some(self.meaning.1.clone())
+    }
+
+    /// Whether names may mean what they mean to nobody else: they are of something temporary, or of what the
+    /// open transaction has changed.
+    fn has_tables_of_its_own(&self) -> bool {
+        let temporary = Pin::TemporaryTable;
+        self.reshaped.is_some()
+            || self.pins.contains(temporary)
+            || self.pins.suspects().contains(temporary)
     }
 
     /// The class of `sql` under the session's string syntax.
@@ -507,7 +516,6 @@ impl Session {
             Verb::Ddl(reach) => {
                 // A temporary table is the session's own, and most often new.
                 if !statement.pins.contains(Pin::TemporaryTable) {
-                    self.shared.registry.begin_epoch();
                     self.reshape(reach, text());
                     if statement.defines() {
                         self.redefine(text());
@@ -519,7 +527,6 @@ impl Session {
             Verb::Close => self.pins.look_again(Pin::HeldCursor),
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
             Verb::Routine => {
-                self.shared.registry.begin_epoch();
                 self.reshape(Reach::Anything, None);
                 self.redefine(text());
                 self.look_for_temporary();
@@ -671,6 +678,7 @@ impl Session {
     /// What the transaction has done is done, for all to see.
     fn committed(&mut self) {
         if let Some(doubt) = self.reshaped.take() {
+            self.shared.registry.begin_epoch();
             self.schema.changed();
             self.did.reshaped = true;
             self.outdate(*doubt);

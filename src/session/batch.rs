@@ -53,6 +53,8 @@ pub struct Batch {
     pub(super) unjudged_more: bool,
     /// By something in it names may come to do something else to sessions.
     pub(super) redefines: bool,
+    /// By something in it names may come to mean something else.
+    pub(super) reshapes: bool,
     /// The first of its statements that steers a transaction; and what all others need than one that opens it.
     pub(super) control: Option<Control>,
     pub rest: Need,
@@ -244,6 +246,7 @@ impl Batch {
             unjudged: Vec::new(),
             unjudged_more: false,
             redefines: false,
+            reshapes: false,
             control: None,
             rest: Need::Read,
             within: Within::Stays,
@@ -279,6 +282,7 @@ impl Batch {
             unjudged,
             unjudged_more,
             redefines,
+            reshapes,
             control,
             rest,
             within,
@@ -299,7 +303,7 @@ impl Batch {
         (*need, *why) = (Need::Read, Why::Empty);
         (*len, *beyond) = (0, 0);
         (*executes, *shows_data, *flushed) = (false, false, false);
-        *forgets = false;
+        (*forgets, *reshapes) = (false, false);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);

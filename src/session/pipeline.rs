@@ -341,11 +341,12 @@ impl Session {
         if self.statements.is_full() {
             return Err(ClientFault::TooManyStatements(super::Statements::NAMED_MAX));
         }
-        let scope = self.meaning();
-        let prepared = self
-            .shared
-            .registry
-            .intern(&scope, parse.sql, parse.types, &class);
+        let scope = self.meaning().filter(|_| !batch.reshapes);
+        let registry = &self.shared.registry;
+        let prepared = match scope {
+            Some(scope) => registry.intern(&scope, parse.sql, parse.types, &class),
+            None => registry.unshared(parse.sql, parse.types, &class),
+        };
         self.statements.insert(parse.name, prepared.clone());
         batch.steps.push(Step::Parse { name, prepared });
         Ok(())
@@ -411,6 +412,7 @@ impl Session {
         }
         // What is prepared behind it in the pipeline finds them changed.
         self.localised |= effects.as_ref().is_some_and(Tracked::sets);
+        batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),
             None if self.portals.is_empty() => {}

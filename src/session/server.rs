@@ -16,7 +16,7 @@ use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::{Prepared, Unnamed};
 use crate::sql::set_config::Changes;
-use crate::sql::{Class, Isolation, Statement, Verb};
+use crate::sql::{Class, Isolation, Pin, Statement, Verb};
 use crate::wire::message::Status;
 
 /// The most answers that a server may owe when more of the client's messages are taken. Some of them
@@ -309,6 +309,14 @@ impl Tracked {
             s.sets_config || by_verb.contains(&s.verb)
         };
         self.class.statements.iter().any(sets)
+    }
+
+    /// Whether by its success names may come to mean something else.
+    pub fn reshapes(&self) -> bool {
+        let reshapes = |s: &Statement| {
+            matches!(s.verb, Verb::Ddl(_) | Verb::Routine) || s.pins.contains(Pin::TemporaryTable)
+        };
+        self.class.statements.iter().any(reshapes)
     }
 
     /// Whether its success drops prepared statements.

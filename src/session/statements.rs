@@ -180,22 +180,31 @@ impl Registry {
         {
             return known.clone();
         }
+        let prepared = self.make(scope.clone(), sql, types, class);
+        shard.put(hash, prepared.clone());
+        prepared
+    }
+
+    /// A statement of this text and these types that nobody else gets.
+    pub fn unshared(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
+        self.make(Arc::default(), sql, types, class)
+    }
+
+    fn make(&self, scope: Arc<str>, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
         let id = self.numbers.next.fetch_add(1, Ordering::Relaxed);
-        let prepared = Arc::new(Prepared {
+        Arc::new(Prepared {
             id,
             server_name: server_name(id).into(),
-            scope: scope.clone(),
+            scope,
             sql: sql.into(),
             types: types.into(),
             class: class.clone(),
             proven: AtomicBool::new(false),
-            epoch,
+            epoch: self.numbers.epoch.load(Ordering::Relaxed),
             retired: AtomicBool::new(false),
             shape: AtomicU64::new(0),
             stale: AtomicBool::new(false),
-        });
-        shard.put(hash, prepared.clone());
-        prepared
+        })
     }
 }
 

@@ -697,6 +697,63 @@ fn what_is_prepared_while_settings_change_is_nobody_elses() {
     }
 }
 
+#[test]
+fn what_is_prepared_with_tables_of_its_own_is_nobody_elses() {
+    let shared = Arc::new(Shared::new(Classifier::new(Rules::default(), 100)));
+    let session = || {
+        let defaults = Settings::default();
+        Session::new(shared.clone(), "main/app/app", defaults, params(&[]))
+    };
+    let name_behind = |session: &mut Session, messages: Vec<Vec<u8>>| {
+        let again = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
+        let said = told(session, &mut server(), &[messages.concat(), again].concat());
+        let named = said.iter().find(|said| said.starts_with("P _tidegate_"));
+        named.expect("a statement with a name").clone()
+    };
+    let query = |session: &mut Session, sql: &str, status: &str| {
+        let mut server = server();
+        told(
+            session,
+            &mut server,
+            &frame(b'Q', format!("{sql}\0").as_bytes()),
+        );
+        let tags = sql.split("; ").map(done);
+        heard(
+            session,
+            &mut server,
+            &tags.chain([ready(status)]).collect::<Vec<_>>(),
+        );
+    };
+    let usual = name_behind(&mut session(), vec![]);
+    assert_eq!(name_behind(&mut session(), vec![]), usual);
+    let mut names = vec![usual.clone()];
+    let temporary = "CREATE TEMP TABLE t (b int)";
+    for (sql, status) in [
+        ("BEGIN; ALTER TABLE t ADD b int", "T"),
+        (temporary, "I"),
+        (temporary, "I"),
+    ] {
+        let mut session = session();
+        query(&mut session, sql, status);
+        names.push(name_behind(&mut session, vec![]));
+        names.push(name_behind(&mut session, vec![frame(b'C', b"Ss\0")]));
+    }
+    for sql in [temporary, "ALTER TABLE t ADD b int"] {
+        let before = vec![parse("", sql), bind(""), execute()];
+        names.push(name_behind(&mut session(), before));
+    }
+    assert_eq!(
+        name_behind(&mut session(), vec![]),
+        usual,
+        "nothing has come of it"
+    );
+    query(&mut session(), "ALTER TABLE t ADD b int", "I");
+    names.push(name_behind(&mut session(), vec![]));
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 10, "{names:?}");
+}
+
 /// As by SET.
 #[test]
 fn who_has_set_too_much_by_functions_keeps_the_server() {
