@@ -726,6 +726,74 @@ fn messages_are_those_of_one_server() {
     assert_eq!(tell(&mut raw, query("COMMIT")), "CCOMMITZI");
 }
 
+/// A proxy like [`eager`], with one server of each node, that often asks them where they are.
+fn eager_with_one_server(cluster: &LocalCluster) -> Gateway {
+    let pool = "[pool]\nsize = 1\ncheckout_timeout = \"100ms\"";
+    let health = "[health]\ninterval = \"1s\"";
+    let reads = "transaction_reads = \"replica\"";
+    with_routing(cluster, &format!("{reads}\n{pool}\n{health}"))
+}
+
+/// The server skips the rest of it, whatever the client has said before it heard of the error.
+#[test]
+fn a_pipeline_that_fails_on_a_replica_ends_there() {
+    let cluster = start(1);
+    let gateway = eager_with_one_server(&cluster);
+    drop(settled(&gateway, &cluster, ""));
+    let primary = cluster.primary().port();
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    let query =
+        |sql: &'static str| move |out: &mut bytes::BytesMut| encode::query(out, sql.as_bytes());
+    let locker = Client::direct(&cluster.primary());
+    let locks = |what: &str| {
+        let of = "relation = 'many'::regclass";
+        let sql = format!("SELECT count(*) FROM pg_locks WHERE {of} AND {what}");
+        let count = cluster.replicas()[0].sql("app", &sql).expect("locks");
+        count.trim() == "1"
+    };
+    // The replica looks at the first part when this lock is gone; the next has come by then.
+    let fail = |raw: &mut Raw| {
+        locker.rows("BEGIN; LOCK TABLE many");
+        wait_for("the lock on the replica", || locks("granted"));
+        raw.send(|out| {
+            encode::parse(out, b"", b"SELECT nosuch FROM many", &[0, 0]);
+            encode::statement_target(out, b'D', b"");
+            out.extend_from_slice(encode::FLUSH);
+        });
+        wait_for("the first part to wait", || locks("NOT granted"));
+        raw.send(|out| {
+            encode::parse(out, b"", b"INSERT INTO t VALUES (9, 9)", &[0, 0]);
+            out.extend_from_slice(b"B\0\0\0\x0c\0\0\0\0\0\0\0\0");
+            out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0");
+            out.extend_from_slice(encode::SYNC);
+        });
+        wait_for("the next part to be read", || raw.is_read());
+        locker.rows("COMMIT");
+        tell(raw, |_| ())
+    };
+    settle(&mut raw, primary);
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    assert_eq!(tell(&mut raw, query("SELECT v FROM t")), "TDCSELECT 1ZT");
+    let failed = fail(&mut raw);
+    let has = |failed: &str, what| failed.matches(what).count();
+    assert_eq!(has(&failed, "42703"), 1, "{failed}");
+    assert_eq!(has(&failed, "INSERT"), 0, "{failed}");
+    assert!(failed.ends_with("ZE"), "{failed}");
+    assert_eq!(tell(&mut raw, query("COMMIT")), "CROLLBACKZI");
+
+    // Outside of a transaction: there is nothing left to find a server for.
+    settle(&mut raw, primary);
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("BEGIN; UPDATE t SET v = 1");
+    let failed = fail(&mut raw);
+    assert_eq!(has(&failed, "42703"), 1, "{failed}");
+    assert_eq!(has(&failed, "53300"), 0, "{failed}");
+    assert!(failed.ends_with("ZI"), "{failed}");
+    assert_eq!(tell(&mut raw, query("SELECT v FROM t")), "TDCSELECT 1ZI");
+    holder.rows("ROLLBACK");
+}
+
 /// Has the session's reads go to replicas again.
 fn settle(raw: &mut Raw, primary: u16) {
     let primary = primary.to_string();

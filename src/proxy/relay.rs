@@ -179,7 +179,13 @@ impl<'a> Relay<'a> {
             let state = &mut self.server.state;
             self.client.session.say_sync(state, &mut self.to_server);
             self.run().await?;
-            self.leave = true;
+            self.leave = !self.client.session.is_failed();
+            if !self.leave {
+                // What was to go on elsewhere is skipped, up to a Sync that is this server's to answer.
+                self.open = self.client.batch.end() == Some(End::Open);
+                self.say();
+                self.run().await?;
+            }
         }
         Ok(())
     }

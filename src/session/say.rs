@@ -486,6 +486,7 @@ impl Session {
 
     /// Ends the pipeline on a server that the session leaves in the middle of it.
     pub fn say_sync(&self, server: &mut ServerState, out: &mut BytesMut) {
+        server.awaits_sync = false;
         out.extend_from_slice(encode::SYNC);
         server.expect_hidden(Expect::Sync);
     }

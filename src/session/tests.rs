@@ -651,6 +651,19 @@ fn what_an_error_skips_has_not_happened() {
     );
 }
 
+#[test]
+fn a_server_that_is_left_in_a_failed_pipeline_awaits_nothing_of_the_client() {
+    let (mut session, mut server) = (session(), server());
+    let client = [parse("", "SELECT nosuch"), encode::FLUSH.to_vec()].concat();
+    told(&mut session, &mut server, &client);
+    assert_eq!(heard(&mut session, &mut server, &[failed()]), "E");
+    assert!(server.awaits_sync());
+    session.say_sync(&mut server, &mut BytesMut::new());
+    assert!(!server.awaits_sync() && session.is_failed());
+    assert_eq!(heard(&mut session, &mut server, &[ready("I")]), "");
+    assert!(server.is_idle());
+}
+
 /// What text a string has depends on other settings, which a server may not have yet when it is told.
 #[test]
 fn a_setting_with_a_backslash_is_asked_for() {

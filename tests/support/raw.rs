@@ -1,7 +1,8 @@
 //! A connection of the wire protocol, message by message.
 
+use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -101,6 +102,29 @@ impl Raw {
         let key = (pid, secret.to_vec());
         self.until(b'Z');
         key
+    }
+
+    /// Whether the other end has read all that it has been sent, as the operating system tells.
+    pub fn is_read(&self) -> bool {
+        let port = |address: std::io::Result<SocketAddr>| {
+            format!(":{:04X}", address.expect("an address").port())
+        };
+        let (own, other) = (
+            port(self.socket.local_addr()),
+            port(self.socket.peer_addr()),
+        );
+        let sockets = fs::read_to_string("/proc/net/tcp").expect("sockets");
+        // Of each socket what it has sent that has not come, and what has come that is not read.
+        let queues = |local: &str, remote: &str| {
+            let mut lines = sockets.lines().map(|line| line.split_whitespace().skip(1));
+            let queues = lines.find_map(|mut fields| {
+                let is_it = fields.next()?.ends_with(local) && fields.next()?.ends_with(remote);
+                is_it.then(|| fields.nth(1)).flatten()
+            });
+            queues.expect("a socket").split_once(':').expect("queues")
+        };
+        let (unsent, unread) = (queues(&own, &other).0, queues(&other, &own).1);
+        [unsent, unread].map(|queue| queue.trim_start_matches('0')) == [""; 2]
     }
 
     pub fn is_ended(&mut self) -> bool {
