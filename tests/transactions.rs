@@ -794,6 +794,15 @@ fn a_pipeline_that_fails_on_a_replica_ends_there() {
     holder.rows("ROLLBACK");
 }
 
+/// The one value that a query shows.
+fn shown(raw: &mut Raw, sql: &str) -> String {
+    const BEFORE_VALUE: usize = 6;
+    raw.send(|out| encode::query(out, sql.as_bytes()));
+    let row = raw.until(b'D');
+    raw.until(b'Z');
+    String::from_utf8_lossy(&body(&row)[BEFORE_VALUE..]).into_owned()
+}
+
 /// Has the session's reads go to replicas again.
 fn settle(raw: &mut Raw, primary: u16) {
     let primary = primary.to_string();
@@ -898,6 +907,56 @@ fn a_transaction_that_finds_no_server_has_failed_and_its_session_goes_on() {
     wait_for("the session to be served", || {
         tell(&mut raw, query("UPDATE t SET v = 3 WHERE v = 1")) == "CUPDATE 1ZI"
     });
+}
+
+#[test]
+fn what_a_transaction_has_set_is_undone_without_a_server_and_what_it_saw_was_seen() {
+    let cluster = start(2);
+    let gateway = eager_with_one_server(&cluster);
+    drop(settled(&gateway, &cluster, ""));
+    let query = |sql: &'static str| move |out: &mut _| encode::query(out, sql.as_bytes());
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    settle(&mut raw, cluster.primary().port());
+    // The replica that it reads on has this, the other one has not.
+    let port = shown(&mut raw, "SELECT port FROM here");
+    let replicas = cluster.replicas();
+    let (ahead, behind) = match replicas[0].port().to_string() == port {
+        true => (&replicas[0], &replicas[1]),
+        false => (&replicas[1], &replicas[0]),
+    };
+    behind.pause_replay().expect("paused");
+    // What it has read so far the other one is known to have, too.
+    let primary = format!("node=\"127.0.0.1:{}\"", cluster.primary().port());
+    let samples = || gateway.metric("tidegate_samples_total", &primary);
+    let before = samples();
+    wait_for("samples", || samples() >= before + 2.0);
+    let update = "UPDATE t SET v = 1";
+    cluster.primary().sql("app", update).expect("updated");
+    wait_for("the update", || {
+        ahead.sql("app", "SELECT v FROM t").expect("a row").trim() == "1"
+    });
+
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("BEGIN; SELECT v FROM t FOR UPDATE");
+    assert_eq!(tell(&mut raw, query("BEGIN")), "CBEGINZT");
+    assert_eq!(shown(&mut raw, "SELECT v FROM t"), "1");
+    let zone = "SET TimeZone = 'Asia/Tokyo'";
+    assert_eq!(tell(&mut raw, query(zone)), "CSETSZT");
+    assert_eq!(tell(&mut raw, query("SET work_mem = '9MB'")), "CSETZT");
+    let refused = tell(&mut raw, query("UPDATE t SET v = 2"));
+    assert!(refused.contains("53300"), "{refused}");
+    assert_eq!(tell(&mut raw, query("ROLLBACK")), "CROLLBACKSZI");
+
+    ahead.stop(StopMode::Immediate).expect("stopped");
+    wait_for("the replica to be missed", || {
+        gateway.metric("tidegate_up", "") == 2.0
+    });
+    holder.rows("ROLLBACK");
+    assert_eq!(shown(&mut raw, "SELECT v FROM t"), "1");
+    assert_eq!(shown(&mut raw, "SHOW work_mem"), "4MB");
+    assert_eq!(shown(&mut raw, "SHOW TimeZone"), "UTC");
+    behind.resume_replay().expect("resumed");
 }
 
 #[test]

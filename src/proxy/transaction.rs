@@ -177,9 +177,21 @@ impl Client {
         let (batch, out) = (&self.batch, &mut self.outbox);
         match begins {
             true => self.session.begin_later(batch, reads, &self.inbox, out),
-            false => self.session.end_unopened(batch, out),
+            false => {
+                self.session.end_unopened(batch, out);
+                self.cover_what_was_shown();
+            }
         }
         true
+    }
+
+    /// What the transaction has read on a replica that it has left counts when it is over. Which replica that
+    /// was is not known any more; the primary's present state covers it.
+    fn cover_what_was_shown(&mut self) {
+        if self.session.take_did().read {
+            self.session.floors.wrote(&self.cluster.clock);
+            self.cluster.want_sample(self.cluster.clock.now());
+        }
     }
 
     /// A transaction that has done nothing on the primary but begin, and is made read-only now, leaves it
