@@ -120,8 +120,8 @@ impl ServerState {
     pub(super) fn is_sync_hidden(&self) -> bool {
         let mut queue = self.queue.iter();
         queue
-            .find(|expected| matches!(expected.what, Expect::Sync))
-            .is_some_and(|sync| sync.hidden)
+            .find(|expected| !expected.hidden || matches!(expected.what, Expect::Sync))
+            .is_some_and(|expected| expected.hidden)
     }
 
     /// It is ready for the next batch.

@@ -327,6 +327,26 @@ fn what_fails_ahead_of_the_batch_is_told_in_its_turn() {
     assert!(answer.own.windows(5).any(|part| part == b"22012"));
 }
 
+/// Though the proxy ends the pipeline itself, where it goes on elsewhere.
+#[test]
+fn what_fails_for_a_message_in_a_pipeline_is_told() {
+    let (mut session, mut first) = (session(), server());
+    let client = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
+    told(&mut session, &mut first, &client);
+    let answers = [prepared(b"a"), vec![ready("I")]].concat();
+    heard(&mut session, &mut first, &answers);
+    let (mut second, mut batch) = (server(), Batch::new());
+    let client = [frame(b'D', b"Ss\0"), encode::FLUSH.to_vec()].concat();
+    let planned = session.plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Open)));
+    let mut out = BytesMut::new();
+    session.say(&batch, &client, &mut second, &mut out);
+    session.say_sync(&mut second, &mut out);
+    let answers = [failed(), ready("I")];
+    assert_eq!(heard(&mut session, &mut second, &answers), "E");
+    assert!(session.is_failed() && second.is_idle());
+}
+
 #[test]
 fn the_least_recently_used_statement_makes_room() {
     let (mut session, mut server) = (session(), server());
