@@ -630,6 +630,12 @@ impl Session {
             return;
         }
         self.remember_settings(server);
+        if let Setting::Set { name } | Setting::Reset { name } = &setting
+            && *name == settings::ENCODING
+        {
+            // The bytes of the others mean something else from now on: their values are asked for.
+            self.uncertain |= !self.settings.are_ascii();
+        }
         match setting {
             // Of random numbers: what comes next depends on all that came since.
             Setting::Set { name } if name == "seed" => self.pins.touched(Pin::Settings),

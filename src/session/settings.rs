@@ -39,7 +39,8 @@ static NONE: LazyLock<Settings> = LazyLock::new(|| Settings::shared(Map::new()))
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
 
-const ENCODING: &str = "client_encoding";
+/// What the words of all settings are written in.
+pub const ENCODING: &str = "client_encoding";
 
 /// What transactions are unless they say otherwise.
 const ISOLATION: &str = "default_transaction_isolation";
@@ -232,6 +233,11 @@ impl Settings {
         let others = || self.map.iter().filter(|(other, _)| ***other != *name);
         let bytes: usize = others().map(|(_, statement)| statement.len()).sum();
         others().count() < Self::NUMBER_MAX && bytes + statement.len() <= Self::BYTES_MAX
+    }
+
+    /// Whether their words are the same bytes in every encoding.
+    pub fn are_ascii(&self) -> bool {
+        self.map.values().all(|statement| statement.is_ascii())
     }
 
     /// Whether they are no more than a session carries to other servers.

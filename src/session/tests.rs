@@ -696,6 +696,26 @@ fn a_setting_with_a_backslash_is_asked_for() {
     }
 }
 
+/// The words that have set it are told to servers in the encoding that there is then.
+#[test]
+fn a_setting_beyond_ascii_is_asked_for_in_another_encoding() {
+    for (value, sql, expected) in [
+        ("e", "SET NAMES 'LATIN1'", false),
+        ("é", "SET work_mem = 1", false),
+        ("é", "SET NAMES 'LATIN1'", true),
+        ("é", "RESET client_encoding", true),
+    ] {
+        let (mut session, mut server) = (session(), server());
+        for sql in [&format!("SET a.b = '{value}'"), sql] {
+            assert!(!session.must_inspect());
+            let client = frame(b'Q', format!("{sql}\0").as_bytes());
+            told(&mut session, &mut server, &client);
+            heard(&mut session, &mut server, &[done("SET"), ready("I")]);
+        }
+        assert_eq!(session.must_inspect(), expected, "{value} {sql}");
+    }
+}
+
 /// The constants in it are read as the settings are when it is prepared.
 #[test]
 fn what_is_prepared_while_settings_change_is_nobody_elses() {
