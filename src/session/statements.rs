@@ -77,6 +77,11 @@ impl Prepared {
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
     }
+
+    /// How long what was sent of it is.
+    fn bytes(&self) -> usize {
+        self.sql.len() + self.types.len()
+    }
 }
 
 /// Every name on a server starts so. A client's statement can't be reached by such a name.
@@ -106,10 +111,39 @@ pub(super) fn key(name: &[u8]) -> &[u8] {
 /// a server has it once.
 #[derive(Debug)]
 pub struct Registry {
-    /// By a hash of scope, text and types. Of two statements with one hash the later is kept.
-    shards: [Mutex<LruCache<u64, Arc<Prepared>, foldhash::fast::FixedState>>; Self::SHARDS],
+    shards: [Mutex<Shard>; Self::SHARDS],
     numbers: Arc<Numbers>,
     hasher: foldhash::quality::RandomState,
+}
+
+/// A part of them.
+#[derive(Debug)]
+struct Shard {
+    /// By a hash of scope, text and types. Of two statements with one hash the later is kept.
+    statements: LruCache<u64, Arc<Prepared>, foldhash::fast::FixedState>,
+    /// How long their texts are together.
+    bytes: usize,
+}
+
+impl Shard {
+    /// The longest that the texts of one may be together, in bytes.
+    const BYTES_MAX: usize = 4 << 20;
+
+    /// Keeps a statement for others that use it, unless its text is longer than all may be.
+    fn keep(&mut self, hash: u64, prepared: Arc<Prepared>) {
+        if prepared.bytes() > Self::BYTES_MAX {
+            return;
+        }
+        self.bytes += prepared.bytes();
+        if let Some((_, gone)) = self.statements.push(hash, prepared) {
+            self.bytes -= gone.bytes();
+        }
+        while self.bytes > Self::BYTES_MAX
+            && let Some((_, gone)) = self.statements.pop_lru()
+        {
+            self.bytes -= gone.bytes();
+        }
+    }
 }
 
 /// What all registries of a process share: servers outlive them.
@@ -142,7 +176,10 @@ impl Registry {
     fn numbered(numbers: Arc<Numbers>) -> Registry {
         let per_shard = NonZeroUsize::new(Self::STATEMENTS_MAX / Self::SHARDS);
         let per_shard = per_shard.unwrap_or(NonZeroUsize::MIN);
-        let shard = || LruCache::with_hasher(per_shard, Default::default());
+        let shard = || Shard {
+            statements: LruCache::with_hasher(per_shard, Default::default()),
+            bytes: 0,
+        };
         Registry {
             shards: std::array::from_fn(|_| Mutex::new(shard())),
             numbers,
@@ -170,7 +207,7 @@ impl Registry {
         let mut shard = self.shards[hash as usize % Self::SHARDS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = shard.get(&hash)
+        if let Some(known) = shard.statements.get(&hash)
             && known.scope == *scope
             && *known.sql == *sql
             && *known.types == *types
@@ -181,7 +218,7 @@ impl Registry {
             return known.clone();
         }
         let prepared = self.make(scope.clone(), sql, types, class);
-        shard.put(hash, prepared.clone());
+        shard.keep(hash, prepared.clone());
         prepared
     }
 
@@ -365,6 +402,40 @@ mod tests {
         assert!(again.is_stale());
         registry.begin_epoch();
         assert_ne!(third, id(&here, b"\0\0", &read));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_bytes() {
+        let (registry, scope) = (Registry::new(), Arc::from("main/app/app"));
+        let read = class(Need::Read);
+        let intern = |sql: &[u8]| registry.intern(&scope, sql, b"\0\0", &read);
+        let remembered = || {
+            let shards = registry.shards.iter().map(|shard| shard.lock().unwrap());
+            let sizes = shards.map(|shard| {
+                let bytes: usize = shard.statements.iter().map(|(_, p)| p.bytes()).sum();
+                assert_eq!(shard.bytes, bytes);
+                bytes
+            });
+            sizes.max().unwrap()
+        };
+        let short = intern(b"SELECT 1").id;
+        let giant = vec![b'x'; Shard::BYTES_MAX];
+        assert_ne!(
+            intern(&giant).id,
+            intern(&giant).id,
+            "it is nobody's but who asks"
+        );
+        assert_eq!(intern(b"SELECT 1").id, short, "nothing has to go for it");
+        for number in 0..200 {
+            let mut text = vec![b'x'; 1 << 20];
+            text.extend_from_slice(&u32::to_be_bytes(number));
+            let id = intern(&text).id;
+            assert_eq!(intern(&text).id, id);
+            assert!(remembered() <= Shard::BYTES_MAX);
+        }
+        intern(b"SELECT 2").retire();
+        intern(b"SELECT 2");
+        remembered();
     }
 
     #[test]
