@@ -87,6 +87,8 @@ pub struct Topology {
     primary_meetings: u64,
     /// Who was the primary last, whether it still is or not.
     last_primary: Option<NodeId>,
+    /// The timeline that one was on; 0 if there was none.
+    pub timeline: u32,
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
@@ -124,6 +126,7 @@ impl Cluster {
             primary: None,
             primary_meetings: 0,
             last_primary: None,
+            timeline: 0,
             config: config.clone(),
             split_brain: false,
         };
@@ -273,6 +276,12 @@ impl Cluster {
         if self.demand.hurry() {
             self.wake_primary();
         }
+    }
+
+    /// Has all nodes asked what they are: another one seems to be the primary.
+    pub fn look_for_primary(&self) {
+        let nodes = &self.topology().nodes;
+        nodes.iter().for_each(|node| node.wake.notify_one());
     }
 
     fn wake_primary(&self) {
@@ -484,11 +493,13 @@ impl Cluster {
         }
         let (nodes, config) = (old.nodes.clone(), old.config.clone());
         let last_primary = id(&primary).or(old.last_primary);
+        let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
         let topology = Topology {
             nodes,
             primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
+            timeline,
             config,
             split_brain,
         };
@@ -579,6 +590,7 @@ impl Cluster {
             primary,
             primary_meetings: old.primary_meetings,
             last_primary,
+            timeline: old.timeline,
             config: config.clone(),
             split_brain: old.split_brain,
         };
@@ -953,6 +965,7 @@ mod tests {
             primary: None,
             primary_meetings: 0,
             last_primary: None,
+            timeline: 0,
             config: config.clone(),
             split_brain: false,
         }

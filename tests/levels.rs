@@ -587,3 +587,40 @@ fn a_token_of_the_old_primary_holds_with_the_new_one() {
     let timelines = [timeline(&old), timeline(&new)].map(Option::unwrap_or_default);
     assert_eq!(timelines, ["1", "2"]);
 }
+
+#[test]
+fn a_token_of_a_primary_that_is_not_known_yet_is_waited_for() {
+    let cluster = start(1);
+    let held_for = |hold: &str| {
+        Gateway::start_with(&cluster, |config| {
+            format!("{config}\n[failover]\nhold = \"{hold}\"\n")
+        })
+    };
+    let (gateway, impatient) = (held_for("10m"), held_for("10ms"));
+    let client = Client::open(&gateway, "app", "");
+    let token = client.one("SHOW tidegate.token");
+    let parts: Vec<_> = token.split(':').collect();
+    let newer = format!("{}:{}:2:{}", parts[0], parts[1], parts[3]);
+    let options = format!("options='-c tidegate.token={newer}'");
+    let (reader, refused) = (
+        Client::open(&gateway, "app", &options),
+        Client::open(&impatient, "app", &options),
+    );
+    let explained = reader.rows(&format!("EXPLAIN ROUTE {READ}"));
+    let next = "the next primary, if there is one within 10m";
+    assert!(
+        explained.iter().any(|row| row[1].ends_with(next)),
+        "{explained:?}"
+    );
+    assert_eq!(refused.error(READ).code().code(), "57P03");
+    let eventual = read(&refused, "/* tidegate: eventual */ ");
+    assert_eq!(eventual.1, cluster.node(1).port());
+    thread::scope(|scope| {
+        let shown = scope.spawn(|| read(&reader, ""));
+        wait_for("the read to be held", || {
+            gateway.metric("tidegate_held", "") == 1.0
+        });
+        cluster.node(1).promote().unwrap();
+        assert_eq!(shown.join().expect("a read"), (0, cluster.node(1).port()));
+    });
+}

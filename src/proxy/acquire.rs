@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::again::Again;
@@ -14,7 +15,7 @@ use super::{Client, cancelled, going_down};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
-use crate::config::{Config, OnNoReplica, ReadPrimary};
+use crate::config::{Config, Level, OnNoReplica, ReadPrimary};
 use crate::net::stream::Stream;
 use crate::session::batch::End;
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
@@ -231,7 +232,7 @@ impl Client {
             ReadRoute::Replica { index, life } => (index, life),
             ReadRoute::Gate(_) => return Ok(None),
             ReadRoute::Primary(reason) => {
-                if !may_use_primary(&topology.config, reason, None) {
+                if !may_use_primary(&topology.config, reason, None) || self.is_ahead(None) {
                     return Ok(None);
                 }
                 self.pin_by(reason);
@@ -267,7 +268,8 @@ impl Client {
             ReadRoute::Replica { index, life } => (index, life),
             ReadRoute::Gate(_) => return Ok(None),
             ReadRoute::Primary(reason) => {
-                if !may_use_primary(&topology.config, reason, Some(&special)) {
+                let may = may_use_primary(&topology.config, reason, Some(&special));
+                if !may || self.is_ahead(Some(&special)) {
                     return Ok(None);
                 }
                 self.pin_by(reason);
@@ -439,7 +441,7 @@ impl Client {
             self.pin_by(reason);
             let otherwise = otherwise(&config, reason, special);
             if otherwise == Otherwise::Primary {
-                return self.on_primary(reason).await;
+                return self.read_on_primary(reason, special).await;
             }
             let since = *waited.get_or_insert_with(Instant::now);
             let left = match otherwise {
@@ -452,7 +454,7 @@ impl Client {
             if left.is_zero() {
                 if self.session.roams() {
                     // A transaction is never without a place.
-                    return self.on_primary(reason).await;
+                    return self.read_on_primary(reason, special).await;
                 }
                 if let Some(node) = named {
                     return Err(Refusal::NamedNode {
@@ -461,7 +463,7 @@ impl Client {
                     });
                 }
                 if otherwise == (Otherwise::Wait { then_primary: true }) {
-                    return self.on_primary(reason).await;
+                    return self.read_on_primary(reason, special).await;
                 }
                 let cluster = cluster.name.clone();
                 return Err(Refusal::NoReplica {
@@ -561,6 +563,40 @@ impl Client {
         }))
     }
 
+    /// A server of the primary for a read; of the next primary, if the read must see what only that has.
+    async fn read_on_primary(
+        &mut self,
+        reason: Reason,
+        special: Option<&Special>,
+    ) -> Result<Placed, Refusal> {
+        if self.is_ahead(special) {
+            self.wait_for_history(special).await?;
+        }
+        self.on_primary(reason).await
+    }
+
+    /// Whether the planned read must see what is of a newer history than the primary.
+    pub(super) fn is_ahead(&self, special: Option<&Special>) -> bool {
+        let by_key = special.map_or(0, |special| special.bounds.timeline());
+        let timeline = by_key.max(self.session.floors.timeline());
+        let level = special.map_or(self.base.level, |special| special.policy.level);
+        timeline > 0 && level >= Level::Session && timeline > self.cluster.topology().timeline
+    }
+
+    /// Waits for a primary of that history: there has been a failover that is not known of here.
+    async fn wait_for_history(&self, special: Option<&Special>) -> Result<(), Refusal> {
+        let cluster = &self.cluster;
+        let held = Held::begin();
+        cluster.look_for_primary();
+        loop {
+            let changed = cluster.changed.notified();
+            if !self.is_ahead(special) {
+                return Ok(());
+            }
+            held.wait(cluster, changed).await?;
+        }
+    }
+
     /// A server of the primary, when there is one.
     pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         match self.lend_primary(reason)? {
@@ -571,7 +607,7 @@ impl Client {
 
     async fn wait_for_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
-        let mut hold: Option<Held> = None;
+        let mut held: Option<Held> = None;
         loop {
             let changed = cluster.changed.notified();
             let (primary, config) = {
@@ -612,19 +648,8 @@ impl Client {
                     Err(error) => return Err(error.into()),
                 }
             }
-            let hold = hold.get_or_insert_with(Held::begin);
-            let left = config.failover.hold.saturating_sub(hold.since.elapsed());
-            if left.is_zero() {
-                let waited_ms = hold.since.elapsed().as_millis();
-                return Err(Refusal::NoPrimary {
-                    cluster: cluster.name.clone(),
-                    waited_ms,
-                });
-            }
-            tokio::select! {
-                () = changed => {}
-                () = sleep(left.min(HOLD_STEP)) => {}
-            }
+            let held = held.get_or_insert_with(Held::begin);
+            held.wait(&cluster, changed).await?;
         }
     }
 
@@ -652,6 +677,27 @@ impl Held {
         Held {
             since: Instant::now(),
         }
+    }
+
+    /// Waits for another primary, for a step at most.
+    ///
+    /// # Errors
+    /// When it has been waited for as long as that may be.
+    async fn wait(&self, cluster: &Cluster, changed: Notified<'_>) -> Result<(), Refusal> {
+        let waited = self.since.elapsed();
+        let hold = cluster.topology().config.failover.hold;
+        let left = hold.saturating_sub(waited);
+        if left.is_zero() {
+            return Err(Refusal::NoPrimary {
+                cluster: cluster.name.clone(),
+                waited_ms: waited.as_millis(),
+            });
+        }
+        tokio::select! {
+            () = changed => {}
+            () = sleep(left.min(HOLD_STEP)) => {}
+        }
+        Ok(())
     }
 }
 

@@ -251,11 +251,15 @@ impl Outlook<'_> {
         let config = &self.topology.config;
         // A transaction is never without a place.
         let roams = self.client.session.roams();
+        let primary = || match self.client.is_ahead(Some(self.special)) {
+            true => self.next_primary(),
+            false => self.primary(),
+        };
         let rest = match otherwise(config, reason, Some(self.special)) {
-            Otherwise::Primary => return self.primary(),
-            Otherwise::Fail if roams => return self.primary(),
+            Otherwise::Primary => return primary(),
+            Otherwise::Fail if roams => return primary(),
             Otherwise::Fail => return FAILS.to_owned(),
-            Otherwise::Wait { then_primary } if then_primary || roams => self.primary(),
+            Otherwise::Wait { then_primary } if then_primary || roams => primary(),
             Otherwise::Wait { .. } => FAILS.to_owned(),
         };
         let waits = show_duration(config.consistency.wait_timeout);
@@ -267,11 +271,13 @@ impl Outlook<'_> {
         let held = self.client.held.as_ref().map(|server| server.node());
         match held.or(self.topology.primary.as_ref()) {
             Some(node) => node.name.clone(),
-            None => {
-                let hold = show_duration(self.topology.config.failover.hold);
-                format!("the next primary, if there is one within {hold}")
-            }
+            None => self.next_primary(),
         }
+    }
+
+    fn next_primary(&self) -> String {
+        let hold = show_duration(self.topology.config.failover.hold);
+        format!("the next primary, if there is one within {hold}")
     }
 
     /// What a node is, whether the batch may run there, and where it stands.

@@ -361,6 +361,12 @@ impl Floors {
         }
     }
 
+    /// The timeline of what has been brought from elsewhere; 0 if nothing has.
+    #[inline]
+    pub fn timeline(&self) -> u32 {
+        self.token.as_ref().map_or(0, |token| token.timeline)
+    }
+
     /// A position that covers all that the session has written and seen, in the present history.
     /// `None` while a sample is missing for that.
     pub fn position<R: Replica>(
@@ -640,6 +646,7 @@ mod tests {
         assert_eq!(judge(&floors), Freshness::Fresh);
         floors.receive(token(3, 1));
         assert_eq!(judge(&floors), Freshness::MissesToken, "of what is to come");
+        assert_eq!((floors.timeline(), Floors::default().timeline()), (3, 0));
     }
 
     #[test]

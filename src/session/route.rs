@@ -389,6 +389,13 @@ impl Bounds {
         }
     }
 
+    /// The newest timeline of what others have said of its causal key; 0 if they have said nothing.
+    pub fn timeline(&self) -> u32 {
+        let said = self.key.as_ref().and_then(|key| key.elsewhere.as_ref());
+        let tokens = said.into_iter().flatten().flatten();
+        tokens.map(|token| token.timeline).max().unwrap_or(0)
+    }
+
     /// What a replica that has replayed to there lacks.
     fn lacks<N: Candidate>(&self, primary: &Clock, node: &N, replayed: Lsn) -> Option<Reason> {
         if self.not_before.is_some_and(|moment| node.as_of() < moment) {
@@ -801,6 +808,31 @@ mod tests {
         assert_eq!(route(&POLICY, &all), missed);
         nodes[0].lsn.set(101);
         assert_eq!(replica(route(&POLICY, &all)), 0);
+    }
+
+    #[test]
+    fn a_key_is_of_the_newest_timeline_that_was_told() {
+        let token = |timeline| {
+            Some(Token {
+                system: 1,
+                timeline,
+                lsn: Lsn(1),
+            })
+        };
+        let timeline = |elsewhere| {
+            let here = Mark::new(Clock::new().now());
+            let key = Some(KeyFloor { here, elsewhere });
+            let bounds = Bounds {
+                key,
+                ..Bounds::default()
+            };
+            bounds.timeline()
+        };
+        assert_eq!(Bounds::default().timeline(), 0);
+        assert_eq!(timeline(None), 0);
+        assert_eq!(timeline(Some([None, None])), 0);
+        assert_eq!(timeline(Some([token(2), None])), 2);
+        assert_eq!(timeline(Some([token(1), token(3)])), 3);
     }
 
     #[test]
