@@ -624,7 +624,7 @@ impl Skipped {
         self.unmade.insert(id);
     }
 
-    /// There is room for what was kept: it made room for what is unmade.
+    /// There is room for what was kept: only what is unmade can have taken its place.
     fn end(self, server: &mut ServerState) {
         for id in self.kept {
             server.statements.push(id, ());

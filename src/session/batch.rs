@@ -150,7 +150,7 @@ pub(super) enum Step {
         at: Range<usize>,
         tracked: Option<Tracked>,
     },
-    /// Close of a statement: it only forgets the name.
+    /// Close of a statement: the name is forgotten, and what nobody else uses is closed.
     CloseStatement {
         forgotten: Option<Forgotten>,
     },

@@ -250,10 +250,7 @@ impl Session {
                 } else {
                     if has {
                         // Whether it takes a Parse in a failed transaction is for the server to say.
-                        let own = speech.own();
-                        encode::statement_target(own, b'C', &prepared.server_name);
-                        server.statements.pop(&prepared.id);
-                        server.expect_hidden(Expect::Evict { id: prepared.id });
+                        close(server, prepared, speech.own());
                     }
                     admit(server, prepared.id, speech.own());
                     let own = speech.own();
@@ -326,6 +323,13 @@ impl Session {
                 server.expect(Expect::Execute(tracked.clone()));
             }
             Step::CloseStatement { forgotten } => {
+                if let Some((_, prepared)) = forgotten
+                    && !prepared.is_shared()
+                    && server.statements.contains(&prepared.id)
+                {
+                    // Nobody can use it any more; it would take the place of one that others do.
+                    close(server, prepared, speech.own());
+                }
                 server.expect(Expect::CloseStatement(forgotten.clone()));
             }
             Step::ClosePortal { at } => {
@@ -573,6 +577,13 @@ fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
         encode::statement_target(out, b'C', &server_name(evicted));
         server.expect_hidden(Expect::Evict { id: evicted });
     }
+}
+
+/// Closes a statement that the server has.
+fn close(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
+    encode::statement_target(out, b'C', &prepared.server_name);
+    server.statements.pop(&prepared.id);
+    server.expect_hidden(Expect::Evict { id: prepared.id });
 }
 
 /// Prepares `prepared` on the server unless it has it. `true` when that was said.

@@ -237,7 +237,7 @@ pub(super) enum Expect {
     Close,
     /// The client's Close of a statement that PREPARE has made.
     ClosePrepared(Box<[u8]>),
-    /// The proxy's Close of a statement that makes room for another.
+    /// The proxy's Close of a statement, which makes room for others.
     Evict {
         id: u64,
     },
@@ -266,8 +266,8 @@ pub(super) enum Expect {
     Parsed {
         name: Box<[u8]>,
     },
-    /// The client's Close of a statement, answered by the proxy in its turn. The server keeps the
-    /// statement for others.
+    /// The client's Close of a statement, answered by the proxy in its turn. The server keeps one that
+    /// others may use.
     CloseStatement(Option<Forgotten>),
 }
 

@@ -21,7 +21,7 @@ pub struct Prepared {
     pub id: u64,
     /// The name it has on every server.
     pub server_name: Box<[u8]>,
-    /// Whose it is, as the registry tells them apart.
+    /// Whose it is, as the registry tells them apart. Empty if it is one session's alone.
     scope: Arc<str>,
     pub sql: Box<[u8]>,
     /// The number of parameter types and their OIDs, as sent.
@@ -44,6 +44,11 @@ impl Prepared {
         if !self.is_proven() {
             self.proven.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether other sessions may have it, or get it.
+    pub fn is_shared(&self) -> bool {
+        !self.scope.is_empty()
     }
 
     /// Servers' plans of it no longer fit: whoever prepares the text again gets another statement.

@@ -807,6 +807,50 @@ fn what_is_prepared_with_tables_of_its_own_is_nobody_elses() {
     assert_eq!(names.len(), 10, "{names:?}");
 }
 
+#[test]
+fn a_statement_that_is_nobody_elses_is_closed_with_its_name() {
+    let in_transaction = |set: &str| {
+        let (mut session, mut server) = (session(), server());
+        let query = frame(b'Q', format!("BEGIN; {set}\0").as_bytes());
+        told(&mut session, &mut server, &query);
+        let answers = [done("BEGIN"), done("SET"), ready("T")];
+        heard(&mut session, &mut server, &answers);
+        let prepare = [parse("s", "SELECT '1.2.2020'::date"), SYNC.to_vec()].concat();
+        told(&mut session, &mut server, &prepare);
+        let answers = [prepared(b"d"), vec![ready("T")]].concat();
+        assert_eq!(heard(&mut session, &mut server, &answers), "1Z");
+        (session, server)
+    };
+    let close = [frame(b'C', b"Ss\0"), SYNC.to_vec()].concat();
+    let closed = |session: &mut Session, server: &mut ServerState, expected: &str| {
+        let said = told(session, server, &close);
+        assert_eq!(tags(&said), expected, "{said:?}");
+        let answers = match expected {
+            "CS" => vec![frame(b'3', b""), ready("T")],
+            _ => vec![ready("T")],
+        };
+        assert_eq!(heard(session, server, &answers), "3Z");
+    };
+    let local = "SET LOCAL DateStyle = 'German'";
+
+    let (mut session, mut server) = in_transaction("SELECT 1");
+    closed(&mut session, &mut server, "S");
+    assert_eq!(server.statements.len(), 1, "for others");
+
+    let (mut session, mut server) = in_transaction(local);
+    let client = [bind("nowhere"), close.clone()].concat();
+    assert_eq!(tags(&told(&mut session, &mut server, &client)), "BCS");
+    let answers = [failed(), ready("E")];
+    assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+    assert_eq!(server.statements.len(), 1, "the Close was skipped");
+    closed(&mut session, &mut server, "CS");
+    assert!(server.statements.is_empty());
+
+    // One that never had it.
+    let (mut session, _) = in_transaction(local);
+    closed(&mut session, &mut self::server(), "S");
+}
+
 /// As by SET.
 #[test]
 fn who_has_set_too_much_by_functions_keeps_the_server() {
