@@ -154,13 +154,15 @@ impl ServerState {
         self.queue.iter().any(is_execute)
     }
 
-    /// Whether what it has been told last may drop prepared statements.
+    /// Whether what it has been told and has not answered may drop prepared statements.
     pub fn may_forget(&self) -> bool {
-        let last = self.queue.back().map(|expected| &expected.what);
-        let Some(Expect::Execute(tracked) | Expect::Query { tracked, .. }) = last else {
-            return false;
+        let forgets = |e: &Expected| match &e.what {
+            Expect::Execute(tracked) | Expect::Query { tracked, .. } => {
+                tracked.as_ref().is_some_and(Tracked::forgets)
+            }
+            _ => false,
         };
-        tracked.as_ref().is_some_and(Tracked::forgets)
+        self.queue.iter().any(forgets)
     }
 
     pub fn copies_in(&self) -> bool {

@@ -1399,7 +1399,15 @@ fn what_a_deallocate_leaves_is_known_before_statements_are_named() {
         let answers = [prepared(&[]), vec![ready("I")]].concat();
         heard(&mut session, &mut server, &answers);
 
-        let drop = [parse("", forget), bind(""), execute()].concat();
+        let other = [parse("", "SELECT 1"), frame(b'B', b"q\0\0\0\0\0\0\0\0")];
+        let executed = [execute(), frame(b'E', b"q\0\0\0\0\0")];
+        let drop = [
+            parse("", forget),
+            bind(""),
+            other.concat(),
+            executed.concat(),
+        ]
+        .concat();
         let again = [parse("s", "SELECT 2"), bind("s"), execute(), SYNC.to_vec()].concat();
         let client = [drop.clone(), again.clone()].concat();
         let mut batch = Batch::new();
@@ -1408,9 +1416,11 @@ fn what_a_deallocate_leaves_is_known_before_statements_are_named() {
         assert_eq!(batch.len, drop.len(), "{forget}");
         session.say(&batch, &client, &mut server, &mut BytesMut::new());
         assert!(server.may_forget(), "{forget}");
-        let answers = [frame(b'1', b""), frame(b'2', b""), done(forget)];
-        assert_eq!(heard(&mut session, &mut server, &answers), "12C");
+        let bound = [frame(b'1', b""), frame(b'2', b"")].concat();
+        let answers = [bound.clone(), bound, done(forget)];
+        assert_eq!(heard(&mut session, &mut server, &answers), "1212C");
         assert!(!server.may_forget(), "{forget}");
+        heard(&mut session, &mut server, &[done("SELECT 1")]);
 
         let said = told(&mut session, &mut server, &again);
         assert_eq!(tags(&said), "PDBES", "{forget}");
