@@ -53,8 +53,10 @@ pub struct Batch {
     pub(super) unjudged_more: bool,
     /// By something in it names may come to do something else to sessions.
     pub(super) redefines: bool,
-    /// By something in it names may come to mean something else.
+    /// By something in it names may come to mean something else, or settings be changed: what is prepared
+    /// behind that is nobody else's.
     pub(super) reshapes: bool,
+    pub(super) sets: bool,
     /// The first of its statements that steers a transaction; and what all others need than one that opens it.
     pub(super) control: Option<Control>,
     pub rest: Need,
@@ -247,6 +249,7 @@ impl Batch {
             unjudged_more: false,
             redefines: false,
             reshapes: false,
+            sets: false,
             control: None,
             rest: Need::Read,
             within: Within::Stays,
@@ -283,6 +286,7 @@ impl Batch {
             unjudged_more,
             redefines,
             reshapes,
+            sets,
             control,
             rest,
             within,
@@ -303,7 +307,7 @@ impl Batch {
         (*need, *why) = (Need::Read, Why::Empty);
         (*len, *beyond) = (0, 0);
         (*executes, *shows_data, *flushed) = (false, false, false);
-        (*forgets, *reshapes) = (false, false);
+        (*forgets, *reshapes, *sets) = (false, false, false);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);

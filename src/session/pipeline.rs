@@ -341,7 +341,7 @@ impl Session {
         if self.statements.is_full() {
             return Err(ClientFault::TooManyStatements(super::Statements::NAMED_MAX));
         }
-        let scope = self.meaning().filter(|_| !batch.reshapes);
+        let scope = self.meaning().filter(|_| !batch.reshapes && !batch.sets);
         let registry = &self.shared.registry;
         let prepared = match scope {
             Some(scope) => registry.intern(&scope, parse.sql, parse.types, &class),
@@ -410,8 +410,7 @@ impl Session {
             self.look_for_own(class, sql, batch);
             question = of.question();
         }
-        // What is prepared behind it in the pipeline finds them changed.
-        self.localised |= effects.as_ref().is_some_and(Tracked::sets);
+        batch.sets |= effects.as_ref().is_some_and(Tracked::sets);
         batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),

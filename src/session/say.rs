@@ -46,6 +46,9 @@ impl Session {
         self.swallows = self.failed || batch.steps.is_empty();
         if self.failed {
             self.skip(batch);
+        } else {
+            // What is prepared behind it in the pipeline finds them changed.
+            self.localised |= batch.sets;
         }
         for step in &batch.steps {
             if !self.failed || matches!(step, Step::Sync { .. }) {

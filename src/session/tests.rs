@@ -851,6 +851,25 @@ fn a_statement_that_is_nobody_elses_is_closed_with_its_name() {
     closed(&mut session, &mut self::server(), "S");
 }
 
+#[test]
+fn what_would_have_changed_settings_and_is_not_run_has_not() {
+    let (mut session, mut server) = (session(), server());
+    told(&mut session, &mut server, &frame(b'Q', b"BEGIN\0"));
+    heard(&mut session, &mut server, &[done("BEGIN"), ready("T")]);
+    let set = [parse("", "SET LOCAL DateStyle = 'German'"), bind("")].concat();
+    let client = [set, execute(), SYNC.to_vec()].concat();
+    let mut batch = Batch::new();
+    let planned = session.plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+    session.forget_batch(&batch);
+    assert!(session.meaning().is_some());
+    // What is behind it in the pipeline, in whatever part of that, finds them changed.
+    let open = &client[..client.len() - SYNC.len()];
+    let flush = [open, &frame(b'H', b"")].concat();
+    told(&mut session, &mut server, &flush);
+    assert!(session.meaning().is_none());
+}
+
 /// As by SET.
 #[test]
 fn who_has_set_too_much_by_functions_keeps_the_server() {
