@@ -704,7 +704,7 @@ impl Session {
         }
     }
 
-    /// This definition has been made, if its text is kept.
+    /// A definition has been made; by this text, if that is kept.
     fn redefine(&mut self, definition: Option<&[u8]>) {
         self.redefined |= definition.is_none_or(|definition| self.may_redefine(definition));
     }

@@ -49,7 +49,8 @@ pub struct Batch {
     /// known.
     pub(super) suspicion: Option<Suspicion>,
     pub(super) unjudged: Vec<(Arc<Class>, Box<[u8]>)>,
-    /// There are more of them than are kept, or what they use may be gone again when that is asked.
+    /// There are more of them than are kept, or what they use is too new: known effects lack it, and it may
+    /// be gone again when they are asked for.
     pub(super) unjudged_more: bool,
     /// By something in it names may come to do something else to sessions.
     pub(super) redefines: bool,
