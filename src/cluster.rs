@@ -901,12 +901,13 @@ impl Clusters {
         self.list.store(Arc::new(list));
     }
 
-    /// Waits until other proxies have been told what they are to be told, within limits.
+    /// Waits until other proxies have been told what they are to be told, within one limit for all clusters.
     pub async fn tell_others(&self) {
+        let until = tokio::time::Instant::now() + store::PATIENCE;
         for cluster in self.all().iter() {
             let store = cluster.store.load_full();
             if let Some(store) = store
-                && !store.has_told_all().await
+                && !store.has_told_all(until).await
             {
                 tracing::warn!(cluster = %cluster.name, "other proxies have not been told of the last writes under causal keys");
             }

@@ -109,7 +109,9 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         }
         // Whoever takes our place may have the name.
         drop(socket_files);
-        shut_down(&proxy, &mut signals).await;
+        if shut_down(&proxy, &mut signals).await == Pace::AtOnce {
+            return Ok(());
+        }
         tokio::select! {
             () = proxy.clusters.tell_others() => {}
             _ = signals.stop.recv() => {}
@@ -387,8 +389,16 @@ fn apply(proxy: &Proxy, mut new: Config) -> Result<(), RunError> {
     Ok(())
 }
 
+/// How the proxy is to end.
+#[derive(PartialEq, Eq)]
+enum Pace {
+    /// Other proxies are told first what they are to be told.
+    Orderly,
+    AtOnce,
+}
+
 /// Lets open transactions finish, within the limit; a second signal ends it at once.
-async fn shut_down(proxy: &Proxy, signals: &mut Signals) {
+async fn shut_down(proxy: &Proxy, signals: &mut Signals) -> Pace {
     let limit = proxy.config.load().listen.shutdown_timeout;
     let started = Instant::now();
     proxy.draining.store(true, Ordering::SeqCst);
@@ -396,19 +406,19 @@ async fn shut_down(proxy: &Proxy, signals: &mut Signals) {
         proxy.sessions.stop_all();
         if proxy.sessions.is_empty() {
             tracing::info!("all clients have gone");
-            return;
+            return Pace::Orderly;
         }
         if started.elapsed() >= limit {
             tracing::warn!(
                 clients = proxy.sessions.len(),
                 "shutdown timeout: clients are cut off"
             );
-            return;
+            return Pace::Orderly;
         }
         tokio::select! {
             _ = signals.stop.recv() => {
                 tracing::warn!(clients = proxy.sessions.len(), "stopping at once: clients are cut off");
-                return;
+                return Pace::AtOnce;
             }
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }

@@ -100,13 +100,17 @@ fn sessions_of_one_key_see_each_others_writes() {
 /// One of those that share their keys there. With limits so wide that replicas that stand still take reads, and the store's
 /// answers are waited for, for as long as a slow machine may need.
 fn proxy(cluster: &LocalCluster, redis: &Redis) -> Gateway {
+    proxy_with(cluster, redis, "")
+}
+
+fn proxy_with(cluster: &LocalCluster, redis: &Redis, more: &str) -> Gateway {
     let config = |config: String| {
         let url = redis.url();
         let (lag, store) = (
             "[lag]\nmax = \"10m\"",
             "[consistency.redis]\ntimeout = \"10s\"",
         );
-        format!("{config}\n{lag}\n{store}\nurl = \"{url}\"\n")
+        format!("{config}\n{lag}\n{store}\nurl = \"{url}\"\n{more}\n")
     };
     Gateway::start_with(cluster, config)
 }
@@ -220,7 +224,8 @@ fn a_proxy_that_ends_tells_the_others_before() {
         return;
     };
     let cluster = start();
-    let mut here = proxy(&cluster, &redis);
+    // Its probe is given up well before others have to have been told.
+    let mut here = proxy_with(&cluster, &redis, "[health]\ntimeout = \"300ms\"");
     let monitors = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
                     WHERE application_name = 'tidegate monitor'";
     let monitor = cluster.primary().sql("postgres", monitors).expect("asked");
@@ -240,4 +245,27 @@ fn a_proxy_that_ends_tells_the_others_before() {
     kill(monitor, Signal::SIGCONT).expect("continued");
     assert_eq!(read(&reader, &cluster), (1, false));
     resume(&cluster);
+}
+
+#[test]
+fn a_proxy_that_is_told_to_stop_at_once_tells_nobody() {
+    let Some(mut redis) = Redis::start() else {
+        return;
+    };
+    let cluster = start();
+    let mut gateway = proxy(&cluster, &redis);
+    let client = with_key(&gateway, "user:1");
+    redis.stop();
+    write(&client, 1);
+    client.rows("BEGIN");
+    write(&client, 2);
+    gateway.signal("TERM");
+    wait_for("the transaction to be waited for", || {
+        gateway.log().contains("shutting down")
+    });
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait(), Some(0));
+    let log = gateway.log();
+    assert!(log.contains("stopping at once"), "{log}");
+    assert!(!log.contains("have not been told"), "{log}");
 }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::KeyId;
 use crate::cluster::Cluster;
@@ -56,7 +56,7 @@ const PENDING_MAX: usize = 1 << 14;
 const WRITTEN_AT_ONCE: usize = 256;
 
 /// How long writing them may take, and connecting.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to wait before the store is connected to again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -71,15 +71,21 @@ pub struct Store {
     settled: Duration,
     client: redis::Client,
     connection: ArcSwapOption<MultiplexedConnection>,
-    pending: Arc<Mutex<Pending>>,
-    /// Something is to be written; something has been; the connection is of no use.
-    queued: Notify,
-    written: Notify,
+    untold: Arc<Untold>,
+    /// The connection is of no use, or the store is closed.
     broken: Notify,
     closed: AtomicBool,
 }
 
-/// What others are still to be told.
+/// What others are still to be told: by a store, or by the one that takes its place.
+#[derive(Default)]
+struct Untold {
+    pending: Mutex<Pending>,
+    /// Something is to be written; something has been.
+    queued: Notify,
+    written: Notify,
+}
+
 #[derive(Default)]
 struct Pending {
     floors: HashMap<KeyId, (String, Tick)>,
@@ -112,13 +118,12 @@ impl Store {
             settings: settings.clone(),
             settled: lag_max,
             connection: ArcSwapOption::empty(),
-            pending: before.map(|before| before.pending.clone()).unwrap_or_default(),
-            queued: Notify::new(),
-            written: Notify::new(),
+            untold: before
+                .map(|before| before.untold.clone())
+                .unwrap_or_default(),
             broken: Notify::new(),
             closed: AtomicBool::new(false),
         };
-        store.queued.notify_one();
         Ok(Arc::new(store))
     }
 
@@ -130,6 +135,10 @@ impl Store {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.broken.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Has others told, before long, that a session of this key was acknowledged something by
@@ -146,22 +155,41 @@ impl Store {
             }
         }
         drop(pending);
-        self.queued.notify_one();
+        self.untold.queued.notify_one();
     }
 
-    /// Waits until others have been told of everything, for as long as that may take. `false` if they have not.
-    pub async fn has_told_all(&self) -> bool {
+    /// Others have been told of these.
+    fn told(&self, floors: impl IntoIterator<Item = (Option<KeyId>, Tick)>) {
+        let mut pending = self.pending();
+        for (id, moment) in floors {
+            match id {
+                Some(id) => {
+                    let same = |(_, now): &(String, Tick)| *now == moment;
+                    if pending.floors.get(&id).is_some_and(same) {
+                        pending.floors.remove(&id);
+                    }
+                }
+                None if pending.all == Some(moment) => pending.all = None,
+                None => {}
+            }
+        }
+        drop(pending);
+        self.untold.written.notify_waiters();
+    }
+
+    /// Waits until others have been told of everything, but no longer than `until`. `false` if they have not.
+    pub async fn has_told_all(&self, until: Instant) -> bool {
         let told = async {
             loop {
                 // Made before the look, so that nothing that is written after it is missed.
-                let written = self.written.notified();
+                let written = self.untold.written.notified();
                 if self.pending().is_empty() {
                     return;
                 }
                 written.await;
             }
         };
-        timeout(PATIENCE, told).await.is_ok()
+        timeout_at(until, told).await.is_ok()
     }
 
     /// What the key's sessions must see by what other proxies have said.
@@ -203,7 +231,8 @@ impl Store {
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        let pending = self.untold.pending.lock();
+        pending.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -226,7 +255,7 @@ fn read(system: u64, text: &str) -> Option<Token> {
 pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
     let up = telemetry::causal_store_up(&cluster.name);
     let mut was_up = None;
-    while !store.closed.load(Ordering::SeqCst) {
+    while !store.is_closed() {
         let error = match connect(&store).await {
             Ok(mut connection) => {
                 if was_up != Some(true) {
@@ -251,6 +280,8 @@ pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
         was_up = Some(false);
         sleep(RETRY).await;
     }
+    // What it was asked to write, and has not written, is for the one in its place.
+    store.untold.queued.notify_one();
 }
 
 async fn connect(store: &Store) -> Result<MultiplexedConnection, RedisError> {
@@ -273,11 +304,13 @@ async fn serve(
     store: &Store,
     connection: &mut MultiplexedConnection,
 ) -> Result<(), RedisError> {
+    // What has been left by an earlier connection, or by the store before.
+    write(cluster, store, connection).await?;
     loop {
         tokio::select! {
-            () = store.queued.notified() => write(cluster, store, connection).await?,
+            () = store.untold.queued.notified() => write(cluster, store, connection).await?,
             () = store.broken.notified() => {
-                if store.closed.load(Ordering::SeqCst) {
+                if store.is_closed() {
                     return Ok(());
                 }
                 ping(connection).await?;
@@ -350,21 +383,11 @@ async fn write(
         telemetry::metrics()
             .causal_floors_written
             .increment(floors.len() as u64);
-        let mut pending = store.pending();
-        for (id, _, moment) in floors {
-            match id {
-                Some(id) => {
-                    let same = |(_, now): &(String, Tick)| *now == moment;
-                    if pending.floors.get(&id).is_some_and(same) {
-                        pending.floors.remove(&id);
-                    }
-                }
-                None if pending.all == Some(moment) => pending.all = None,
-                None => {}
-            }
+        if store.is_closed() {
+            // The one in its place may have another server to tell.
+            return Ok(());
         }
-        drop(pending);
-        store.written.notify_waiters();
+        store.told(floors.into_iter().map(|(id, _, moment)| (id, moment)));
     }
 }
 
@@ -390,18 +413,35 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
-    #[test]
-    fn what_others_have_not_been_told_is_left_to_the_next_store() {
-        let settings = |timeout| Redis {
+    fn open(timeout: Duration, before: Option<&Store>) -> Arc<Store> {
+        let settings = Redis {
             url: Secret::new("redis://127.0.0.1:1"),
             timeout,
             prefix: "tidegate:".to_owned(),
             keep: Duration::from_secs(3600),
         };
-        let open = |timeout, before| {
-            let opened = Store::open(&settings(timeout), Duration::from_secs(10), before);
-            opened.expect("a store")
-        };
+        Store::open(&settings, Duration::from_secs(10), before).expect("a store")
+    }
+
+    #[test]
+    fn what_others_are_told_by_the_store_before_is_not_waited_for() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build();
+        runtime.expect("a runtime").block_on(async {
+            let old = open(Duration::from_millis(20), None);
+            let new = open(Duration::from_millis(30), Some(&old));
+            new.raise(KeyId(7), "app", "user:1", Tick(3));
+            let passed = Instant::now();
+            assert!(!new.has_told_all(passed).await);
+            let tell = async { old.told([(Some(KeyId(7)), Tick(3))]) };
+            let (told, ()) = tokio::join!(new.has_told_all(passed + PATIENCE), tell);
+            assert!(told);
+            assert!(new.has_told_all(passed).await, "they have been told");
+        });
+    }
+
+    #[test]
+    fn what_others_have_not_been_told_is_left_to_the_next_store() {
         let old = open(Duration::from_millis(20), None);
         old.raise(KeyId(7), "app", "user:1", Tick(3));
         let new = open(Duration::from_millis(30), Some(&old));
