@@ -8,7 +8,7 @@ mod parse;
 mod section;
 mod tls;
 mod units;
-mod verifier;
+pub mod verifier;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -18,10 +18,8 @@ use sha2::{Digest, Sha256};
 pub use client::{ClientExchange, Credential};
 pub use server::ServerExchange;
 
-pub use crate::config::{Verifier, VerifierError};
-
-/// The mechanism's name on the wire.
-pub const MECHANISM: &str = "SCRAM-SHA-256";
+use crate::config::verifier::decode_key;
+pub use crate::config::verifier::{MECHANISM, Verifier, VerifierError};
 
 /// PostgreSQL's default cost, for the verifiers that are made here.
 pub const ITERATIONS_DEFAULT: u32 = 4096;
@@ -222,10 +220,6 @@ fn xor_into(target: &mut Key, other: &Key) {
 /// RFC 5802's AuthMessage.
 fn auth_message(client_first_bare: &str, server_first: &str, client_final_bare: &str) -> String {
     [client_first_bare, server_first, client_final_bare].join(",")
-}
-
-fn decode_key(text: &str) -> Option<Key> {
-    BASE64.decode(text).ok()?.try_into().ok()
 }
 
 /// The message as text, if its length and encoding allow.

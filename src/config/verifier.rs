@@ -6,8 +6,8 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-/// What the text form begins with.
-const PREFIX: &str = "SCRAM-SHA-256$";
+/// The mechanism's name, which the text form begins with.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
 
 /// What a server keeps in place of a password: enough to check a proof, not to make one.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,7 +22,8 @@ impl Verifier {
     /// Reads PostgreSQL's text form, `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
     pub fn parse(text: &str) -> Result<Verifier, VerifierError> {
         let (cost, keys) = text
-            .strip_prefix(PREFIX)
+            .strip_prefix(MECHANISM)
+            .and_then(|rest| rest.strip_prefix('$'))
             .and_then(|rest| rest.split_once('$'))
             .ok_or(VerifierError::Form)?;
         let (iterations, salt) = cost.split_once(':').ok_or(VerifierError::Form)?;
@@ -47,7 +48,7 @@ impl fmt::Display for Verifier {
             [&self.salt[..], &self.stored_key, &self.server_key].map(|bytes| BASE64.encode(bytes));
         write!(
             f,
-            "{PREFIX}{}:{salt}${stored_key}:{server_key}",
+            "{MECHANISM}${}:{salt}${stored_key}:{server_key}",
             self.iterations
         )
     }
@@ -73,7 +74,8 @@ pub enum VerifierError {
     Key,
 }
 
-fn decode_key(text: &str) -> Option<[u8; 32]> {
+/// A key, or a proof, in base64.
+pub fn decode_key(text: &str) -> Option<[u8; 32]> {
     BASE64.decode(text).ok()?.try_into().ok()
 }
 
