@@ -469,7 +469,7 @@ impl Session {
                 match tag == b"COMMIT" {
                     true => self.committed(),
                     // What is prepared is changed by COMMIT PREPARED.
-                    false => self.reshaped = None,
+                    false => (self.reshaped, self.redefined) = (None, false),
                 }
                 self.ended_transaction(tag, server);
             }
@@ -753,7 +753,7 @@ impl Session {
             if self.failed {
                 // The error undid the batch's own transaction.
                 self.roll_back_settings(server);
-                self.reshaped = None;
+                (self.reshaped, self.redefined) = (None, false);
             }
             if self.reshaped.is_some() {
                 self.committed();

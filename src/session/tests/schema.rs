@@ -93,3 +93,33 @@ fn a_commit_that_may_have_succeeded_counts() {
     session.lost_server();
     assert_eq!(session.schema().version(), 1);
 }
+
+#[test]
+fn a_definition_that_fails_or_is_undone_outdates_nothing() {
+    let outdated = |batches: &[(&str, &[Vec<u8>])]| {
+        let (mut session, mut server) = (session(), server());
+        session.set_catalog(Arc::default());
+        for (sql, answer) in batches {
+            let client = frame(b'Q', format!("{sql}\0").as_bytes());
+            told(&mut session, &mut server, &client);
+            heard(&mut session, &mut server, answer);
+        }
+        session.take_did().outdated
+    };
+    let create = "CREATE SCHEMA app";
+    let (created, begun) = (done("CREATE SCHEMA"), done("BEGIN"));
+    assert!(outdated(&[(create, &[created.clone(), ready("I")])]));
+    assert!(!outdated(&[(create, &[failed(), ready("I")])]));
+    let begin: (&str, &[Vec<u8>]) = ("BEGIN", &[begun, ready("T")]);
+    let undone: (&str, &[Vec<u8>]) = ("ROLLBACK", &[done("ROLLBACK"), ready("I")]);
+    assert!(!outdated(&[
+        begin,
+        (create, &[created, ready("T")]),
+        undone
+    ]));
+    assert!(!outdated(&[
+        begin,
+        (create, &[failed(), ready("E")]),
+        undone
+    ]));
+}
