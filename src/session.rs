@@ -118,6 +118,8 @@ pub struct Session {
     asked: u64,
     /// Functions, triggers or views were changed, so that using them may do something else.
     redefined: bool,
+    /// How often it has written, and so may have drawn from sequences.
+    drawings: u32,
     /// The database's schema, which all of its sessions share; and whether the open transaction has
     /// changed it.
     schema: Arc<Schema>,
@@ -199,6 +201,7 @@ impl Session {
             unjudged: Vec::new(),
             asked: 0,
             redefined: false,
+            drawings: 0,
             schema: Arc::new(Schema::new(database_of(scope))),
             reshaped: None,
             restyled: false,

@@ -279,6 +279,7 @@ impl Session {
             b'E' => {
                 let told = answer.len();
                 let found = found_there(body, server);
+                self.note_missed(body);
                 self.hear_error(body, at, server, answer)?;
                 if let Some(id) = found {
                     server.statements.push(id, ());

@@ -43,8 +43,9 @@ pub struct Batch {
     pub shows_data: bool,
     /// A read that may need what only the session's own server has.
     pub needs_server: bool,
-    /// It asks for what the session has last drawn from a sequence.
+    /// It asks for what the session has last drawn from a sequence; or something that it uses may.
     pub reads_sequences: bool,
+    pub(super) reads_unseen: bool,
     /// What it may do to the session by the names that it uses; and its texts, where that is not
     /// known.
     pub(super) suspicion: Option<Suspicion>,
@@ -245,6 +246,7 @@ impl Batch {
             shows_data: false,
             needs_server: false,
             reads_sequences: false,
+            reads_unseen: false,
             suspicion: None,
             unjudged: Vec::new(),
             unjudged_more: false,
@@ -282,6 +284,7 @@ impl Batch {
             shows_data,
             needs_server,
             reads_sequences,
+            reads_unseen,
             suspicion,
             unjudged,
             unjudged_more,
@@ -310,6 +313,7 @@ impl Batch {
         (*executes, *shows_data, *flushed) = (false, false, false);
         (*forgets, *reshapes, *sets) = (false, false, false);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
+        *reads_unseen = false;
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);
         (*within, *portals_left, *words) = (Within::Stays, 0, 0);
@@ -358,7 +362,7 @@ impl Batch {
     pub(super) fn may_read_sequences(&self) -> bool {
         let is_unknown = self.unjudged_more || !self.unjudged.is_empty() || self.beyond > 0;
         let calls = matches!(self.steps.last(), Some(Step::FunctionCall { .. }));
-        self.reads_sequences || is_unknown || calls
+        self.reads_sequences || self.reads_unseen || is_unknown || calls
     }
 
     /// It was taken for a read and is none.

@@ -99,9 +99,6 @@ impl Session {
             for (class, sql) in std::mem::take(&mut self.unjudged) {
                 let judgement = effects.judge(&class, &sql, self.has_conforming_strings());
                 self.suspect(judgement.suspicion, &effects);
-                if judgement.reads_sequences {
-                    self.note_reader();
-                }
             }
             return;
         }

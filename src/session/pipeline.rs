@@ -552,7 +552,7 @@ impl Session {
             Some(effects) => {
                 let judgement = effects.judge(class, sql, self.has_conforming_strings());
                 batch.suspicion = batch.suspicion.max(judgement.suspicion);
-                batch.reads_sequences |= judgement.reads_sequences;
+                batch.reads_unseen |= judgement.reads_sequences;
             }
             // One statement is often bound many times.
             None if batch.unjudged.iter().any(|(_, known)| **known == *sql) => {}

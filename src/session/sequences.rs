@@ -3,9 +3,10 @@
 //!
 //! Nothing in an INSERT tells that it draws from a sequence, so a session can't keep its server for
 //! that alone. But who asks once will ask again: from then on the sessions of that user keep their
-//! server after a write. Before that, a server that has meanwhile written for another session is made to
-//! forget, and says by itself that there is no value yet. So it is before what may ask, as its
-//! [effects](super::effects) are not known.
+//! server after a write. Before that, a server that is not the one on which the session wrote last is made to
+//! forget, and says by itself that there is no value yet. So it is before what may ask by a function, a
+//! default or a trigger, as far as [effects](super::effects) are known: whether that does ask is seen by what
+//! the server then says.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use super::batch::Batch;
 use super::server::{Expect, ServerState};
 use crate::sql::Pin;
 use crate::wire::encode;
-use crate::wire::message::Status;
+use crate::wire::message::{self, Status};
 
 /// The scopes (a cluster's, database's and user's) whose sessions ask for what they have drawn.
 #[derive(Debug, Default)]
@@ -42,7 +43,7 @@ impl Readers {
 
 impl Session {
     /// Before a batch that may ask for what the session has drawn: a server that remembers another
-    /// session's values is told to forget them.
+    /// session's values, or older ones, is told to forget them.
     pub fn say_sequences(&self, batch: &Batch, server: &mut ServerState, out: &mut BytesMut) {
         if !batch.may_read_sequences() {
             return;
@@ -50,28 +51,41 @@ impl Session {
         if batch.reads_sequences {
             self.note_reader();
         }
-        let by_another = match server.drawn_by {
-            Some(session) => session != self.id,
+        let is_out_of_date = match server.drawn_by {
+            Some(drawing) => drawing != (self.id, self.drawings),
             // What draws without being known to is rare: it is not looked for at every turn.
-            None => batch.reads_sequences,
+            None => batch.reads_sequences || batch.reads_unseen,
         };
-        if by_another && server.status != Status::Failed {
+        if is_out_of_date && server.status != Status::Failed {
             encode::query(out, b"DISCARD SEQUENCES");
             server.unnamed = None;
             server.expect_hidden(Expect::Settings);
-            server.drawn_by = Some(self.id);
+            server.drawn_by = Some((self.id, self.drawings));
+        }
+    }
+
+    /// Hears whether a server says that it knows of no value: something has asked for one, and those like the
+    /// session will.
+    pub(super) fn note_missed(&self, error: &[u8]) {
+        let asked = [b"currval_oid".as_slice(), b"lastval"];
+        let is_asked = |routine| asked.contains(&routine);
+        if message::error_field(error, b'C') == Some(b"55000")
+            && message::error_field(error, b'R').is_some_and(is_asked)
+        {
+            self.note_reader();
         }
     }
 
     /// The session asks for what it has drawn, and those like it will.
-    pub(super) fn note_reader(&self) {
+    fn note_reader(&self) {
         self.shared.sequence_readers.add(&self.scope);
     }
 
     /// The batch writes, and so may draw.
-    pub(super) fn note_drawing(&self, batch: &Batch, server: &mut ServerState) {
+    pub(super) fn note_drawing(&mut self, batch: &Batch, server: &mut ServerState) {
         if batch.executes && batch.need == crate::sql::Need::Write {
-            server.drawn_by = Some(self.id);
+            self.drawings = self.drawings.wrapping_add(1);
+            server.drawn_by = Some((self.id, self.drawings));
         }
     }
 

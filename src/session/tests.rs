@@ -1216,6 +1216,36 @@ fn what_may_ask_for_what_was_drawn_is_told_nothing_of_others() {
 }
 
 #[test]
+fn who_is_told_of_no_value_by_something_unseen_keeps_servers_after_writes() {
+    let fact = [Some("reading effect"), Some("t"), None];
+    let fact = fact.map(|text: Option<&str>| text.map(|text| text.as_bytes().into()));
+    let mut session = session_with_effects(Effects::read(&[fact]));
+    let (mut one, mut other) = (server(), server());
+    let write = frame(b'Q', b"INSERT INTO t DEFAULT VALUES\0");
+    let mut written = |server: &mut ServerState, answer: Vec<u8>| {
+        let mut batch = Batch::new();
+        session.plan(&write, &mut batch).unwrap();
+        session.note(&batch);
+        let said = told(&mut session, server, &write);
+        let forgets = said[0].starts_with("Q DISCARD SEQUENCES");
+        if forgets {
+            heard(&mut session, server, &[done("DISCARD"), ready("I")]);
+        }
+        heard(&mut session, server, &[answer, ready("I")]);
+        (forgets, session.is_pinned())
+    };
+    let inserted = || done("INSERT 0 1");
+    assert_eq!(written(&mut one, inserted()), (true, false));
+    assert_eq!(written(&mut one, inserted()), (false, false));
+    assert_eq!(written(&mut other, inserted()), (true, false));
+    let is_older = "what it drew here is not the last";
+    assert_eq!(written(&mut one, inserted()), (true, false), "{is_older}");
+    let missed = frame(b'E', b"SERROR\0VERROR\0C55000\0Mno\0Rlastval\0\0");
+    assert!(written(&mut other, missed).0);
+    assert!(written(&mut other, inserted()).1);
+}
+
+#[test]
 fn what_a_statement_may_have_changed_is_looked_at_twice() {
     let (mut session, mut server) = (session(), server());
     told(
