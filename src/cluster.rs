@@ -87,8 +87,10 @@ pub struct Topology {
     primary_meetings: u64,
     /// Who was the primary last, whether it still is or not.
     last_primary: Option<NodeId>,
-    /// The timeline that one was on; 0 if there was none.
-    pub timeline: u32,
+    /// The timeline that one was on; 0 if there was none. And the newest that has been given up: the configuration
+    /// has nobody of it any more.
+    timeline: u32,
+    given_up: u32,
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
@@ -101,6 +103,11 @@ impl Topology {
         let primary = self.primary.as_ref().map(|primary| primary.id());
         let current = primary.or(self.last_primary);
         !self.split_brain && current.is_none_or(|current| current == node)
+    }
+
+    /// Whether what is of this timeline is of a newer history than the primary's.
+    pub fn is_behind(&self, timeline: u32) -> bool {
+        timeline > self.timeline.max(self.given_up)
     }
 }
 
@@ -127,6 +134,7 @@ impl Cluster {
             primary_meetings: 0,
             last_primary: None,
             timeline: 0,
+            given_up: 0,
             config: config.clone(),
             split_brain: false,
         };
@@ -494,12 +502,17 @@ impl Cluster {
         let (nodes, config) = (old.nodes.clone(), old.config.clone());
         let last_primary = id(&primary).or(old.last_primary);
         let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
+        let given_up = match timeline < old.timeline {
+            true => old.given_up.max(old.timeline),
+            false => old.given_up,
+        };
         let topology = Topology {
             nodes,
             primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
             timeline,
+            given_up,
             config,
             split_brain,
         };
@@ -591,6 +604,7 @@ impl Cluster {
             primary_meetings: old.primary_meetings,
             last_primary,
             timeline: old.timeline,
+            given_up: old.given_up,
             config: config.clone(),
             split_brain: old.split_brain,
         };
@@ -967,6 +981,7 @@ mod tests {
             primary_meetings: 0,
             last_primary: None,
             timeline: 0,
+            given_up: 0,
             config: config.clone(),
             split_brain: false,
         }
@@ -1067,6 +1082,20 @@ mod tests {
             unwatched.cluster.reconsider();
             assert_eq!(unwatched.primary(), Some(new.id()), "{after:?}");
         }
+    }
+
+    #[test]
+    fn what_a_primary_was_told_that_is_given_up_is_not_waited_for() {
+        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+        let is_behind = |timeline| unwatched.cluster.topology().is_behind(timeline);
+        assert!(is_behind(1) && !is_behind(0), "none is known");
+        meet_writable(&unwatched.node(0), 7, 1);
+        meet_writable(&unwatched.node(1), 8, 2);
+        unwatched.cluster.reconsider();
+        assert!(is_behind(3) && !is_behind(2));
+        unwatched.reload(&config(&["127.0.0.1:1"]));
+        assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+        assert!(is_behind(3) && !is_behind(2));
     }
 
     #[test]

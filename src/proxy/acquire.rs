@@ -549,8 +549,8 @@ impl Client {
             Some(server)
         } else if let Some(node) = &topology.primary {
             let settings = self.session.settings();
-            let server = lend_known(&self.pools, node.id(), settings, self.last_written);
-            server.filter(|server| node.writes_in(server.incarnation))
+            lend_known(&self.pools, node.id(), settings, self.last_written)
+                .and_then(|server| writing(server, node))
         } else {
             None
         };
@@ -569,10 +569,11 @@ impl Client {
         reason: Reason,
         special: Option<&Special>,
     ) -> Result<Placed, Refusal> {
-        if self.is_ahead(special) {
-            self.wait_for_history(special).await?;
-        }
-        self.on_primary(reason).await
+        let held = match self.is_ahead(special) {
+            true => Some(self.wait_for_history(special).await?),
+            false => None,
+        };
+        self.on_primary_after(held, reason).await
     }
 
     /// Whether the planned read must see what is of a newer history than the primary.
@@ -580,18 +581,18 @@ impl Client {
         let by_key = special.map_or(0, |special| special.bounds.timeline());
         let timeline = by_key.max(self.session.floors.timeline());
         let level = special.map_or(self.base.level, |special| special.policy.level);
-        timeline > 0 && level >= Level::Session && timeline > self.cluster.topology().timeline
+        timeline > 0 && level >= Level::Session && self.cluster.topology().is_behind(timeline)
     }
 
     /// Waits for a primary of that history: there has been a failover that is not known of here.
-    async fn wait_for_history(&self, special: Option<&Special>) -> Result<(), Refusal> {
+    async fn wait_for_history(&self, special: Option<&Special>) -> Result<Held, Refusal> {
         let cluster = &self.cluster;
         let held = Held::begin();
         cluster.look_for_primary();
         loop {
             let changed = cluster.changed.notified();
             if !self.is_ahead(special) {
-                return Ok(());
+                return Ok(held);
             }
             held.wait(cluster, changed).await?;
         }
@@ -599,15 +600,27 @@ impl Client {
 
     /// A server of the primary, when there is one.
     pub(super) async fn on_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
+        self.on_primary_after(None, reason).await
+    }
+
+    /// The same, for what may have waited for a primary already.
+    async fn on_primary_after(
+        &mut self,
+        held: Option<Held>,
+        reason: Reason,
+    ) -> Result<Placed, Refusal> {
         match self.lend_primary(reason)? {
             Some(placed) => Ok(placed),
-            None => self.wait_for_primary(reason).await,
+            None => self.wait_for_primary(held, reason).await,
         }
     }
 
-    async fn wait_for_primary(&mut self, reason: Reason) -> Result<Placed, Refusal> {
+    async fn wait_for_primary(
+        &mut self,
+        mut held: Option<Held>,
+        reason: Reason,
+    ) -> Result<Placed, Refusal> {
         let cluster = self.cluster.clone();
-        let mut held: Option<Held> = None;
         loop {
             let changed = cluster.changed.notified();
             let (primary, config) = {
@@ -625,22 +638,18 @@ impl Client {
                         server.give_back();
                         continue;
                     }
-                    Ok(server) if node.writes_in(server.incarnation) => {
-                        return Ok(Placed {
-                            server,
-                            replica: false,
-                            reason,
-                            waited_us: 0,
-                            repairable: Repairable::No,
-                        });
-                    }
-                    // Restarted: its role is not known until it has been asked. No other is opened until then.
-                    Ok(server) => {
-                        node.wake.notify_one();
-                        if node.may_be_in(server.incarnation) {
-                            server.give_back();
+                    Ok(server) => match writing(server, &node) {
+                        Some(server) => {
+                            return Ok(Placed {
+                                server,
+                                replica: false,
+                                reason,
+                                waited_us: 0,
+                                repairable: Repairable::No,
+                            });
                         }
-                    }
+                        None => node.wake.notify_one(),
+                    },
                     Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
                         node.wake.notify_one();
                     }
@@ -705,6 +714,18 @@ impl Drop for Held {
     fn drop(&mut self) {
         telemetry::metrics().held.decrement(1.0);
     }
+}
+
+/// The server, if its node has been seen to take writes in the life that it is in. Restarted, it has no role until it
+/// has been asked, and no other server is opened until then.
+fn writing(server: Box<Server>, node: &Node) -> Option<Box<Server>> {
+    if node.writes_in(server.incarnation) {
+        return Some(server);
+    }
+    if node.may_be_in(server.incarnation) {
+        server.give_back();
+    }
+    None
 }
 
 /// What a read does that no replica will do for.

@@ -279,6 +279,9 @@ impl Client {
     async fn token(&self) -> Result<Token, Refusal> {
         let cluster = &self.cluster;
         let began = Instant::now();
+        if self.is_ahead(None) {
+            cluster.look_for_primary();
+        }
         loop {
             let moved = cluster.moved.notified();
             if let Some(token) = self.token_now() {
