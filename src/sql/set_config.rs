@@ -45,7 +45,7 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let has = |word| Cursor::new(sql, conforming).any(|token| token.is(sql, word));
     let (is_block, calls) = (has("do"), has("call"));
     let mut reader = Reader::new(conforming, is_block);
-    reader.read(sql, (is_block || calls).then_some(NESTING_MAX));
+    reader.read(sql, (is_block || calls).then_some(NESTING_MAX), true);
     reader.changes.only_local = locals(sql, conforming).is_some();
     reader.changes
 }
@@ -53,7 +53,7 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
 /// What a function with this body changes.
 pub fn changes_of_body(body: &[u8]) -> Changes {
     let mut reader = Reader::new(true, true);
-    reader.read(body, Some(NESTING_MAX - 1));
+    reader.read(body, Some(NESTING_MAX - 1), true);
     reader.changes
 }
 
@@ -61,7 +61,7 @@ pub fn changes_of_body(body: &[u8]) -> Changes {
 pub fn changes_of_strings(sql: &[u8], conforming: bool) -> Changes {
     let mut reader = Reader::new(conforming, false);
     for token in Cursor::new(sql, conforming).filter(|token| token.kind == Kind::String) {
-        reader.read(string_content(token.text(sql)), Some(NESTING_MAX - 1));
+        reader.read(string_content(token.text(sql)), Some(NESTING_MAX - 1), true);
     }
     reader.changes
 }
@@ -164,11 +164,12 @@ impl Reader {
         }
     }
 
-    /// `nesting`: how much deeper strings are read, if they are run.
-    fn read(&mut self, sql: &[u8], nesting: Option<usize>) {
+    /// `nesting`: how much deeper strings are read, if they are run. `begins` if it may begin a statement.
+    fn read(&mut self, sql: &[u8], nesting: Option<usize>, mut begins: bool) {
         let is_run = nesting.is_some_and(|nesting| nesting < NESTING_MAX);
         let mut cursor = Cursor::new(sql, self.conforming);
-        let mut begins = true;
+        // What comes after `||` goes on with a text: in `'UPDATE ' || t || ' SET '`, nothing is set.
+        let mut continued = false;
         while let Some(token) = cursor.next() {
             match token.kind {
                 Kind::Word | Kind::QuotedWord
@@ -194,14 +195,18 @@ impl Reader {
                     let inner = string_content(token.text(sql));
                     match nesting {
                         Some(0) => self.changes.unknown |= !inner.is_empty(),
-                        Some(nesting) => self.read(inner, Some(nesting - 1)),
+                        Some(nesting) => self.read(inner, Some(nesting - 1), !continued),
                         None => {}
                     }
                 }
                 _ => {}
             }
             // Quotes that are doubled within a string are read as a string without anything.
-            begins = matches!(token.kind, Kind::String | Kind::Semicolon);
+            begins = match token.kind {
+                Kind::String => !continued,
+                kind => kind == Kind::Semicolon,
+            };
+            continued = self.in_parts && token.text(sql) == b"||";
         }
     }
 
@@ -501,6 +506,37 @@ mod tests {
                 false,
             ),
             ("do 'begin execute ''set role '''' || k; end'", &[], false),
+            (
+                "do $$ begin execute 'update ' || quote_ident(t) || ' set ' || quote_ident(c)
+                 || ' = $1' using v; end $$",
+                &[],
+                false,
+            ),
+            (
+                "do $$ begin q := 'update ' || t || ' set ' || array_to_string(cols, ','); end $$",
+                &[],
+                false,
+            ),
+            (
+                "do $$ begin execute 'update ' || t ||$q$ set $q$|| c || ' = 1'; end $$",
+                &[],
+                false,
+            ),
+            (
+                "do 'begin execute ''update '' || t || '' set '' || c || '' = 1''; end'",
+                &[],
+                false,
+            ),
+            (
+                "do $$ begin execute q || '; set ' || k || ' = 1'; end $$",
+                &[],
+                true,
+            ),
+            (
+                "do $$ begin execute q || 'set a.b = ' || k; end $$",
+                &["a.b"],
+                false,
+            ),
             (
                 "do $$ begin execute 'set time zone ' || k; end $$",
                 &[],

@@ -36,7 +36,8 @@ WITH RECURSIVE built_in AS MATERIALIZED (
         WHEN l.lanname = 'c' THEN 'set_config(x)'
         WHEN l.lanname IN ('sql', 'plpgsql') THEN source
         -- Where its strings begin, and what is put together of them, nobody knows.
-        WHEN source ~ E'set_config|\\yset\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s=])'
+        -- What is no SET of the session: the columns of an UPDATE, a variable, a word at the end of a comment's line.
+        WHEN source ~ E'set_config|\\yset\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s=]|"[\\w$]+"\\s*=|[(=]|#[^{]|--|//)'
             THEN 'set_config(x);' || source
         WHEN source ~ E'\\y(set|reset)\\s|\\yspi|\\.cursor\\y' THEN 'reset ;' || source
         ELSE source END AS body
@@ -71,7 +72,7 @@ WITH RECURSIVE built_in AS MATERIALIZED (
 ), seeds (class, oid, by_text, sets_any, reads) AS (
     SELECT 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid, oid, true,
             body ~ E'set_config"?\\s*\\((?!\\s*''+[^'']*''+\\s*(::\\s*\\w+\\s*)?,)'
-            OR body ~ E'u&"|[;''$]\\s*set\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s'']|["\\w$.]+\\s*(=|to\\y))',
+            OR body ~ E'u&"|(;|(?<!\\|\\|\\s*(\\$\\w*)?)[''$])\\s*set\\s+(session\\s+)?(?!\\s|local\\y|[\\w$]+[\\s'']|["\\w$.]+\\s*(=|to\\y))',
             false
         FROM bodies WHERE body ~
             E'(^|[;''$]|\\*/|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
