@@ -26,6 +26,7 @@ const CASES: &[(&str, bool)] = &[
     ("enters('a')", false),
     ("locks(1)", false),
     ("drawn()", false),
+    ("last_measured()", true),
     ("last_item()", true),
     ("own_setting()", false),
     ("atomic_writes(1)", false),

@@ -438,6 +438,7 @@ pub fn question(rules: &Rules, suspects: Option<&[u32]>) -> String {
             suspects.map_or(ALL_BUT_EXTENSIONS.to_owned(), numbers),
         ),
         ("$telling$", literal(TELLING)),
+        ("$of_sequences$", literal(OF_SEQUENCES)),
         ("$replicated$", array(&relations::REPLICATED)),
         ("$rows_max$", (ROWS_MAX + 1).to_string()),
     ]
@@ -450,7 +451,10 @@ pub fn question(rules: &Rules, suspects: Option<&[u32]>) -> String {
 
 /// Words in the body of a function that tell of what is not the same, or not done, on a standby. A
 /// body that is SQL or PL/pgSQL is a string to the server: nothing else is known of what it calls.
-const TELLING: &str = r"\y(nextval|setval|currval|lastval|pg_notify|pg_(try_)?advisory_\w+|txid_current\w*|pg_current_xact_id\w*|dblink\w*|lo_\w+|pg_stat_\w+|pg_statio_\w+|pg_locks|pg_settings|pg_cursors|pg_prepared_\w+|pg_replication_\w+|pg_\w+_file_\w+|pg_file_settings|pg_shmem_allocations|pg_backend_memory_contexts|pg_sequences|last_value(?!\s*\()|log_cnt|is_called|pg_is_in_recovery|pg_current_wal\w*|pg_last_\w+|inet_(client|server)_\w+|pg_export_snapshot|pg_backend_pid|(cursor|database|query|schema|table)_to_xml\w*)\y";
+const TELLING: &str = r"\y(nextval|setval|currval|lastval|pg_notify|pg_(try_)?advisory_\w+|txid_current\w*|pg_current_xact_id\w*|dblink\w*|lo_\w+|pg_stat_\w+|pg_statio_\w+|pg_locks|pg_settings|pg_cursors|pg_prepared_\w+|pg_replication_\w+|pg_\w+_file_\w+|pg_file_settings|pg_shmem_allocations|pg_backend_memory_contexts|pg_sequences|pg_is_in_recovery|pg_current_wal\w*|pg_last_\w+|inet_(client|server)_\w+|pg_export_snapshot|pg_backend_pid|(cursor|database|query|schema|table)_to_xml\w*)\y";
+
+/// The columns of a sequence. Tables may have such as well: they tell only with a sequence's name.
+const OF_SEQUENCES: &str = r"\y(last_value(?!\s*\()|log_cnt|is_called)\y";
 
 /// The condition that one of the configuration's patterns names function `p` of schema `n`.
 fn listed(patterns: &[String]) -> String {

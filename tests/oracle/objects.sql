@@ -18,6 +18,9 @@ CREATE FUNCTION enters(text) RETURNS text LANGUAGE plpgsql STABLE
 CREATE FUNCTION locks(int) RETURNS boolean LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN pg_try_advisory_xact_lock($1); END $$;
 CREATE FUNCTION drawn() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT last_value FROM numbers';
+CREATE TABLE sensors (last_value int, is_called boolean);
+CREATE FUNCTION last_measured() RETURNS int LANGUAGE sql STABLE
+    AS 'SELECT last_value FROM sensors WHERE is_called';
 CREATE FUNCTION last_item() RETURNS text LANGUAGE sql STABLE
     AS 'SELECT last_value (name) OVER () FROM items LIMIT 1';
 CREATE FUNCTION own_setting() RETURNS text LANGUAGE sql STABLE

@@ -15,7 +15,10 @@ WITH RECURSIVE functions AS MATERIALIZED (
         ELSE p.provolatile = 'v' OR $suspects$
             -- Declared to be stable, but with words that tell of what only this server knows, or of
             -- what a standby does for itself alone.
-            OR l.lanname NOT IN ('c', 'internal') AND p.prosrc ~* $telling$
+            OR l.lanname NOT IN ('c', 'internal') AND (p.prosrc ~* $telling$
+                OR p.prosrc ~* $of_sequences$ AND EXISTS (SELECT FROM pg_class s
+                    WHERE s.relkind = 'S' AND p.prosrc ~*
+                        ('(?<!\w)' || regexp_replace(s.relname::text, '(\W)', '\\\1', 'g') || '(?!\w)')))
         END AS doubtful,
         -- What the names in its text stand for is settled only when it runs.
         n.nspname <> 'pg_catalog' AND p.prosqlbody IS NULL AND l.lanname NOT IN ('c', 'internal') AS late
