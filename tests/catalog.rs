@@ -66,6 +66,7 @@ const CASES: &[(&str, bool)] = &[
     ("* FROM scratch", false),
     ("* FROM ONLY scratch", false),
     ("* FROM of_scratch", false),
+    ("* FROM ONLY plain", true),
     ("* FROM parts", false),
     ("* FROM numbers", false),
     ("* FROM guarded", false),

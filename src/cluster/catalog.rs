@@ -97,7 +97,9 @@ impl Catalogs {
 
     /// All of them are to be asked again before long.
     pub fn look_again(&self) {
-        self.databases.iter().for_each(|watched| watched.look_again());
+        self.databases
+            .iter()
+            .for_each(|watched| watched.look_again());
     }
 
     /// Lets go of a database that no client uses; `false` if one does.
