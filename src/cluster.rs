@@ -4,8 +4,10 @@
 
 pub mod catalog;
 pub mod causal;
+mod clusters;
 pub mod connect;
 mod demand;
+mod failover;
 mod gate;
 pub mod keys;
 pub mod lag;
@@ -14,6 +16,9 @@ pub mod pauses;
 pub mod pool;
 pub mod probe;
 pub mod roles;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -27,6 +32,7 @@ use tokio::sync::Notify;
 use self::catalog::Catalogs;
 use self::causal::Keys;
 use self::causal::store::{self, Store};
+pub use self::clusters::Clusters;
 use self::demand::{Demand, Rest};
 use self::gate::Gate;
 use self::lag::History;
@@ -43,7 +49,6 @@ use crate::session::consistency::{
 use crate::session::route::{Candidate, Moment, Serving};
 use crate::session::schema::Schema;
 use crate::sql::functions::Rules;
-use crate::telemetry;
 
 /// Nodes that share a system identifier.
 pub struct Cluster {
@@ -94,21 +99,6 @@ pub struct Topology {
     pub config: Arc<Config>,
     /// Two nodes write on one timeline: neither is the primary.
     split_brain: bool,
-}
-
-impl Topology {
-    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
-    /// and nobody is known to have taken its place.
-    pub fn may_hold(&self, node: NodeId) -> bool {
-        let primary = self.primary.as_ref().map(|primary| primary.id());
-        let current = primary.or(self.last_primary);
-        !self.split_brain && current.is_none_or(|current| current == node)
-    }
-
-    /// Whether what is of this timeline is of a newer history than the primary's.
-    pub fn is_behind(&self, timeline: u32) -> bool {
-        timeline > self.timeline.max(self.given_up)
-    }
 }
 
 /// See [`Cluster::watched_topology`].
@@ -472,100 +462,12 @@ impl Cluster {
         number.map_or(0, i64::cast_unsigned)
     }
 
-    /// Decides again who is the primary.
-    fn reconsider(&self) {
-        let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.topology.load_full();
-        let (primary, split_brain) = elect(&old, self.clock.timeline());
-        let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
-        let same = id(&primary) == id(&old.primary);
-        let meetings = primary.as_ref().map_or(0, |node| node.meetings());
-        if same && meetings == old.primary_meetings && split_brain == old.split_brain {
-            return;
-        }
-        let cluster = &self.name;
-        match (&primary, &old.primary) {
-            (Some(new), _) => {
-                self.begin_history(&old, new);
-                let is_failover = old.last_primary.is_some_and(|last| last != new.id());
-                telemetry::metrics()
-                    .failovers
-                    .increment(u64::from(is_failover));
-                tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
-            }
-            (None, _) if split_brain => {
-                tracing::error!(%cluster, "two nodes write on one timeline: no primary until one stops");
-            }
-            (None, Some(lost)) => tracing::warn!(%cluster, node = %lost.name, "primary lost"),
-            (None, None) => {}
-        }
-        let (nodes, config) = (old.nodes.clone(), old.config.clone());
-        let last_primary = id(&primary).or(old.last_primary);
-        let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
-        let given_up = match timeline < old.timeline {
-            true => old.given_up.max(old.timeline),
-            false => old.given_up,
-        };
-        let topology = Topology {
-            nodes,
-            primary: primary.clone(),
-            primary_meetings: meetings,
-            last_primary,
-            timeline,
-            given_up,
-            config,
-            split_brain,
-        };
-        self.topology.store(Arc::new(topology));
-        drop(update);
-        if let Some(new) = primary {
-            leave_last_primary(&old, &new);
-            // Not before they can see who that is: the primary is to be asked for the sample that every session waits
-            // for, the others whether they follow it.
-            old.nodes.iter().for_each(|node| node.wake.notify_one());
-        }
-        old.nodes.iter().for_each(|node| node.report());
-        self.changed.notify_waiters();
-        self.has_moved();
-    }
-
-    /// Samples of another history say nothing about positions in that of `new`.
-    fn begin_history(&self, old: &Topology, new: &Node) {
-        let is_as_before =
-            old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
-        self.clock.set_timeline(new.timeline());
-        self.clock.new_epoch();
-        if !is_as_before {
-            let history = self.history.lock();
-            history.unwrap_or_else(PoisonError::into_inner).clear();
-        }
-        self.demand.forget_goal();
-        for node in &old.nodes {
-            if is_as_before {
-                node.forget_as_of();
-            } else {
-                node.forget_history();
-                self.note_fenced(node);
-            }
-        }
-        let _ = self.demand.want_sample(self.clock.now());
-    }
-
     /// Has nobody wait for a server of a node that is down: another one may do. Only the end of a pause is waited for
     /// all the same, whichever it will be.
     fn send_away(&self, node: &Node) {
         let pools = node.pools.iter();
         let pools = pools.filter(|pool| !self.is_paused(&pool.key().database));
         pools.for_each(|pool| pool.send_away());
-    }
-
-    /// Tells of a node that writes in a history that is no longer the cluster's.
-    fn note_fenced(&self, node: &Node) {
-        let (cluster, name, present) = (&self.name, &node.name, self.clock.timeline());
-        let timeline = node.timeline();
-        if node.is_up() && node.role() == Role::Primary && timeline < present {
-            tracing::error!(%cluster, node = %name, timeline, "node writes on a timeline that has been left for {present}: it gets nothing until it is a standby");
-        }
     }
 
     /// Applies a changed configuration: nodes come and go, the others stay as they are.
@@ -595,9 +497,11 @@ impl Cluster {
         let is_in = |node: &Node, nodes: &[Arc<Node>]| nodes.iter().any(|n| n.id() == node.id());
         let primary = old.primary.clone().filter(|node| is_in(node, &nodes));
         let last = |id| old.nodes.iter().find(|node| node.id() == id);
-        let last_primary = old
-            .last_primary
-            .map(|id| last(id).and_then(|node| heir(node, &nodes)).unwrap_or(id));
+        let last_primary = old.last_primary.map(|id| {
+            last(id)
+                .and_then(|node| failover::heir(node, &nodes))
+                .unwrap_or(id)
+        });
         let topology = Topology {
             nodes: nodes.clone(),
             primary,
@@ -723,51 +627,6 @@ pub fn moment(at: Instant) -> Moment {
     Moment(since.as_micros() as u64)
 }
 
-/// Which of these nodes is the same server, as far as a configuration tells: its address counts for more than its name.
-fn heir(node: &Node, nodes: &[Arc<Node>]) -> Option<NodeId> {
-    let likeness = |other: &Node| match () {
-        () if other.id() == node.id() => 3,
-        () if (&other.host, other.port) == (&node.host, node.port) => 2,
-        () if other.name == node.name => 1,
-        () => 0,
-    };
-    let heir = nodes.iter().max_by_key(|other| likeness(other))?;
-    (likeness(heir) > 0).then(|| heir.id())
-}
-
-/// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
-/// drained is not elected, and neither is an older one in its place, nor in that of the last primary, which was on
-/// `timeline`: what that was told would be lost, unless the configuration has it no more. A new one is not before all
-/// nodes have been asked once, as any may be on a newer timeline.
-fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, bool) {
-    let is_unknown = |node: &Arc<Node>| !node.is_probed() && !node.is_leaving();
-    if topology.primary.is_none() && topology.nodes.iter().any(is_unknown) {
-        return (None, topology.split_brain);
-    }
-    let is_listed = |last: NodeId| topology.nodes.iter().any(|node| node.id() == last);
-    let oldest = match topology.last_primary {
-        Some(last) if is_listed(last) => timeline,
-        _ => 0,
-    };
-    let writes = |node: &&Arc<Node>| {
-        let is_writable = node.is_up() && node.role() == Role::Primary;
-        is_writable && !node.is_leaving() && node.timeline() >= oldest
-    };
-    let writable = || topology.nodes.iter().filter(writes);
-    let Some(newest) = writable().map(|node| node.timeline()).max() else {
-        return (None, false);
-    };
-    let rivals = || writable().filter(|node| node.timeline() == newest);
-    let mut lives: Vec<_> = rivals().map(|node| node.last_life().0).collect();
-    lives.sort_unstable();
-    // Two names of one server are no rivals, also while it is being reconnected to by one of them.
-    lives.dedup();
-    match lives.len() > 1 {
-        true => (None, true),
-        false => (rivals().find(|node| !node.is_drained()).cloned(), false),
-    }
-}
-
 impl Cluster {
     /// New servers for all: what is open may be unlike what a new connection would be.
     pub fn renew(&self) {
@@ -787,16 +646,6 @@ impl Cluster {
             let pools = node.pools.iter().filter(|pool| named(pool.key()));
             pools.for_each(|pool| pool.vacate());
         }
-    }
-}
-
-/// Nobody is to use, or wait for, what is on the primary before `new`.
-fn leave_last_primary(old: &Topology, new: &Node) {
-    let last = old.last_primary.filter(|last| *last != new.id());
-    let left = old.nodes.iter().find(|node| Some(node.id()) == last);
-    for pool in left.iter().flat_map(|node| node.pools.iter()) {
-        pool.close_stale(Incarnation(0));
-        pool.send_away();
     }
 }
 
@@ -827,385 +676,4 @@ pub fn pool(
         ))
     };
     node.pools.entry(key.clone()).or_insert_with(new).clone()
-}
-
-/// All clusters of the configuration.
-pub struct Clusters {
-    list: ArcSwap<Vec<Arc<Cluster>>>,
-    probes: Handle,
-}
-
-impl Clusters {
-    /// Starts watching every node, on the runtime `probes`. To be called within the runtime that is to ask
-    /// for catalogs and roles, which may take it a while.
-    pub fn start(config: &Arc<Config>, tls: &Material, probes: &Handle) -> Clusters {
-        let list = config
-            .clusters
-            .iter()
-            .map(|cluster| Cluster::new(config, tls, cluster, probes))
-            .collect();
-        Clusters {
-            probes: probes.clone(),
-            list: ArcSwap::from_pointee(list),
-        }
-    }
-
-    pub fn all(&self) -> Arc<Vec<Arc<Cluster>>> {
-        self.list.load_full()
-    }
-
-    /// The cluster that serves `database`: the one that names it, else the one that takes all.
-    pub fn serving(&self, database: &str) -> Option<Arc<Cluster>> {
-        let list = self.list.load();
-        let names = |wanted: &str| {
-            list.iter().find(|cluster| {
-                let topology = cluster.topology();
-                let config = topology
-                    .config
-                    .clusters
-                    .iter()
-                    .find(|c| c.name == cluster.name);
-                config.is_some_and(|config| config.databases.iter().any(|name| name == wanted))
-            })
-        };
-        names(database).or_else(|| names("*")).cloned()
-    }
-
-    /// The pools of all nodes.
-    pub fn pools(&self) -> Vec<Arc<Pool>> {
-        let mut pools = Vec::new();
-        for cluster in self.list.load().iter() {
-            for node in &cluster.topology().nodes {
-                pools.extend(node.pools.iter().map(|pool| pool.clone()));
-            }
-        }
-        pools
-    }
-
-    /// The cluster, if there is but one.
-    pub fn only(&self) -> Option<Arc<Cluster>> {
-        let list = self.list.load();
-        list.first().filter(|_| list.len() == 1).cloned()
-    }
-
-    /// Applies a changed configuration.
-    pub fn apply(&self, config: &Arc<Config>, tls: &Material) {
-        let old = self.list.load_full();
-        let mut list = Vec::with_capacity(config.clusters.len());
-        for wanted in &config.clusters {
-            match old.iter().find(|cluster| cluster.name == wanted.name) {
-                Some(known) => {
-                    known.apply(config, &tls.for_cluster(&wanted.name), wanted);
-                    list.push(known.clone());
-                }
-                None => list.push(Cluster::new(config, tls, wanted, &self.probes)),
-            }
-        }
-        let gone = old
-            .iter()
-            .filter(|c| !config.clusters.iter().any(|w| w.name == c.name));
-        for cluster in gone {
-            tracing::info!(cluster = %cluster.name, "cluster removed");
-            cluster.topology().nodes.iter().for_each(retire);
-            if let Some(store) = cluster.store.swap(None) {
-                store.close();
-            }
-            cluster.changed.notify_waiters();
-        }
-        self.list.store(Arc::new(list));
-    }
-
-    /// Waits until other proxies have been told what they are to be told, within one limit for all clusters.
-    pub async fn tell_others(&self) {
-        let until = tokio::time::Instant::now() + store::PATIENCE;
-        for cluster in self.all().iter() {
-            let store = cluster.store.load_full();
-            if let Some(store) = store
-                && !store.has_told_all(until).await
-            {
-                tracing::warn!(cluster = %cluster.name, "other proxies have not been told of the last writes under causal keys");
-            }
-        }
-    }
-
-    /// What is done every second.
-    pub fn tend(&self) {
-        for cluster in self.list.load().iter() {
-            cluster.tend();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-
-    use super::pool::NO_FAVOURITE;
-    use super::*;
-    use crate::session::settings::Settings;
-
-    /// Of nodes at these addresses.
-    fn config(addresses: &[&str]) -> Arc<Config> {
-        let node = |address| format!("[[cluster.node]]\naddress = \"{address}\"\n");
-        let nodes: String = addresses.iter().map(node).collect();
-        let text = format!(
-            "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
-            databases = [\"*\"]\n{nodes}"
-        );
-        Arc::new(Config::parse(&text, "test").expect("valid"))
-    }
-
-    /// What its probe does about a node that takes writes.
-    fn meet_writable(node: &Node, life: u64, timeline: u32) {
-        node.meet(Incarnation(life));
-        node.set_timeline(timeline);
-        node.set_role(Role::Primary);
-        node.set_up(true);
-        node.set_probed();
-    }
-
-    /// Two nodes that write on one timeline, in these lives.
-    fn rivals(lives: [u64; 2]) -> Topology {
-        let config = config(&["127.0.0.1:1", "127.0.0.1:2"]);
-        let nodes = config.clusters[0].nodes.iter().zip(lives);
-        let nodes = nodes.map(|(node, life)| {
-            let (tls, pauses) = (Arc::default(), Arc::default());
-            let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
-            meet_writable(&node, life, 1);
-            node
-        });
-        Topology {
-            nodes: nodes.collect(),
-            primary: None,
-            primary_meetings: 0,
-            last_primary: None,
-            timeline: 0,
-            given_up: 0,
-            config: config.clone(),
-            split_brain: false,
-        }
-    }
-
-    /// A cluster whose nodes nobody probes.
-    struct Unwatched {
-        cluster: Arc<Cluster>,
-        /// It never runs.
-        runtime: tokio::runtime::Runtime,
-    }
-
-    impl Unwatched {
-        fn new(config: &Arc<Config>) -> Unwatched {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_all().build().expect("a runtime");
-            let cluster = {
-                let _entered = runtime.enter();
-                let tls = Material::default();
-                Cluster::new(config, &tls, &config.clusters[0], runtime.handle())
-            };
-            Unwatched { cluster, runtime }
-        }
-
-        fn node(&self, index: usize) -> Arc<Node> {
-            self.cluster.topology().nodes[index].clone()
-        }
-
-        fn primary(&self) -> Option<NodeId> {
-            let topology = self.cluster.topology();
-            topology.primary.as_ref().map(|node| node.id())
-        }
-
-        fn reload(&self, config: &Arc<Config>) {
-            let _entered = self.runtime.enter();
-            self.cluster
-                .apply(config, &Arc::default(), &config.clusters[0]);
-        }
-    }
-
-    #[test]
-    fn nobody_is_the_primary_before_all_have_been_asked() {
-        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]));
-        let cluster = &unwatched.cluster;
-        let [old, new, away] = [0, 1, 2].map(|index| unwatched.node(index));
-        meet_writable(&old, 7, 1);
-        cluster.reconsider();
-        assert_eq!(unwatched.primary(), None);
-        away.set_probed();
-        cluster.reconsider();
-        assert_eq!(unwatched.primary(), None);
-        meet_writable(&new, 8, 2);
-        cluster.reconsider();
-        assert_eq!(unwatched.primary(), Some(new.id()));
-    }
-
-    #[test]
-    fn a_primary_at_another_address_is_asked_before_one_that_has_been_left() {
-        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
-        meet_writable(&unwatched.node(0), 7, 1);
-        meet_writable(&unwatched.node(1), 8, 2);
-        unwatched.cluster.reconsider();
-        assert_eq!(unwatched.primary(), Some(unwatched.node(1).id()));
-        unwatched.reload(&config(&["127.0.0.1:1", "127.0.0.2:2"]));
-        let new = unwatched.node(1);
-        assert!(!new.is_probed());
-        assert_eq!(unwatched.primary(), None);
-        meet_writable(&new, 8, 2);
-        unwatched.cluster.reconsider();
-        assert_eq!(unwatched.primary(), Some(new.id()));
-    }
-
-    #[test]
-    fn a_primary_that_is_renamed_is_not_given_up() {
-        let named = |nodes: &[(&str, &str)]| {
-            let mut config = (*config(&["127.0.0.1:1", "127.0.0.1:2"])).clone();
-            for (node, (name, host)) in config.clusters[0].nodes.iter_mut().zip(nodes) {
-                (node.name, node.host) = ((*name).to_owned(), (*host).to_owned());
-            }
-            Arc::new(config)
-        };
-        let before = named(&[("old", "a"), ("new", "b")]);
-        for after in [
-            [("old", "a"), ("newest", "b")],
-            [("old", "a"), ("new", "c")],
-        ] {
-            let unwatched = Unwatched::new(&before);
-            meet_writable(&unwatched.node(0), 7, 1);
-            meet_writable(&unwatched.node(1), 8, 2);
-            unwatched.cluster.reconsider();
-            unwatched.reload(&named(&after));
-            let new = unwatched.node(1);
-            // Asked, and it did not answer.
-            new.set_probed();
-            unwatched.cluster.reconsider();
-            assert_eq!(unwatched.primary(), None, "{after:?}");
-            meet_writable(&new, 8, 2);
-            unwatched.cluster.reconsider();
-            assert_eq!(unwatched.primary(), Some(new.id()), "{after:?}");
-        }
-    }
-
-    #[test]
-    fn what_a_primary_was_told_that_is_given_up_is_not_waited_for() {
-        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
-        let is_behind = |timeline| unwatched.cluster.topology().is_behind(timeline);
-        assert!(is_behind(1) && !is_behind(0), "none is known");
-        meet_writable(&unwatched.node(0), 7, 1);
-        meet_writable(&unwatched.node(1), 8, 2);
-        unwatched.cluster.reconsider();
-        assert!(is_behind(3) && !is_behind(2));
-        unwatched.reload(&config(&["127.0.0.1:1"]));
-        assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
-        assert!(is_behind(3) && !is_behind(2));
-    }
-
-    #[test]
-    fn nobody_takes_the_place_of_a_primary_of_a_newer_timeline() {
-        let mut topology = rivals([7, 8]);
-        let (old, new) = (topology.nodes[0].clone(), topology.nodes[1].clone());
-        new.set_timeline(2);
-        let elected = |topology: &Topology| elect(topology, 2).0.map(|node| node.id());
-        assert_eq!(elected(&topology), Some(new.id()));
-        topology.last_primary = Some(new.id());
-        new.set_up(false);
-        assert_eq!(elected(&topology), None);
-        old.set_timeline(3);
-        assert_eq!(elected(&topology), Some(old.id()), "it has been promoted");
-        // An admin has given the other one up.
-        old.set_timeline(1);
-        topology.nodes.pop();
-        assert_eq!(elected(&topology), Some(old.id()));
-    }
-
-    #[test]
-    fn a_replica_is_as_late_as_it_was_while_the_primary_is_met_again() {
-        let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
-        let cluster = &unwatched.cluster;
-        let [primary, late] = [0, 1].map(|index| unwatched.node(index));
-        late.set_probed();
-        meet_writable(&primary, 7, 1);
-        cluster.reconsider();
-        late.set_role(Role::Replica);
-        late.set_timeline(1);
-        let now = Instant::now();
-        let long_ago = now - cluster.topology().config.lag.max * 2;
-        cluster.sampled(cluster.clock.begin(), Lsn(10), long_ago);
-        cluster.sampled(cluster.clock.begin(), Lsn(20), long_ago);
-        let is_late = || {
-            assert!(cluster.note_position(&late, Lsn(10)));
-            late.is_lagging()
-        };
-        assert!(is_late());
-        primary.forget_position();
-        primary.meet(Incarnation(7));
-        cluster.reconsider();
-        assert!(is_late(), "nobody has said where the primary is now");
-        // What had not been flushed is lost.
-        cluster.sampled(cluster.clock.begin(), Lsn(10), now);
-        assert!(!is_late());
-    }
-
-    #[test]
-    fn only_who_waits_for_the_end_of_a_pause_waits_for_a_node_that_is_down() {
-        let config = config(&["127.0.0.1:1"]);
-        let unwatched = Unwatched::new(&config);
-        let _entered = unwatched.runtime.enter();
-        let node = unwatched.node(0);
-        let key = PoolKey {
-            database: "app".into(),
-            user: "a".into(),
-        };
-        let limits = config::Pool {
-            size: 0,
-            ..config.pool.clone()
-        };
-        let pool = pool(&node, &key, &Proven::now(None), &limits);
-        let wanted = Settings::default();
-        let goes_on_waiting = || {
-            let mut checkout = pin!(pool.checkout(&wanted, NO_FAVOURITE));
-            let mut cx = Context::from_waker(Waker::noop());
-            assert!(checkout.as_mut().poll(&mut cx).is_pending());
-            unwatched.cluster.send_away(&node);
-            checkout.as_mut().poll(&mut cx).is_pending()
-        };
-        assert!(!goes_on_waiting());
-        unwatched.cluster.pause(None);
-        assert!(goes_on_waiting());
-    }
-
-    #[test]
-    fn what_is_held_on_a_primary_that_has_been_left_is_lost() {
-        let mut topology = rivals([7, 8]);
-        let [old, new] = [0, 1].map(|at| topology.nodes[at].clone());
-        let held = |topology: &Topology| [&old, &new].map(|node| topology.may_hold(node.id()));
-        topology.primary = Some(old.clone());
-        topology.last_primary = Some(old.id());
-        assert_eq!(held(&topology), [true, false]);
-        topology.primary = None;
-        assert_eq!(held(&topology), [true, false], "it may be back");
-        topology.primary = Some(new.clone());
-        topology.last_primary = Some(new.id());
-        assert_eq!(held(&topology), [false, true]);
-        topology.primary = None;
-        assert_eq!(held(&topology), [false, true], "the old one is fenced");
-        topology.split_brain = true;
-        assert_eq!(held(&topology), [false, false]);
-    }
-
-    #[test]
-    fn rivals_are_told_apart_while_their_probes_reconnect() {
-        let is_split = |topology: &Topology| {
-            let (primary, split_brain) = elect(topology, 0);
-            assert_eq!(primary.is_none(), split_brain);
-            split_brain
-        };
-        let (two, one) = (rivals([7, 8]), rivals([7, 7]));
-        assert!(is_split(&two));
-        assert!(!is_split(&one), "two names of one server");
-        for lost in 0..2 {
-            two.nodes[lost].forget_position();
-            one.nodes[lost].forget_position();
-            assert!(is_split(&two));
-            assert!(!is_split(&one));
-        }
-    }
 }

@@ -1,0 +1,169 @@
+//! Owns: who is the primary: election, what a failover leaves behind, fencing. Never: takes a node for the primary
+//! that another is known to have taken the place of.
+
+use std::sync::{Arc, PoisonError};
+
+use super::node::{Node, Role};
+use super::{Cluster, Topology};
+use crate::session::consistency::{Incarnation, NodeId, Replica};
+use crate::telemetry;
+
+impl Topology {
+    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
+    /// and nobody is known to have taken its place.
+    pub fn may_hold(&self, node: NodeId) -> bool {
+        let primary = self.primary.as_ref().map(|primary| primary.id());
+        let current = primary.or(self.last_primary);
+        !self.split_brain && current.is_none_or(|current| current == node)
+    }
+
+    /// Whether what is of this timeline is of a newer history than the primary's.
+    pub fn is_behind(&self, timeline: u32) -> bool {
+        timeline > self.timeline.max(self.given_up)
+    }
+}
+
+impl Cluster {
+    /// Decides again who is the primary.
+    pub(super) fn reconsider(&self) {
+        let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.topology.load_full();
+        let (primary, split_brain) = elect(&old, self.clock.timeline());
+        let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
+        let same = id(&primary) == id(&old.primary);
+        let meetings = primary.as_ref().map_or(0, |node| node.meetings());
+        if same && meetings == old.primary_meetings && split_brain == old.split_brain {
+            return;
+        }
+        let cluster = &self.name;
+        match (&primary, &old.primary) {
+            (Some(new), _) => {
+                self.begin_history(&old, new);
+                let is_failover = old.last_primary.is_some_and(|last| last != new.id());
+                telemetry::metrics()
+                    .failovers
+                    .increment(u64::from(is_failover));
+                tracing::info!(%cluster, node = %new.name, timeline = new.timeline(), "primary found");
+            }
+            (None, _) if split_brain => {
+                tracing::error!(%cluster, "two nodes write on one timeline: no primary until one stops");
+            }
+            (None, Some(lost)) => tracing::warn!(%cluster, node = %lost.name, "primary lost"),
+            (None, None) => {}
+        }
+        let (nodes, config) = (old.nodes.clone(), old.config.clone());
+        let last_primary = id(&primary).or(old.last_primary);
+        let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
+        let given_up = match timeline < old.timeline {
+            true => old.given_up.max(old.timeline),
+            false => old.given_up,
+        };
+        let topology = Topology {
+            nodes,
+            primary: primary.clone(),
+            primary_meetings: meetings,
+            last_primary,
+            timeline,
+            given_up,
+            config,
+            split_brain,
+        };
+        self.topology.store(Arc::new(topology));
+        drop(update);
+        if let Some(new) = primary {
+            leave_last_primary(&old, &new);
+            // Not before they can see who that is: the primary is to be asked for the sample that every session waits
+            // for, the others whether they follow it.
+            old.nodes.iter().for_each(|node| node.wake.notify_one());
+        }
+        old.nodes.iter().for_each(|node| node.report());
+        self.changed.notify_waiters();
+        self.has_moved();
+    }
+
+    /// Samples of another history say nothing about positions in that of `new`.
+    fn begin_history(&self, old: &Topology, new: &Node) {
+        let is_as_before =
+            old.last_primary == Some(new.id()) && new.timeline() == self.clock.timeline();
+        self.clock.set_timeline(new.timeline());
+        self.clock.new_epoch();
+        if !is_as_before {
+            let history = self.history.lock();
+            history.unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        self.demand.forget_goal();
+        for node in &old.nodes {
+            if is_as_before {
+                node.forget_as_of();
+            } else {
+                node.forget_history();
+                self.note_fenced(node);
+            }
+        }
+        let _ = self.demand.want_sample(self.clock.now());
+    }
+
+    /// Tells of a node that writes in a history that is no longer the cluster's.
+    pub(super) fn note_fenced(&self, node: &Node) {
+        let (cluster, name, present) = (&self.name, &node.name, self.clock.timeline());
+        let timeline = node.timeline();
+        if node.is_up() && node.role() == Role::Primary && timeline < present {
+            tracing::error!(%cluster, node = %name, timeline, "node writes on a timeline that has been left for {present}: it gets nothing until it is a standby");
+        }
+    }
+}
+
+/// Which of these nodes is the same server, as far as a configuration tells: its address counts for more than its name.
+pub(super) fn heir(node: &Node, nodes: &[Arc<Node>]) -> Option<NodeId> {
+    let likeness = |other: &Node| match () {
+        () if other.id() == node.id() => 3,
+        () if (&other.host, other.port) == (&node.host, node.port) => 2,
+        () if other.name == node.name => 1,
+        () => 0,
+    };
+    let heir = nodes.iter().max_by_key(|other| likeness(other))?;
+    (likeness(heir) > 0).then(|| heir.id())
+}
+
+/// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
+/// drained is not elected, and neither is an older one in its place, nor in that of the last primary, which was on
+/// `timeline`: what that was told would be lost, unless the configuration has it no more. A new one is not before all
+/// nodes have been asked once, as any may be on a newer timeline.
+pub(super) fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, bool) {
+    let is_unknown = |node: &Arc<Node>| !node.is_probed() && !node.is_leaving();
+    if topology.primary.is_none() && topology.nodes.iter().any(is_unknown) {
+        return (None, topology.split_brain);
+    }
+    let is_listed = |last: NodeId| topology.nodes.iter().any(|node| node.id() == last);
+    let oldest = match topology.last_primary {
+        Some(last) if is_listed(last) => timeline,
+        _ => 0,
+    };
+    let writes = |node: &&Arc<Node>| {
+        let is_writable = node.is_up() && node.role() == Role::Primary;
+        is_writable && !node.is_leaving() && node.timeline() >= oldest
+    };
+    let writable = || topology.nodes.iter().filter(writes);
+    let Some(newest) = writable().map(|node| node.timeline()).max() else {
+        return (None, false);
+    };
+    let rivals = || writable().filter(|node| node.timeline() == newest);
+    let mut lives: Vec<_> = rivals().map(|node| node.last_life().0).collect();
+    lives.sort_unstable();
+    // Two names of one server are no rivals, also while it is being reconnected to by one of them.
+    lives.dedup();
+    match lives.len() > 1 {
+        true => (None, true),
+        false => (rivals().find(|node| !node.is_drained()).cloned(), false),
+    }
+}
+
+/// Nobody is to use, or wait for, what is on the primary before `new`.
+fn leave_last_primary(old: &Topology, new: &Node) {
+    let last = old.last_primary.filter(|last| *last != new.id());
+    let left = old.nodes.iter().find(|node| Some(node.id()) == last);
+    for pool in left.iter().flat_map(|node| node.pools.iter()) {
+        pool.close_stale(Incarnation(0));
+        pool.send_away();
+    }
+}

@@ -1,0 +1,273 @@
+//! Clusters whose nodes nobody probes: what they were told decides who is the primary.
+
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use super::failover::elect;
+use super::pool::NO_FAVOURITE;
+use super::*;
+use crate::session::settings::Settings;
+
+/// Of nodes at these addresses.
+fn config(addresses: &[&str]) -> Arc<Config> {
+    let node = |address| format!("[[cluster.node]]\naddress = \"{address}\"\n");
+    let nodes: String = addresses.iter().map(node).collect();
+    let text = format!(
+        "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
+        databases = [\"*\"]\n{nodes}"
+    );
+    Arc::new(Config::parse(&text, "test").expect("valid"))
+}
+
+/// What its probe does about a node that takes writes.
+fn meet_writable(node: &Node, life: u64, timeline: u32) {
+    node.meet(Incarnation(life));
+    node.set_timeline(timeline);
+    node.set_role(Role::Primary);
+    node.set_up(true);
+    node.set_probed();
+}
+
+/// Two nodes that write on one timeline, in these lives.
+fn rivals(lives: [u64; 2]) -> Topology {
+    let config = config(&["127.0.0.1:1", "127.0.0.1:2"]);
+    let nodes = config.clusters[0].nodes.iter().zip(lives);
+    let nodes = nodes.map(|(node, life)| {
+        let (tls, pauses) = (Arc::default(), Arc::default());
+        let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
+        meet_writable(&node, life, 1);
+        node
+    });
+    Topology {
+        nodes: nodes.collect(),
+        primary: None,
+        primary_meetings: 0,
+        last_primary: None,
+        timeline: 0,
+        given_up: 0,
+        config: config.clone(),
+        split_brain: false,
+    }
+}
+
+/// A cluster whose nodes nobody probes.
+struct Unwatched {
+    cluster: Arc<Cluster>,
+    /// It never runs.
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Unwatched {
+    fn new(config: &Arc<Config>) -> Unwatched {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().expect("a runtime");
+        let cluster = {
+            let _entered = runtime.enter();
+            let tls = Material::default();
+            Cluster::new(config, &tls, &config.clusters[0], runtime.handle())
+        };
+        Unwatched { cluster, runtime }
+    }
+
+    fn node(&self, index: usize) -> Arc<Node> {
+        self.cluster.topology().nodes[index].clone()
+    }
+
+    fn primary(&self) -> Option<NodeId> {
+        let topology = self.cluster.topology();
+        topology.primary.as_ref().map(|node| node.id())
+    }
+
+    fn reload(&self, config: &Arc<Config>) {
+        let _entered = self.runtime.enter();
+        self.cluster
+            .apply(config, &Arc::default(), &config.clusters[0]);
+    }
+}
+
+#[test]
+fn nobody_is_the_primary_before_all_have_been_asked() {
+    let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]));
+    let cluster = &unwatched.cluster;
+    let [old, new, away] = [0, 1, 2].map(|index| unwatched.node(index));
+    meet_writable(&old, 7, 1);
+    cluster.reconsider();
+    assert_eq!(unwatched.primary(), None);
+    away.set_probed();
+    cluster.reconsider();
+    assert_eq!(unwatched.primary(), None);
+    meet_writable(&new, 8, 2);
+    cluster.reconsider();
+    assert_eq!(unwatched.primary(), Some(new.id()));
+}
+
+#[test]
+fn a_primary_at_another_address_is_asked_before_one_that_has_been_left() {
+    let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+    meet_writable(&unwatched.node(0), 7, 1);
+    meet_writable(&unwatched.node(1), 8, 2);
+    unwatched.cluster.reconsider();
+    assert_eq!(unwatched.primary(), Some(unwatched.node(1).id()));
+    unwatched.reload(&config(&["127.0.0.1:1", "127.0.0.2:2"]));
+    let new = unwatched.node(1);
+    assert!(!new.is_probed());
+    assert_eq!(unwatched.primary(), None);
+    meet_writable(&new, 8, 2);
+    unwatched.cluster.reconsider();
+    assert_eq!(unwatched.primary(), Some(new.id()));
+}
+
+#[test]
+fn a_primary_that_is_renamed_is_not_given_up() {
+    let named = |nodes: &[(&str, &str)]| {
+        let mut config = (*config(&["127.0.0.1:1", "127.0.0.1:2"])).clone();
+        for (node, (name, host)) in config.clusters[0].nodes.iter_mut().zip(nodes) {
+            (node.name, node.host) = ((*name).to_owned(), (*host).to_owned());
+        }
+        Arc::new(config)
+    };
+    let before = named(&[("old", "a"), ("new", "b")]);
+    for after in [
+        [("old", "a"), ("newest", "b")],
+        [("old", "a"), ("new", "c")],
+    ] {
+        let unwatched = Unwatched::new(&before);
+        meet_writable(&unwatched.node(0), 7, 1);
+        meet_writable(&unwatched.node(1), 8, 2);
+        unwatched.cluster.reconsider();
+        unwatched.reload(&named(&after));
+        let new = unwatched.node(1);
+        // Asked, and it did not answer.
+        new.set_probed();
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), None, "{after:?}");
+        meet_writable(&new, 8, 2);
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(new.id()), "{after:?}");
+    }
+}
+
+#[test]
+fn what_a_primary_was_told_that_is_given_up_is_not_waited_for() {
+    let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+    let is_behind = |timeline| unwatched.cluster.topology().is_behind(timeline);
+    assert!(is_behind(1) && !is_behind(0), "none is known");
+    meet_writable(&unwatched.node(0), 7, 1);
+    meet_writable(&unwatched.node(1), 8, 2);
+    unwatched.cluster.reconsider();
+    assert!(is_behind(3) && !is_behind(2));
+    unwatched.reload(&config(&["127.0.0.1:1"]));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+    assert!(is_behind(3) && !is_behind(2));
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_primary_of_a_newer_timeline() {
+    let mut topology = rivals([7, 8]);
+    let (old, new) = (topology.nodes[0].clone(), topology.nodes[1].clone());
+    new.set_timeline(2);
+    let elected = |topology: &Topology| elect(topology, 2).0.map(|node| node.id());
+    assert_eq!(elected(&topology), Some(new.id()));
+    topology.last_primary = Some(new.id());
+    new.set_up(false);
+    assert_eq!(elected(&topology), None);
+    old.set_timeline(3);
+    assert_eq!(elected(&topology), Some(old.id()), "it has been promoted");
+    // An admin has given the other one up.
+    old.set_timeline(1);
+    topology.nodes.pop();
+    assert_eq!(elected(&topology), Some(old.id()));
+}
+
+#[test]
+fn a_replica_is_as_late_as_it_was_while_the_primary_is_met_again() {
+    let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
+    let cluster = &unwatched.cluster;
+    let [primary, late] = [0, 1].map(|index| unwatched.node(index));
+    late.set_probed();
+    meet_writable(&primary, 7, 1);
+    cluster.reconsider();
+    late.set_role(Role::Replica);
+    late.set_timeline(1);
+    let now = Instant::now();
+    let long_ago = now - cluster.topology().config.lag.max * 2;
+    cluster.sampled(cluster.clock.begin(), Lsn(10), long_ago);
+    cluster.sampled(cluster.clock.begin(), Lsn(20), long_ago);
+    let is_late = || {
+        assert!(cluster.note_position(&late, Lsn(10)));
+        late.is_lagging()
+    };
+    assert!(is_late());
+    primary.forget_position();
+    primary.meet(Incarnation(7));
+    cluster.reconsider();
+    assert!(is_late(), "nobody has said where the primary is now");
+    // What had not been flushed is lost.
+    cluster.sampled(cluster.clock.begin(), Lsn(10), now);
+    assert!(!is_late());
+}
+
+#[test]
+fn only_who_waits_for_the_end_of_a_pause_waits_for_a_node_that_is_down() {
+    let config = config(&["127.0.0.1:1"]);
+    let unwatched = Unwatched::new(&config);
+    let _entered = unwatched.runtime.enter();
+    let node = unwatched.node(0);
+    let key = PoolKey {
+        database: "app".into(),
+        user: "a".into(),
+    };
+    let limits = config::Pool {
+        size: 0,
+        ..config.pool.clone()
+    };
+    let pool = pool(&node, &key, &Proven::now(None), &limits);
+    let wanted = Settings::default();
+    let goes_on_waiting = || {
+        let mut checkout = pin!(pool.checkout(&wanted, NO_FAVOURITE));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(checkout.as_mut().poll(&mut cx).is_pending());
+        unwatched.cluster.send_away(&node);
+        checkout.as_mut().poll(&mut cx).is_pending()
+    };
+    assert!(!goes_on_waiting());
+    unwatched.cluster.pause(None);
+    assert!(goes_on_waiting());
+}
+
+#[test]
+fn what_is_held_on_a_primary_that_has_been_left_is_lost() {
+    let mut topology = rivals([7, 8]);
+    let [old, new] = [0, 1].map(|at| topology.nodes[at].clone());
+    let held = |topology: &Topology| [&old, &new].map(|node| topology.may_hold(node.id()));
+    topology.primary = Some(old.clone());
+    topology.last_primary = Some(old.id());
+    assert_eq!(held(&topology), [true, false]);
+    topology.primary = None;
+    assert_eq!(held(&topology), [true, false], "it may be back");
+    topology.primary = Some(new.clone());
+    topology.last_primary = Some(new.id());
+    assert_eq!(held(&topology), [false, true]);
+    topology.primary = None;
+    assert_eq!(held(&topology), [false, true], "the old one is fenced");
+    topology.split_brain = true;
+    assert_eq!(held(&topology), [false, false]);
+}
+
+#[test]
+fn rivals_are_told_apart_while_their_probes_reconnect() {
+    let is_split = |topology: &Topology| {
+        let (primary, split_brain) = elect(topology, 0);
+        assert_eq!(primary.is_none(), split_brain);
+        split_brain
+    };
+    let (two, one) = (rivals([7, 8]), rivals([7, 7]));
+    assert!(is_split(&two));
+    assert!(!is_split(&one), "two names of one server");
+    for lost in 0..2 {
+        two.nodes[lost].forget_position();
+        one.nodes[lost].forget_position();
+        assert!(is_split(&two));
+        assert!(!is_split(&one));
+    }
+}
