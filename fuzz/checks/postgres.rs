@@ -258,9 +258,11 @@ impl Postgres {
                 self.forget_named();
                 self.portals.clear();
             }
-            b"discard" if !is_words(sql, &["discard", "plans"]) => {
-                return Err(("42601", b"syntax error".to_vec()));
-            }
+            b"discard"
+                if ["plans", "sequences"]
+                    .iter()
+                    .any(|what| is_words(sql, &["discard", what])) => {}
+            b"discard" => return Err(("42601", b"syntax error".to_vec())),
             b"deallocate" => match command::deallocate(sql) {
                 Some((name, _)) if self.prepared.remove(&*name).is_none() => {
                     return Err(unknown_statement(&name));
