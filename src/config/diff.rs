@@ -85,10 +85,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             .filter_map(|cluster| {
                 let known = old.clusters.iter().find(|old| old.name == cluster.name)?;
                 let monitor = old.monitor(&cluster.name) != new.monitor(&cluster.name);
-                Some(ClusterDiff {
-                    monitor,
-                    ..cluster_diff(known, cluster)
-                })
+                Some(cluster_diff(known, cluster, monitor))
             })
             .filter(|diff| !diff.is_empty())
             .collect(),
@@ -207,7 +204,7 @@ impl ClusterDiff {
     }
 }
 
-fn cluster_diff(old: &Cluster, new: &Cluster) -> ClusterDiff {
+fn cluster_diff(old: &Cluster, new: &Cluster, monitor: bool) -> ClusterDiff {
     let same = |a: &Node, b: &Node| (&a.name, &a.host, a.port) == (&b.name, &b.host, b.port);
     let nodes = compare(&old.nodes, &new.nodes, same);
     ClusterDiff {
@@ -220,7 +217,7 @@ fn cluster_diff(old: &Cluster, new: &Cluster) -> ClusterDiff {
             .map(|(_, node)| node.clone())
             .collect(),
         databases: old.databases != new.databases,
-        monitor: false,
+        monitor,
         consistency: old.consistency != new.consistency,
         tls: old.tls != new.tls,
     }

@@ -44,6 +44,17 @@ pub struct Placed {
 }
 
 impl Placed {
+    /// The primary's, without a wait.
+    fn on_primary(server: Box<Server>, reason: Reason) -> Placed {
+        Placed {
+            server,
+            replica: false,
+            reason,
+            waited_us: 0,
+            repairable: Repairable::No,
+        }
+    }
+
     /// When it was found for a batch that was planned at `started`.
     pub fn found(&self, started: Instant) -> Instant {
         match self.waited_us {
@@ -554,13 +565,7 @@ impl Client {
         } else {
             None
         };
-        Ok(server.map(|server| Placed {
-            server,
-            replica: false,
-            reason,
-            waited_us: 0,
-            repairable: Repairable::No,
-        }))
+        Ok(server.map(|server| Placed::on_primary(server, reason)))
     }
 
     /// A server of the primary for a read; of the next primary, if the read must see what only that has.
@@ -639,15 +644,7 @@ impl Client {
                         continue;
                     }
                     Ok(server) => match writing(server, &node) {
-                        Some(server) => {
-                            return Ok(Placed {
-                                server,
-                                replica: false,
-                                reason,
-                                waited_us: 0,
-                                repairable: Repairable::No,
-                            });
-                        }
+                        Some(server) => return Ok(Placed::on_primary(server, reason)),
                         None => node.wake.notify_one(),
                     },
                     Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
