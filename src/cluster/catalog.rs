@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::Cluster;
@@ -52,6 +53,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often a database is asked for the sake of reads that replicas have refused, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How many databases of a cluster are asked at a time: of those that nothing is known of yet, and of those that are
+/// asked again. A question is dear, for the primary and in memory, and after a failover every database is asked.
+const AT_ONCE: usize = 2;
+
 /// How long a session that is the first of its database waits for the answer before its reads go to
 /// the primary.
 const FIRST: Duration = Duration::from_secs(1);
@@ -61,6 +66,9 @@ pub struct Catalogs {
     /// Where databases are asked from, whichever thread a client is served by.
     runtime: Handle,
     databases: DashMap<String, Arc<Watched>, foldhash::fast::RandomState>,
+    /// Who has a permit asks: those of which nothing is known are not to wait for the others.
+    first: Semaphore,
+    again: Semaphore,
 }
 
 /// One database.
@@ -84,6 +92,8 @@ impl Catalogs {
         Catalogs {
             runtime: Handle::current(),
             databases: DashMap::default(),
+            first: Semaphore::new(AT_ONCE),
+            again: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -226,10 +236,18 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
     let mut complaint = None;
     let mut warned: Vec<String> = Vec::new();
     loop {
+        // One that has not answered may not do so soon.
+        let is_first = watched.known.latest().is_none() && complaint.is_none();
+        let turns = match is_first {
+            true => &cluster.catalogs.first,
+            false => &cluster.catalogs.again,
+        };
+        let turn = turns.acquire().await;
         let changed = cluster.changed.notified();
         let began = Instant::now();
         let version = watched.known.version();
         let answer = timeout(ANSWER, ask(&cluster, &watched)).await;
+        drop(turn);
         let asked = answer.unwrap_or(Err(AskError::Timeout));
         let took = began.elapsed();
         watched.metrics.seconds.record(took);
@@ -452,10 +470,12 @@ async fn ask(cluster: &Cluster, watched: &Watched) -> Result<Answer, AskError> {
         cluster = %cluster.name, database = %watched.database, names = rows.len(), suspects,
         "catalog asked"
     );
-    let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
     let old = watched.known.latest();
-    let catalog = Arc::new(Catalog::read(rows, old.as_deref()));
-    Ok((catalog, effects.map(Arc::new)))
+    let read = move || {
+        let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
+        Catalog::read(rows, old.as_deref())
+    };
+    Ok((Arc::new(aside(read).await), effects.map(Arc::new)))
 }
 
 /// Asks all there is to ask, in one snapshot: the effects, if they can be had, how many functions
@@ -476,7 +496,7 @@ async fn question(
     let (effects, suspects) = match asked {
         Ok(rows) => {
             let rows = rows.into_iter().filter_map(|row| row.try_into().ok());
-            let (effects, suspects) = effects::read_full(rows);
+            let (effects, suspects) = aside(move || effects::read_full(rows)).await;
             (Some(effects), Some(suspects))
         }
         // It has taken too long.
@@ -495,4 +515,16 @@ async fn question(
     let rows = connection.query_up_to(&question, ANSWER_BYTES_MAX).await?;
     connection.query("COMMIT").await?;
     Ok((effects, suspects.map_or(0, |s| s.len()), rows))
+}
+
+/// Does on a thread of its own what may take a while for a large database: clients are accepted on this one.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shut down, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
