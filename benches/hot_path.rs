@@ -186,7 +186,7 @@ fn route(has_read: bool, count: usize) {
     let tick = primary.begin();
     primary.complete(tick, Lsn(90));
     if has_read {
-        floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+        floors.read_replica(&primary, &*nodes[1], Incarnation(1), nodes[1].clock().now());
     }
     let policy = Policy {
         level: Level::Session,

@@ -21,7 +21,7 @@ use crate::config;
 use crate::net;
 use crate::net::stream::Stream;
 use crate::session::answers::hear_idle;
-use crate::session::consistency::Incarnation;
+use crate::session::consistency::{Incarnation, Replica, Tick};
 use crate::session::server::ServerState;
 use crate::session::settings::Settings;
 use crate::sql::Isolation;
@@ -123,6 +123,8 @@ pub struct Server {
     pub state: ServerState,
     /// The life of the node's server that it is connected to.
     pub incarnation: Incarnation,
+    /// When it was last lent, on the clock of its node's positions.
+    pub lent_at: Tick,
     /// The beginning of a message that has not wholly come yet.
     pub unread: BytesMut,
     /// Where its cancel key is found.
@@ -259,7 +261,8 @@ impl Pool {
     /// open.
     pub fn take_back(&self, mut server: Box<Server>, now: Instant) {
         server.end_use();
-        if !server.state.is_idle() || !server.unread.is_empty() || self.node.is_leaving() {
+        let is_sound = server.state.is_idle() && !server.state.is_gone && server.unread.is_empty();
+        if !is_sound || self.node.is_leaving() {
             return;
         }
         server.idle_since = now;
@@ -575,6 +578,7 @@ impl Server {
             stream: connection.stream,
             state: ServerState::new(connection.params, STATEMENTS_MAX),
             incarnation,
+            lent_at: place.pool.node.clock().now(),
             unread: BytesMut::new(),
             listed: Listed::new(CancelKey {
                 node: place.0.node.clone(),
@@ -604,6 +608,7 @@ impl Server {
 
     /// Whether it can be used: alive, quiet, and on this thread's runtime. It is dropped otherwise.
     pub fn checked(mut self: Box<Self>) -> Option<Box<Server>> {
+        self.lent_at = self.node().clock().now();
         let mut said = BytesMut::new();
         // Before it is moved: a runtime that it is new to has not heard yet what has come.
         match self.stream.read_now(&mut said) {
@@ -764,6 +769,7 @@ mod tests {
             stream,
             state: ServerState::new(Params::new(Vec::new()), STATEMENTS_MAX),
             incarnation: Incarnation(1),
+            lent_at: Tick(0),
             unread: BytesMut::new(),
             listed: Listed::new(CancelKey {
                 node,

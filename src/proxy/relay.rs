@@ -76,6 +76,8 @@ pub struct Relay<'a> {
     direct_passes: bool,
     /// The batch's bytes have been taken out of the inbox: it can't be sent again.
     pub consumed: bool,
+    /// The batch has been said, and not only what comes before it.
+    is_said: bool,
     /// More of the pipeline is to come.
     pub open: bool,
     /// Bytes of a message to the server that are still to come from the client.
@@ -133,6 +135,7 @@ impl<'a> Relay<'a> {
             direct: 0..0,
             direct_passes: false,
             consumed: false,
+            is_said: false,
             open: false,
             beyond: 0,
             answered: 0,
@@ -192,6 +195,7 @@ impl<'a> Relay<'a> {
 
     /// Takes up an exchange that was begun elsewhere; [`run`](Self::run) goes on with it.
     pub fn take_up(&mut self, begun: Begun) -> Result<(), Broken> {
+        self.is_said = true;
         match begun {
             Begun::Words(words) => self.to_server = words,
             Begun::Direct(sent) => self.direct = sent..self.client.batch.len,
@@ -248,8 +252,9 @@ impl<'a> Relay<'a> {
         loop {
             let wrote_client = self.write_client(cx)?;
             let wrote_server = self.write_server(cx)?;
-            // Nothing is read that could not be passed on: who reads slowly is answered slowly.
-            let heard = wrote_client && self.read_server(cx)?;
+            // Nothing is read that could not be passed on: who reads slowly is answered slowly. And where all is
+            // answered, that the server has gone since then is no part of it.
+            let heard = wrote_client && !self.is_done() && self.read_server(cx)?;
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
@@ -373,8 +378,31 @@ impl<'a> Relay<'a> {
             ledger.note(client.session);
         }
         self.pass_on();
-        self.heard = heard?;
+        self.heard = match heard {
+            Ok(heard) => heard,
+            // The client has its answer, and would take another one for that to what it asks next.
+            Err(_) if self.lacks_nothing() => {
+                self.server.state.is_gone = true;
+                self.received.len()
+            }
+            Err(fault) => return Err(fault.into()),
+        };
         Ok(())
+    }
+
+    /// Whether all that the batch asks for has been heard, and nothing that the session needs would go with the
+    /// server.
+    fn lacks_nothing(&self) -> bool {
+        let (session, state) = (&self.client.session, &self.server.state);
+        let is_said = self.is_said && self.to_server.is_empty() && self.direct.is_empty();
+        let is_answered = state.is_idle() && !state.may_answer_more();
+        let keeps_nothing = self.transactions.is_some() || !session.is_pinned();
+        is_said
+            && is_answered
+            && !self.open
+            && self.beyond == 0
+            && session.status() == Status::Idle
+            && keeps_nothing
     }
 
     /// Has the client sent what has been heard: from where it is, if that is one stretch of the
@@ -550,7 +578,7 @@ impl<'a> Relay<'a> {
 
     /// Says the planned batch to the server.
     pub fn say(&mut self) {
-        self.flushed = false;
+        (self.is_said, self.flushed) = (true, false);
         if self.to_server.capacity() == 0 && !self.client.batch.is_one_query() {
             // Where a statement is named, its name there is another.
             self.to_server = buffers::take();

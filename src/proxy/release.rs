@@ -60,6 +60,7 @@ impl Client {
     pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool, now: Instant) {
         let pinned = !replica && self.session.is_pinned();
         let keeps = pinned || self.keeps_servers && !server.node().is_drained();
+        let keeps = keeps && !server.state.is_gone;
         if !keeps {
             self.registered.handle.keeps(None);
             match self.pools.iter().find(|(_, pool)| pool.owns(&server)) {
@@ -96,7 +97,8 @@ impl Client {
             // floors ask for.
             if self.read_level >= Level::Session {
                 let (node, life) = (&**server.node(), server.incarnation);
-                self.session.floors.read_replica(clock, node, life);
+                let floors = &mut self.session.floors;
+                floors.read_replica(clock, node, life, server.lent_at);
             }
             if did.read {
                 self.has_read = true;

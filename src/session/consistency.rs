@@ -461,10 +461,22 @@ impl Floors {
         self.replica = None;
     }
 
-    /// A replica that was [`Freshness::Fresh`] has shown data. It had all that the floors asked
-    /// for, so what it showed is the floor now, beside what was not asked for
-    /// [without a primary](Self::without_primary).
-    pub fn read_replica<R: Replica>(&mut self, primary: &Clock, replica: &R, life: Incarnation) {
+    /// A replica that was [`Freshness::Fresh`] at the moment `lent` of its own clock has shown data. It had all
+    /// that the floors asked for, so what it showed is the floor now, beside what was not asked for
+    /// [without a primary](Self::without_primary). If it has been lost sight of since then, it may have gone back
+    /// behind that, and no moment of its new history tells where it was.
+    pub fn read_replica<R: Replica>(
+        &mut self,
+        primary: &Clock,
+        replica: &R,
+        life: Incarnation,
+        lent: Tick,
+    ) {
+        // In this order: a history that begins after the look does not contain the moment.
+        let tick = replica.clock().now();
+        if !replica.clock().contains(lent) {
+            return self.wrote(primary);
+        }
         let has = |mark: &Mark, at| mark.is_reached(primary, at);
         let is_missed = |mark: &Mark| replica.position().is_none_or(|(_, at)| !has(mark, at));
         self.began = self.began.filter(is_missed);
@@ -476,7 +488,7 @@ impl Floors {
         self.replica = Some(Seen {
             node: replica.id(),
             incarnation: life,
-            tick: replica.clock().now(),
+            tick,
             primary: primary.now(),
         });
     }

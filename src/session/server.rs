@@ -32,6 +32,8 @@ pub struct ServerState {
     pub params: Params,
     pub settings: Settings,
     pub status: Status,
+    /// It has ended the connection, after all that it owed.
+    pub is_gone: bool,
     /// The statements it has, by the ids that name them.
     pub(super) statements: LruCache<u64, (), foldhash::fast::RandomState>,
     /// Whose unnamed statement it has: the session's id and the statement's serial. `None` when it has
@@ -67,6 +69,7 @@ impl ServerState {
             params,
             settings: Settings::default(),
             status: Status::Idle,
+            is_gone: false,
             statements: LruCache::with_hasher(
                 statements_max,
                 foldhash::fast::RandomState::default(),

@@ -6,6 +6,7 @@ pub mod example;
 pub mod forms;
 pub mod raw;
 pub mod redis;
+pub mod tap;
 
 use std::collections::BTreeSet;
 use std::fs;

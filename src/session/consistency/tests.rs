@@ -120,7 +120,7 @@ fn who_is_where_the_primary_was_after_the_last_moment_is_fresh() {
     floors.read_primary(&clock);
     catches_up(&floors, 20);
     assert_eq!(floors.reads_on_primary(), 1);
-    floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+    floors.read_replica(&clock, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     assert_eq!(floors.reads_on_primary(), 0);
     catches_up(&floors, 50);
 }
@@ -135,7 +135,7 @@ fn a_position_covers_what_was_written_and_seen() {
     assert_eq!(floors.position(&clock, &nodes), None, "sampled before it");
     sample(&clock, 20);
     assert_eq!(floors.position(&clock, &nodes), Some(Lsn(20)));
-    floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+    floors.read_replica(&clock, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     assert_eq!(floors.position(&clock, &nodes), None);
     sample(&clock, 45);
     assert_eq!(floors.position(&clock, &nodes), Some(Lsn(45)));
@@ -143,7 +143,7 @@ fn a_position_covers_what_was_written_and_seen() {
     assert_eq!(floors.position(&clock, &nodes), Some(Lsn(42)));
     // An idle primary does not get beyond where its replica is.
     sample(&nodes[0].clock, 45);
-    floors.read_replica(&clock, &*nodes[0], Incarnation(1));
+    floors.read_replica(&clock, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     sample(&nodes[0].clock, 45);
     assert_eq!(floors.position(&clock, &nodes), Some(Lsn(46)));
     sample(&clock, 45);
@@ -229,7 +229,7 @@ fn what_nobody_could_say_without_a_primary_counts_again_with_one() {
     let judge = |floors: &Floors| floors.judge(&primary, &nodes, &*nodes[0]);
     let read = |floors: &mut Floors| {
         assert_eq!(judge(&floors.without_primary()), Freshness::Fresh);
-        floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+        floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     };
     read(&mut floors);
     assert_eq!(judge(&floors), Freshness::MissesSchema);
@@ -300,7 +300,7 @@ fn moving_between_replicas_never_goes_back() {
     let primary = Clock::new();
     let nodes = [fake(1, 50), fake(2, 40)];
     let mut floors = Floors::default();
-    floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     assert_eq!(floors.judge(&primary, &nodes, &*nodes[0]), Freshness::Fresh);
     assert_eq!(
         floors.judge(&primary, &nodes, &*nodes[1]),
@@ -328,7 +328,7 @@ fn a_replica_that_was_lost_sight_of_is_judged_by_the_primary() {
     let primary = Clock::new();
     let nodes = [fake(1, 50), fake(2, 50)];
     let mut floors = Floors::default();
-    floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     assert_eq!(floors.life_on(&*nodes[0]), Some(Incarnation(1)));
     assert_eq!(floors.life_on(&*nodes[1]), None);
     // It has gone back in the same life.
@@ -346,8 +346,29 @@ fn a_replica_that_was_lost_sight_of_is_judged_by_the_primary() {
     sample(&primary, 50);
     assert_eq!(judge(&floors, 0), Freshness::MissesReads);
     assert_eq!(judge(&floors, 1), Freshness::Fresh);
-    floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     assert_eq!(judge(&floors, 0), Freshness::Fresh, "what it shows now");
+}
+
+#[test]
+fn a_replica_that_goes_back_once_it_has_shown_something_is_judged_by_the_primary() {
+    let primary = Clock::new();
+    let nodes = [fake(1, 50)];
+    sample(&nodes[0].clock, 50);
+    let lent = nodes[0].clock.now();
+    // It has answered, and is met again before anybody has noted when.
+    nodes[0].clock.new_epoch();
+    sample(&nodes[0].clock, 40);
+    nodes[0].at.set(Some((Incarnation(1), Lsn(40))));
+    let mut floors = Floors::default();
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), lent);
+    let judge = |floors: &Floors| floors.judge(&primary, &nodes, &*nodes[0]);
+    assert_eq!(floors.life_on(&*nodes[0]), None);
+    assert_ne!(judge(&floors), Freshness::Fresh);
+    sample(&primary, 50);
+    assert_ne!(judge(&floors), Freshness::Fresh);
+    nodes[0].at.set(Some((Incarnation(1), Lsn(50))));
+    assert_eq!(judge(&floors), Freshness::Fresh);
 }
 
 #[test]
@@ -355,7 +376,7 @@ fn a_restarted_replica_is_judged_by_the_primary() {
     let primary = Clock::new();
     let nodes = [fake(1, 50)];
     let mut floors = Floors::default();
-    floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     nodes[0].at.set(Some((Incarnation(2), Lsn(49))));
     assert_eq!(
         floors.judge(&primary, &nodes, &*nodes[0]),

@@ -89,7 +89,7 @@ fn reads_spread_and_stay() {
     assert!(hits.iter().all(|&n| n > 50), "{hits:?}");
 
     let mut floors = Floors::default();
-    floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[1], Incarnation(1), nodes[1].clock().now());
     let at = |random| replica(read_route(&floors, &POLICY, &primary, &nodes, None, random));
     assert!((0..50).all(|random| at(random) == 1));
     nodes[1].load.set(4.0);
@@ -153,7 +153,7 @@ fn a_changed_schema_keeps_every_session_from_replicas_that_lack_it() {
         read_route(floors, &policy, &primary, &nodes, node, 0)
     };
     let session = |floors: &mut Floors| route(floors, Level::Session, Some(&*writable));
-    floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[1], Incarnation(1), nodes[1].clock().now());
     assert_eq!(replica(session(&mut floors)), 1);
 
     schema.changed();
@@ -184,7 +184,7 @@ fn a_changed_schema_keeps_every_session_from_replicas_that_lack_it() {
     assert_eq!(replica(any(&mut eventual)), 0);
     nodes[1].lsn.set(101);
     assert_eq!(replica(session(&mut floors)), 1);
-    floors.read_replica(&primary, &*nodes[1], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[1], Incarnation(1), nodes[1].clock().now());
     assert!(!floors.awaits_schema(), "it is looked at once");
     assert_eq!(replica(session(&mut floors)), 1);
     let mut later = Floors::default();
@@ -198,7 +198,7 @@ fn a_changed_schema_keeps_every_session_from_replicas_that_lack_it() {
 fn a_read_goes_nowhere_twice() {
     let (primary, nodes) = (Clock::new(), cluster(2));
     let mut floors = Floors::default();
-    floors.read_replica(&primary, &*nodes[0], Incarnation(1));
+    floors.read_replica(&primary, &*nodes[0], Incarnation(1), nodes[0].clock().now());
     let tick = primary.begin();
     primary.complete(tick, Lsn(100));
     let mut policy = POLICY;

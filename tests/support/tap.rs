@@ -1,0 +1,106 @@
+//! Stands between the proxy and a node, and has the node's servers say what they would at a moment that no
+//! test can have them say it.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bytes::BytesMut;
+use tidegate::wire::frame::{body, header};
+
+/// What asks whether the server speaks TLS.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// A way to a node.
+pub struct Tap {
+    pub port: u16,
+    cut: Arc<Mutex<Option<Cut>>>,
+}
+
+/// The server that completes a statement with this tag says these words behind its ReadyForQuery, in the same
+/// write, and closes the connection.
+struct Cut {
+    tag: Vec<u8>,
+    words: Vec<u8>,
+}
+
+impl Tap {
+    /// A way to the server on this port, for as long as the test runs.
+    pub fn open(server: u16) -> Tap {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let cut = Arc::new(Mutex::new(None));
+        let tap = Tap { port, cut };
+        let cut = tap.cut.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let cut = cut.clone();
+                thread::spawn(move || pass(client, server, &cut));
+            }
+        });
+        tap
+    }
+
+    /// The next server that completes a statement with this tag then says these words, and goes.
+    pub fn cut_behind(&self, tag: &str, words: &[u8]) {
+        let (tag, words) = (tag.as_bytes().to_vec(), words.to_vec());
+        *self.cut.lock().expect("no panic") = Some(Cut { tag, words });
+    }
+
+    /// Whether that has happened.
+    pub fn has_cut(&self) -> bool {
+        self.cut.lock().expect("no panic").is_none()
+    }
+}
+
+/// Passes one connection, whose ends may go at any time.
+fn pass(mut client: TcpStream, server: u16, cut: &Mutex<Option<Cut>>) -> Option<()> {
+    let mut server = TcpStream::connect(("127.0.0.1", server)).ok()?;
+    let mut first = [0; 8];
+    client.read_exact(&mut first).ok()?;
+    match first == SSL_REQUEST {
+        true => client.write_all(b"N").ok()?,
+        false => server.write_all(&first).ok()?,
+    }
+    let (mut from, mut to) = (client.try_clone().ok()?, server.try_clone().ok()?);
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+    let went = answer(&mut server, &mut client, cut);
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = server.shutdown(Shutdown::Both);
+    went
+}
+
+fn answer(server: &mut TcpStream, client: &mut TcpStream, cut: &Mutex<Option<Cut>>) -> Option<()> {
+    let (mut buf, mut said) = (BytesMut::new(), Vec::new());
+    let mut words = None;
+    loop {
+        let mut chunk = [0; 4096];
+        let n = server.read(&mut chunk).ok().filter(|n| *n > 0)?;
+        buf.extend_from_slice(&chunk[..n]);
+        while let Some(head) = header(&buf).ok()?
+            && buf.len() >= head.len
+        {
+            let frame = buf.split_to(head.len);
+            said.extend_from_slice(&frame);
+            if head.tag == b'C' {
+                let mut cut = cut.lock().expect("no panic");
+                let is_it = |cut: &mut Cut| body(&frame).starts_with(&cut.tag);
+                words = words.or(cut.take_if(is_it).map(|cut| cut.words));
+            }
+            if head.tag == b'Z'
+                && let Some(words) = words.take()
+            {
+                said.extend_from_slice(&words);
+                return client.write_all(&said).ok();
+            }
+        }
+        if words.is_none() {
+            client.write_all(&said).ok()?;
+            said.clear();
+        }
+    }
+}
