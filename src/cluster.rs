@@ -613,6 +613,7 @@ impl Cluster {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
             node.forget_latency();
+            node.set_loss(self.loss(node));
             node.report();
         }
     }

@@ -280,6 +280,7 @@ async fn tend(proxy: Arc<Proxy>) {
     for second in 0u64.. {
         every.tick().await;
         proxy.clusters.tend();
+        proxy.sessions.look_at_servers();
         // Where a database can't be asked for its catalog, what sessions have learnt is believed for
         // as long.
         let interval = proxy.config.load().routing.catalog_interval.as_secs();

@@ -322,14 +322,10 @@ impl Client {
     }
 
     async fn run(&mut self) -> Left {
-        let handle = self.registered.handle.clone();
-        let mut stop = std::pin::pin!(handle.stop.notified());
         let mut listening = Listening::default();
         self.hear_of_catalog().await;
         loop {
-            let next =
-                std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening, stop.as_mut()))
-                    .await;
+            let next = std::future::poll_fn(|cx| self.poll_ordinary(cx, &mut listening)).await;
             let went = match next {
                 Next::Batch(end, lead) => self.serve_batch(end, lead).await,
                 Next::Settle(placed) => Box::pin(self.settle_after(placed)).await,
@@ -618,7 +614,7 @@ impl Client {
         };
         let why = again::what_befell(&broken);
         let refusal = match (&broken, wrote) {
-            (Broken::ServerIo(_), true) if was_idle => Refusal::Unknown {
+            (Broken::ServerIo(_) | Broken::NodeLost(_), true) if was_idle => Refusal::Unknown {
                 node: node.name.clone(),
             },
             _ => lost(node.name.clone(), broken),
@@ -832,6 +828,7 @@ fn describe(broken: &Broken) -> String {
         Broken::Fault(fault) => fault.to_string(),
         Broken::Server(fault) => fault.to_string(),
         Broken::ServerIo(error) => error.to_string(),
+        Broken::NodeLost(loss) => loss.to_string(),
     }
 }
 

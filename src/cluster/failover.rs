@@ -2,8 +2,9 @@
 //! that another is known to have taken the place of.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use super::node::{Node, Role};
+use super::node::{Loss, Node, Role};
 use super::{Cluster, Topology};
 use crate::session::consistency::{Incarnation, NodeId, Replica};
 use crate::telemetry;
@@ -110,6 +111,22 @@ impl Cluster {
         if node.is_up() && node.role() == Role::Primary && timeline < present {
             tracing::error!(%cluster, node = %name, timeline, "node writes on a timeline that has been left for {present}: it gets nothing until it is a standby");
         }
+    }
+}
+
+impl Cluster {
+    /// Why nobody is to wait for what has been asked of this node, if so. The answer of the primary is waited for
+    /// for as long as a primary is where there is none: it may be that one.
+    pub(super) fn loss(&self, node: &Node) -> Option<Loss> {
+        let patience = match node.role() {
+            Role::Primary if node.timeline() < self.clock.timeline() => {
+                return Some(Loss::Superseded);
+            }
+            Role::Primary => self.topology().config.failover.hold,
+            Role::Replica | Role::Unknown => Duration::ZERO,
+        };
+        let is_given_up = node.down_for().is_some_and(|down| down >= patience);
+        is_given_up.then_some(Loss::Down)
     }
 }
 

@@ -30,6 +30,10 @@ pub struct Node {
     near: AtomicBool,
     role: AtomicU8,
     up: AtomicBool,
+    /// Since when it is down; 0 while it is not.
+    down_us: AtomicU64,
+    /// A [`Loss`], or 0.
+    loss: AtomicU8,
     /// It has been asked once what it is, whether it has answered or not.
     probed: AtomicBool,
     lagging: AtomicBool,
@@ -77,6 +81,15 @@ pub enum Role {
     Replica,
 }
 
+/// Why nobody is to wait for an answer of a node's servers, as clients are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    #[error("another node is the primary now")]
+    Superseded,
+    #[error("the node does not answer any more")]
+    Down,
+}
+
 /// The lag of a node whose lag is not known.
 const LAG_UNKNOWN: u64 = u64::MAX;
 
@@ -107,6 +120,8 @@ impl Node {
             near: AtomicBool::new(false),
             role: AtomicU8::new(0),
             up: AtomicBool::new(false),
+            down_us: AtomicU64::new(1),
+            loss: AtomicU8::new(0),
             probed: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -155,8 +170,35 @@ impl Node {
     }
 
     pub fn set_up(&self, up: bool) {
-        self.up.store(up, Ordering::SeqCst);
+        if up != self.up.swap(up, Ordering::SeqCst) {
+            let since = if up { 0 } else { self.age_us().max(1) };
+            self.down_us.store(since, Ordering::SeqCst);
+        }
         self.report();
+    }
+
+    /// For how long it has been down; `None` while it is not.
+    pub fn down_for(&self) -> Option<Duration> {
+        let since = self.down_us.load(Ordering::SeqCst);
+        (since != 0).then(|| Duration::from_micros(self.age_us().saturating_sub(since)))
+    }
+
+    /// Why nobody is to wait for an answer of its servers.
+    pub fn loss(&self) -> Option<Loss> {
+        match self.loss.load(Ordering::SeqCst) {
+            1 => Some(Loss::Superseded),
+            2 if !self.is_up() => Some(Loss::Down),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_loss(&self, loss: Option<Loss>) {
+        let loss = match loss {
+            None => 0,
+            Some(Loss::Superseded) => 1,
+            Some(Loss::Down) => 2,
+        };
+        self.loss.store(loss, Ordering::SeqCst);
     }
 
     pub fn is_probed(&self) -> bool {

@@ -4,14 +4,11 @@
 //! All of it is one function to poll, with what it has to remember in the client: a task per client is
 //! woken twice for a query, and what is not asked of it then costs nothing.
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::BytesMut;
-use tokio::sync::futures::Notified;
 
 use super::acquire::Placed;
 use super::refusal::Refusal;
@@ -55,7 +52,7 @@ pub(super) enum Next {
     Refused(Refusal),
 }
 
-/// Whether a client's task is to be woken when it is asked to stop: it need say so once.
+/// Whether a client's task is woken when something is wanted of it: it need say so once.
 #[derive(Default)]
 pub(super) struct Listening(bool);
 
@@ -65,16 +62,16 @@ impl Client {
         &mut self,
         cx: &mut Context<'_>,
         listening: &mut Listening,
-        mut stop: Pin<&mut Notified<'_>>,
     ) -> Poll<Next> {
         if !std::mem::replace(&mut listening.0, true) {
-            // It need only wake the task, whatever that waits for.
-            let _ = stop.as_mut().poll(cx);
+            self.registered.handle.listen(cx.waker());
         }
         loop {
             if self.under_way.is_some() {
-                if self.registered.handle.must_end(false) {
-                    return Poll::Ready(Next::Stop);
+                if self.registered.handle.is_wanted()
+                    && let Some(next) = self.leave_ordinary()
+                {
+                    return Poll::Ready(next);
                 }
                 if let Some(next) = ready!(self.poll_answer(cx)) {
                     return Poll::Ready(next);
@@ -112,6 +109,22 @@ impl Client {
                 false => Poll::Pending,
             };
         }
+    }
+
+    /// Something is wanted of the session while it waits for an answer: it ends, or goes on where the server is
+    /// looked at.
+    #[cold]
+    fn leave_ordinary(&mut self) -> Option<Next> {
+        let handle = &self.registered.handle;
+        if handle.must_end(false) {
+            return Some(Next::Stop);
+        }
+        if !handle.is_to_look() {
+            return None;
+        }
+        let under_way = self.under_way.take()?;
+        self.begun = Some(Begun::Received(BytesMut::new()));
+        Some(Next::Batch(End::Ready, Lead::Placed(under_way)))
     }
 
     /// Whether the session is to end, as far as what it has open lets it.

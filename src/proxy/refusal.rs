@@ -5,6 +5,7 @@ use bytes::BytesMut;
 
 use crate::auth::AuthError;
 use crate::cluster::connect::ConnectError;
+use crate::cluster::node::Loss;
 use crate::cluster::pool::CheckoutError;
 use crate::session::answers::ServerFault;
 use crate::session::own::Complaint;
@@ -200,6 +201,8 @@ pub enum Broken {
     /// The server has gone, or has sent what can't be understood.
     Server(ServerFault),
     ServerIo(std::io::Error),
+    /// The server owes an answer, and nobody is to wait for it.
+    NodeLost(Loss),
 }
 
 impl From<ClientFault> for Broken {

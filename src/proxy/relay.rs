@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use super::refusal::Broken;
 use super::sessions::Handle;
 use crate::cluster::Cluster;
+use crate::cluster::node::Loss;
 use crate::cluster::pool::Server;
 use crate::config::TransactionReads;
 use crate::net::buffers;
@@ -86,6 +87,8 @@ pub struct Relay<'a> {
     pub answered: u64,
     /// The server has been asked to send what it holds back, since something was last said to it.
     flushed: bool,
+    /// It had said nothing when its node was last seen to be gone, nor since then.
+    is_silent: bool,
     /// The next part of the pipeline belongs elsewhere: leave the server.
     pub leave: bool,
     /// Decides that for a part that has been planned. On a primary that is an explanation, which has to
@@ -140,6 +143,7 @@ impl<'a> Relay<'a> {
             beyond: 0,
             answered: 0,
             flushed: false,
+            is_silent: false,
             leave: false,
             belongs_elsewhere: |_| false,
             ledger: None,
@@ -260,8 +264,27 @@ impl<'a> Relay<'a> {
             }
             let took = self.take_from_client(cx, wrote_server)?;
             if !heard && !took {
+                if wrote_client && self.client.handle.takes_look() {
+                    self.look_at_server(wrote_server)?;
+                }
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Gives the server up if its node is lost and it owes an answer. Where the node only seems to be gone it may be
+    /// still at work: it has until the next look to say something.
+    fn look_at_server(&mut self, wrote_all: bool) -> Result<(), Broken> {
+        let state = &self.server.state;
+        let owes = !(state.is_quiet() || state.copies_in() || state.awaits_sync());
+        let loss = match owes || !wrote_all {
+            true => self.server.node().loss(),
+            false => None,
+        };
+        let was_silent = std::mem::replace(&mut self.is_silent, loss.is_some());
+        match loss {
+            Some(loss) if was_silent || loss == Loss::Superseded => Err(Broken::NodeLost(loss)),
+            _ => Ok(()),
         }
     }
 
@@ -359,7 +382,7 @@ impl<'a> Relay<'a> {
                 return Err(Broken::ServerIo(io::ErrorKind::UnexpectedEof.into()));
             }
             Poll::Ready(Err(error)) => return Err(Broken::ServerIo(error)),
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(_)) => self.is_silent = false,
         }
         self.hear_received()?;
         self.write_client(cx)?;

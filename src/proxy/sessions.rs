@@ -2,7 +2,8 @@
 //! asked to end. Never: does anything for one.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use dashmap::DashMap;
@@ -17,9 +18,10 @@ use crate::wire::startup::{CANCEL_KEY_BYTES, PROTOCOL_3_2};
 /// The length of a cancel key in protocol 3.2: what PostgreSQL 18 makes it.
 const KEY_BYTES: usize = 32;
 
-/// See [`Handle::ending`].
-const WHEN_IDLE: u8 = 1;
-const AT_ONCE: u8 = 2;
+/// See [`Handle::wanted`].
+const END_WHEN_IDLE: u8 = 1;
+const END_AT_ONCE: u8 = 2;
+const LOOK_AT_SERVER: u8 = 4;
 
 /// All sessions by the process id that their clients were told.
 #[derive(Default)]
@@ -63,10 +65,13 @@ pub struct Handle {
     kept: AtomicU64,
     /// Since when it waits for a server, as [`now`] counts; 0 when it does not.
     waits_since: AtomicU64,
-    /// Wakes the session when it is [asked to end](Self::ask_to_stop).
+    /// Wakes the session when it is [asked to end](Self::ask_to_stop), if it has no task that
+    /// [listens](Self::listen).
     pub stop: Notify,
-    /// How soon it is to end: [`WHEN_IDLE`], [`AT_ONCE`], or 0 for not at all.
-    ending: AtomicU8,
+    /// The task to wake when something is wanted of it.
+    task: Mutex<Option<Waker>>,
+    /// What is wanted of it: [`END_WHEN_IDLE`], [`END_AT_ONCE`], [`LOOK_AT_SERVER`], or 0.
+    wanted: AtomicU8,
     /// It has a client's place, and no longer a guest's.
     admitted: AtomicBool,
     /// A cancel request has come while no server worked for it.
@@ -145,7 +150,8 @@ impl Sessions {
                 kept: AtomicU64::new(0),
                 waits_since: AtomicU64::new(0),
                 stop: Notify::new(),
-                ending: AtomicU8::new(0),
+                task: Mutex::default(),
+                wanted: AtomicU8::new(0),
                 admitted: AtomicBool::new(false),
                 cancelled: Notify::new(),
                 who: OnceLock::new(),
@@ -200,6 +206,17 @@ impl Sessions {
             session.ask_to_stop();
         }
     }
+
+    /// Has every session whose server is on a node that is lost look at that: it may wait for an answer that never
+    /// comes.
+    pub fn look_at_servers(&self) {
+        for session in &self.by_pid {
+            let server = keys::find(session.server.load(Ordering::Relaxed));
+            if server.is_some_and(|server| server.node.loss().is_some()) {
+                session.want(LOOK_AT_SERVER);
+            }
+        }
+    }
 }
 
 impl Handle {
@@ -234,22 +251,54 @@ impl Handle {
 
     /// Asks the session to end when it has nothing open.
     pub fn ask_to_stop(&self) {
-        self.ending.fetch_max(WHEN_IDLE, Ordering::SeqCst);
+        self.want(END_WHEN_IDLE);
         self.stop.notify_one();
     }
 
     /// Has the session end at once, whatever it has open.
     pub(super) fn end_at_once(&self) {
-        self.ending.store(AT_ONCE, Ordering::SeqCst);
+        self.want(END_AT_ONCE);
         self.stop.notify_one();
         self.cancelled.notify_waiters();
+    }
+
+    fn want(&self, what: u8) {
+        self.wanted.fetch_or(what, Ordering::SeqCst);
+        let task = self.task.lock();
+        if let Some(task) = &*task.unwrap_or_else(PoisonError::into_inner) {
+            task.wake_by_ref();
+        }
+    }
+
+    /// This task is to be woken from now on. It need say so once, before it looks whether something is
+    /// [wanted](Self::is_wanted).
+    pub(super) fn listen(&self, task: &Waker) {
+        let listening = self.task.lock();
+        *listening.unwrap_or_else(PoisonError::into_inner) = Some(task.clone());
+    }
+
+    /// Whether there is something to be done for others: the one look that it takes in the usual case.
+    #[inline]
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the session is to end, if it has nothing open or if it has.
     #[inline]
     pub fn must_end(&self, is_idle: bool) -> bool {
-        let ending = self.ending.load(Ordering::Relaxed);
-        ending != 0 && (is_idle || ending == AT_ONCE)
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        wanted != 0 && (wanted & END_AT_ONCE != 0 || is_idle && wanted & END_WHEN_IDLE != 0)
+    }
+
+    /// Whether it is to look at what its server's node is known to be.
+    pub(super) fn is_to_look(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) & LOOK_AT_SERVER != 0
+    }
+
+    /// The same, once for each time that it was asked to.
+    pub(super) fn takes_look(&self) -> bool {
+        self.is_to_look()
+            && self.wanted.fetch_and(!LOOK_AT_SERVER, Ordering::SeqCst) & LOOK_AT_SERVER != 0
     }
 
     /// The session works with this server from now on.

@@ -1,0 +1,131 @@
+//! Nobody waits for an answer of a node that is known to be gone: its host is lost, or its server stands still.
+
+mod support;
+
+use std::thread;
+
+use support::client::Client;
+use support::{Gateway, cluster_with, wait_for};
+use tidegate::demo::{LocalCluster, LocalNode};
+
+const SCHEMA: &str = "
+    CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL);
+    INSERT INTO t VALUES (1, 0);
+    CREATE VIEW here AS SELECT current_setting('port')::int AS port;
+    GRANT SELECT, UPDATE ON t, here TO app;";
+
+const WRITE: &str = "UPDATE t SET v = v + 1 WHERE id = 1 RETURNING current_setting('port')";
+
+fn start(replicas: usize) -> LocalCluster {
+    let cluster = cluster_with(replicas, &[]);
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
+/// A proxy that waits for `hold` where there is no primary.
+fn with_hold(cluster: &LocalCluster, hold: &str) -> Gateway {
+    Gateway::start_with(cluster, |config| {
+        format!(
+            "{config}\n[failover]\nhold = \"{hold}\"\n[health]\ninterval = \"500ms\"\ntimeout = \"500ms\"\n"
+        )
+    })
+}
+
+fn at_level(gateway: &Gateway, level: &str) -> Client {
+    let level = format!("options='-c tidegate.consistency={level}'");
+    Client::open(gateway, "app", &level)
+}
+
+/// Waits until the node runs a statement that has this in it, and has it stand still.
+fn freeze_when_it_runs(node: &LocalNode, words: &str) {
+    let runs = format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'active' \
+         AND usename = 'app' AND query LIKE '%{words}%')"
+    );
+    wait_for("the statement to run", || {
+        node.sql("postgres", &runs).expect("activity") == "t"
+    });
+    node.freeze();
+}
+
+#[test]
+fn a_read_on_a_replica_that_stands_still_is_answered_by_another_node() {
+    let cluster = start(1);
+    let (primary, replica) = (cluster.node(0), cluster.node(1));
+    let gateway = with_hold(&cluster, "10m");
+    let client = at_level(&gateway, "eventual");
+    let sleep = format!(
+        "pg_sleep(CASE port WHEN {} THEN 3600 ELSE 0 END)",
+        replica.port()
+    );
+    thread::scope(|scope| {
+        let read = scope.spawn(|| client.one(&format!("SELECT port, {sleep} IS NULL FROM here")));
+        freeze_when_it_runs(&replica, "pg_sleep");
+        assert_eq!(read.join().expect("an answer"), primary.port().to_string());
+    });
+    assert_eq!(
+        client.one("SELECT port FROM here"),
+        primary.port().to_string()
+    );
+    let labels = "reason=\"connection_lost\"";
+    assert_eq!(gateway.metric("tidegate_retries_total", labels), 1.0);
+}
+
+/// A row of the table is locked on the node itself, so that whatever writes it waits.
+fn lock(node: &LocalNode) -> Client {
+    let holder = Client::direct(node);
+    holder.rows("BEGIN");
+    holder.rows("SELECT FROM t FOR UPDATE");
+    holder
+}
+
+#[test]
+fn what_runs_on_a_primary_whose_place_is_taken_ends() {
+    let cluster = start(1);
+    let (old, new) = (cluster.node(0), cluster.node(1));
+    // Unless another one is found nothing ends.
+    let gateway = with_hold(&cluster, "10m");
+    let [alone, within] = ["", ""].map(|more| Client::open(&gateway, "app", more));
+    within.rows("BEGIN");
+    let _holder = lock(&old);
+    thread::scope(|scope| {
+        let written = scope.spawn(|| alone.error(WRITE));
+        let within = scope.spawn(|| within.error("UPDATE t SET v = v + 7"));
+        for words in ["v + 7", "v + 1"] {
+            let runs = format!(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity \
+                 WHERE wait_event_type = 'Lock' AND query LIKE '%{words}%')"
+            );
+            wait_for("it to wait for the lock", || {
+                old.sql("postgres", &runs).expect("activity") == "t"
+            });
+        }
+        old.freeze();
+        new.promote().expect("promoted");
+        assert_eq!(written.join().expect("an error").code().code(), "08007");
+        assert_eq!(within.join().expect("an error").code().code(), "08006");
+    });
+    assert_eq!(alone.one(WRITE), new.port().to_string());
+    assert_eq!(new.sql("app", "SELECT v FROM t").expect("read"), "1");
+}
+
+#[test]
+fn what_runs_on_a_primary_that_stands_still_ends_with_the_hold() {
+    let cluster = start(0);
+    let node = cluster.node(0);
+    let gateway = with_hold(&cluster, "1s");
+    let client = Client::open(&gateway, "app", "");
+    let holder = lock(&node);
+    thread::scope(|scope| {
+        let written = scope.spawn(|| client.error(WRITE));
+        freeze_when_it_runs(&node, "v + 1");
+        assert_eq!(written.join().expect("an error").code().code(), "08007");
+    });
+    node.thaw();
+    holder.rows("ROLLBACK");
+    wait_for("the primary to be known again", || {
+        gateway.metric("tidegate_up", "") == 1.0
+    });
+    assert_eq!(client.one(WRITE), node.port().to_string());
+}
