@@ -100,6 +100,19 @@ impl ConnectError {
         }
     }
 
+    /// The node has as many connections as it may have: in all, or of this role or database.
+    pub fn is_full(&self) -> bool {
+        self.sqlstate() == Some(b"53300")
+    }
+
+    /// Which of the server's own functions has refused it, whatever language its message is in.
+    pub fn routine(&self) -> Option<&[u8]> {
+        match self {
+            ConnectError::Refused(error) => error_field(error, b'R'),
+            _ => None,
+        }
+    }
+
     /// The primary may answer otherwise than this replica, which may not have replayed yet that the
     /// database or the role was made, or changed.
     pub fn is_for_primary_to_say(&self) -> bool {

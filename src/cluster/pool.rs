@@ -1,9 +1,11 @@
 //! Owns: the servers of one node, database and user: lending them to sessions, first come first
 //! served. Never: lends a server that something is still owed on.
 
+mod refused;
 mod waiters;
 
 use std::hash::BuildHasher;
+use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use bytes::{Buf, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
+use self::refused::Refused;
 use self::waiters::Waiters;
 use super::connect::{self, ConnectError, Connection, Rows, Target};
 use super::keys::{CancelKey, Listed};
@@ -62,6 +65,8 @@ struct Inner {
     /// Servers that exist or are being opened.
     open: usize,
     waiters: Waiters<Grant>,
+    /// The last server that was to be opened could not be, and none has been since.
+    refused: Option<Refused>,
     credential: Proven,
     limits: config::Pool,
     closed: bool,
@@ -138,7 +143,11 @@ pub struct Server {
 }
 
 /// A pool's permission for one server to exist; given up when dropped.
-struct Place(Arc<Pool>);
+struct Place {
+    pool: Arc<Pool>,
+    /// The node does not give it: nobody else is to try in turn.
+    is_refused: bool,
+}
 
 impl Pool {
     pub fn new(node: Arc<Node>, key: PoolKey, credential: Proven, limits: config::Pool) -> Pool {
@@ -147,6 +156,7 @@ impl Pool {
             idle: Vec::new(),
             open: 0,
             waiters: Waiters::default(),
+            refused: None,
             credential,
             limits,
             closed: false,
@@ -176,6 +186,7 @@ impl Pool {
         let mut inner = self.lock();
         if credential.is_newer_than(&inner.credential) {
             inner.credential.clone_from(credential);
+            inner.refused = None;
         }
     }
 
@@ -184,16 +195,25 @@ impl Pool {
     pub fn set_limits(self: &Arc<Self>, limits: &config::Pool) {
         let mut inner = self.lock();
         inner.limits = limits.clone();
-        while inner.open < inner.limits.size
-            && !inner.paused
-            && let Some(waiter) = inner.waiters.first()
-        {
-            inner.open += 1;
-            drop(inner);
-            // If that one has given up, the place that is dropped goes to the next.
-            let _ = waiter.send(Grant::Place(Place(self.clone())));
-            inner = self.lock();
+        let is_refused = inner.refused.is_some();
+        drop(inner);
+        while !is_refused && self.grow() {}
+    }
+
+    /// Has the first of those who wait open one more server, if there may be one. `false` if not.
+    fn grow(self: &Arc<Self>) -> bool {
+        let mut inner = self.lock();
+        if inner.open >= inner.limits.size || inner.paused {
+            return false;
         }
+        let Some(waiter) = inner.waiters.first() else {
+            return false;
+        };
+        inner.open += 1;
+        drop(inner);
+        // If that one has given up, the place that is dropped goes to the next.
+        let _ = waiter.send(Grant::Place(Place::of(self)));
+        true
     }
 
     /// Lends a server, preferably the `favourite`, by its id, or one whose settings are `wanted`. Waits its turn where all are
@@ -206,19 +226,31 @@ impl Pool {
         wanted: &Settings,
         favourite: u64,
     ) -> Result<Box<Server>, CheckoutError> {
+        // When it began to wait for a server, if it has: its turn is by that.
+        let mut since = None;
         loop {
-            let (waiter, timeout) = match self.try_checkout(wanted, favourite)? {
+            let (waiter, timeout) = match self.try_checkout(wanted, favourite, since)? {
                 Ready::Server(server) => match server.lend() {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
-                Ready::Place(place) => return Box::pin(self.open(place)).await,
+                Ready::Place(place) => match Box::pin(self.open(place)).await? {
+                    Some(server) => return Ok(server),
+                    None => continue,
+                },
                 Ready::Wait(waiter, timeout) => (waiter, timeout),
             };
             let started = Instant::now();
             let grant = match timeout {
-                Some(timeout) => tokio::time::timeout_at(Deadline::now() + timeout, waiter).await,
-                None => Ok(waiter.await),
+                Some(timeout) => {
+                    let until = *since.get_or_insert(started) + timeout;
+                    tokio::time::timeout_at(Deadline::from_std(until), waiter).await
+                }
+                // A pause counts for nothing.
+                None => {
+                    since = None;
+                    Ok(waiter.await)
+                }
             };
             telemetry::metrics()
                 .checkout_wait_seconds
@@ -228,16 +260,15 @@ impl Pool {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
-                Ok(Ok(Grant::Place(place))) => return Box::pin(self.open(place)).await,
+                Ok(Ok(Grant::Place(place))) => match Box::pin(self.open(place)).await? {
+                    Some(server) => return Ok(server),
+                    None => continue,
+                },
                 Ok(Ok(Grant::Turn)) => continue,
                 Ok(Err(_)) => return Err(self.leaving()),
                 Err(_) => {
                     telemetry::metrics().checkout_timeouts.increment(1);
-                    let node = self.node.name.clone();
-                    return Err(CheckoutError::Timeout {
-                        node,
-                        waited: started.elapsed(),
-                    });
+                    return Err(self.waited_in_vain(since.unwrap_or(started).elapsed()));
                 }
             }
         }
@@ -254,7 +285,7 @@ impl Pool {
 
     /// Whether the server is one of this pool's.
     pub fn owns(&self, server: &Server) -> bool {
-        std::ptr::eq(&*server.place.0, self)
+        std::ptr::eq(&*server.place.pool, self)
     }
 
     /// Takes back one of its own servers at this time. Nothing may be owed on it and no transaction
@@ -289,11 +320,12 @@ impl Pool {
     /// Whether who wants a server now has to wait for one.
     pub fn is_saturated(&self) -> bool {
         let inner = self.lock();
-        inner.idle.is_empty() && inner.open >= inner.limits.size
+        inner.idle.is_empty() && (inner.open >= inner.limits.size || inner.has_all_it_gets())
     }
 
-    /// Closes what has been idle or alive for too long. `true` when the pool has nothing left.
-    pub fn reap(&self) -> bool {
+    /// Closes what has been idle or alive for too long, and has one try who waits for lack of room at the node.
+    /// `true` when the pool has nothing left.
+    pub fn reap(self: &Arc<Self>) -> bool {
         let now = Instant::now();
         let mut old = Vec::new();
         let mut inner = self.lock();
@@ -311,7 +343,11 @@ impl Pool {
             }
         }
         let empty = inner.open == old.len() && inner.waiters.is_empty();
+        let is_refused = inner.refused.is_some();
         drop(inner);
+        if is_refused {
+            self.grow();
+        }
         // Dropped outside the lock: each gives up its place, which takes it.
         drop(old);
         empty
@@ -320,7 +356,10 @@ impl Pool {
     /// What is open may be unlike a new connection: idle servers are closed, lent ones when they are
     /// given back.
     pub fn renew(&self) {
-        self.lock().generation += 1;
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.refused = None;
+        drop(inner);
         self.vacate();
     }
 
@@ -365,14 +404,11 @@ impl Pool {
         }
         let idle = std::mem::take(&mut inner.idle);
         // Who waits for a server may do so for a while only, and who waits for the end of a pause may not.
-        let mut waiters = std::mem::take(&mut inner.waiters);
+        let waiters = std::mem::take(&mut inner.waiters);
         drop(inner);
         // Dropped outside the lock: each gives up its place, which takes it.
         drop(idle);
-        while let Some(waiter) = waiters.first() {
-            // Whoever has given up needs no turn.
-            let _ = waiter.send(Grant::Turn);
-        }
+        give_turns(waiters);
     }
 
     /// Has nobody wait for a server here any more: its node is not the one that they need.
@@ -428,6 +464,7 @@ impl Pool {
         self: &Arc<Self>,
         wanted: &Settings,
         favourite: u64,
+        since: Option<Instant>,
     ) -> Result<Ready, CheckoutError> {
         let mut inner = self.lock();
         if inner.closed || inner.drained {
@@ -437,24 +474,94 @@ impl Pool {
         if let Some(server) = take_best(&mut inner.idle, wanted, favourite) {
             return Ok(Ready::Server(server));
         }
+        let worker = net::worker();
         if inner.paused {
-            return Ok(Ready::Wait(inner.waiters.join(net::worker()), None));
+            return Ok(Ready::Wait(
+                inner.waiters.join(worker, Instant::now()),
+                None,
+            ));
         }
-        if inner.open < inner.limits.size {
+        let now = Instant::now();
+        let may_open = inner.open < inner.limits.size;
+        let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
+        let may_open = match &mut inner.refused {
+            Some(refused) if may_open => {
+                let is_full = refused.is_full() && others;
+                // Who waits goes first.
+                let may_try = !(is_full && waits) && refused.may_try(now);
+                if !may_try && !is_full {
+                    return Err(self.cannot_connect(refused.error()));
+                }
+                may_try
+            }
+            _ => may_open,
+        };
+        if may_open {
             inner.open += 1;
             drop(inner);
-            return Ok(Ready::Place(Place(self.clone())));
+            return Ok(Ready::Place(Place::of(self)));
         }
-        let receiver = inner.waiters.join(net::worker());
+        let receiver = inner.waiters.join(worker, since.unwrap_or(now));
         Ok(Ready::Wait(receiver, Some(inner.limits.checkout_timeout)))
     }
 
-    async fn open(&self, place: Place) -> Result<Box<Server>, CheckoutError> {
-        let (credential, limit, generation) = {
-            let inner = self.lock();
-            let limit = inner.limits.connect_timeout;
-            (inner.credential.credential.clone(), limit, inner.generation)
-        };
+    /// Opens a server; `None` where the node has no room for another one, and the pool may have some.
+    async fn open(
+        self: &Arc<Self>,
+        mut place: Place,
+    ) -> Result<Option<Box<Server>>, CheckoutError> {
+        /// How often room is made for it: others may be quicker to take that.
+        const ROOMS_MAX: u32 = 3;
+        let mut rooms = 0;
+        loop {
+            let (limit, generation) = {
+                let inner = self.lock();
+                (inner.limits.connect_timeout, inner.generation)
+            };
+            let error = match self.connect(limit).await {
+                Ok((connection, life)) => {
+                    telemetry::metrics().server_connects.increment(1);
+                    self.node.begin_use();
+                    self.has_grown();
+                    let mut server = Server::new(connection, life, place);
+                    server.generation = generation;
+                    return Ok(Some(Box::new(server)));
+                }
+                Err(error) => error,
+            };
+            telemetry::metrics().server_connect_failures.increment(1);
+            if error.is_full() && rooms < ROOMS_MAX && self.make_room(&error).await {
+                rooms += 1;
+                continue;
+            }
+            if error.is_node_away() {
+                self.node.wake.notify_one();
+            }
+            let mut inner = self.lock();
+            let is_first = inner.refused.is_none();
+            place.is_refused = Refused::note(&mut inner.refused, &error, Instant::now());
+            drop(inner);
+            drop(place);
+            if is_first && error.is_full() {
+                let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
+                tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
+            }
+            return match error.is_full() {
+                true => Ok(None),
+                false => Err(self.cannot_connect(error)),
+            };
+        }
+    }
+
+    /// A new connection, which is of no pool, and the life of the node's server that it is to; within `limit`.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being made.
+    pub async fn connect(
+        &self,
+        limit: Duration,
+    ) -> Result<(Connection, Incarnation), ConnectError> {
+        let credential = self.credential().credential;
         let tls = self.node.tls.load_full();
         let target = Target {
             host: &self.node.host,
@@ -471,28 +578,78 @@ impl Pool {
             let life = meet(&mut connection).await?;
             Ok((connection, life))
         };
-        let opened = match tokio::time::timeout(limit, opened).await {
+        match tokio::time::timeout(limit, opened).await {
             Ok(opened) => opened,
             Err(_) => Err(ConnectError::Timeout(limit)),
+        }
+    }
+
+    /// One more server has been opened. If others wait for lack of room, there may be some for the next.
+    fn has_grown(self: &Arc<Self>) {
+        if self.lock().refused.is_some() && !self.grow() {
+            self.lock().refused = None;
+        }
+    }
+
+    /// Closes the server that has been idle longest in another pool of the node, among those that take the room
+    /// which this error says there is none of. `false` if there is none to close.
+    async fn make_room(&self, error: &ConnectError) -> bool {
+        /// A pool that has servers takes none from another one that has only just used them, and would take them
+        /// back.
+        const IDLE_ENOUGH: Duration = Duration::from_secs(1);
+        let takes_room = |pool: &Pool| match error.routine() {
+            // The limits of a role and of a database.
+            Some(b"InitializeSessionUserId") => pool.key.user == self.key.user,
+            Some(b"CheckMyDatabase") => pool.key.database == self.key.database,
+            _ => true,
         };
-        match opened {
-            Ok((connection, life)) => {
-                telemetry::metrics().server_connects.increment(1);
-                self.node.begin_use();
-                let mut server = Server::new(connection, life, place);
-                server.generation = generation;
-                Ok(Box::new(server))
-            }
-            Err(error) => {
-                telemetry::metrics().server_connect_failures.increment(1);
-                if error.is_node_away() {
-                    self.node.wake.notify_one();
-                }
-                Err(CheckoutError::Connect {
-                    node: self.node.name.clone(),
-                    error,
-                })
-            }
+        let idle_min = match self.lock().open > 1 {
+            true => IDLE_ENOUGH,
+            false => Duration::ZERO,
+        };
+        let pools = self.node.pools.iter();
+        let others = pools.filter(|pool| !std::ptr::eq(&***pool, self) && takes_room(pool));
+        let idle = others.filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
+        let longest = idle.min_by_key(|(since, _)| *since);
+        let Some((_, pool)) = longest.filter(|(since, _)| since.elapsed() >= idle_min) else {
+            return false;
+        };
+        let (server, limit) = {
+            let mut inner = pool.lock();
+            let server = (!inner.idle.is_empty()).then(|| inner.idle.remove(0));
+            (server, inner.limits.connect_timeout)
+        };
+        // If it has just been lent, another one may be idle.
+        if let Some(server) = server {
+            let (key, to) = (&pool.key, &self.key);
+            tracing::debug!(node = %self.node.name, ?key, ?to, "idle server closed to make room");
+            server.close(limit).await;
+        }
+        true
+    }
+
+    /// Since when the server has been idle that has been for longest.
+    fn idle_since(&self) -> Option<Instant> {
+        // The last given back is the last of them.
+        self.lock().idle.first().map(|server| server.idle_since)
+    }
+
+    /// Why there is none for who has waited for so long: too few may be open here, or on the node.
+    fn waited_in_vain(&self, waited: Duration) -> CheckoutError {
+        let inner = self.lock();
+        match &inner.refused {
+            Some(refused) if inner.has_all_it_gets() => self.cannot_connect(refused.error()),
+            _ => CheckoutError::Timeout {
+                node: self.node.name.clone(),
+                waited,
+            },
+        }
+    }
+
+    fn cannot_connect(&self, error: ConnectError) -> CheckoutError {
+        CheckoutError::Connect {
+            node: self.node.name.clone(),
+            error,
         }
     }
 
@@ -509,11 +666,26 @@ impl Pool {
     }
 }
 
+impl Inner {
+    /// Whether the node has no room for more than it has.
+    fn has_all_it_gets(&self) -> bool {
+        self.open > 0 && self.refused.as_ref().is_some_and(Refused::is_full)
+    }
+}
+
 enum Ready {
     Server(Box<Server>),
     Place(Place),
     /// For so long at most.
     Wait(oneshot::Receiver<Grant>, Option<Duration>),
+}
+
+/// Has everybody try again who waits.
+fn give_turns(mut waiters: Waiters<Grant>) {
+    while let Some(waiter) = waiters.first() {
+        // Whoever has given up needs no turn.
+        let _ = waiter.send(Grant::Turn);
+    }
 }
 
 /// Of the idle servers, the favourite; else one of this thread's with the wanted settings if there is
@@ -581,7 +753,7 @@ impl Server {
             lent_at: place.pool.node.clock().now(),
             unread: BytesMut::new(),
             listed: Listed::new(CancelKey {
-                node: place.0.node.clone(),
+                node: place.pool.node.clone(),
                 pid: connection.pid,
                 secret: connection.secret,
             }),
@@ -595,7 +767,11 @@ impl Server {
     }
 
     pub fn node(&self) -> &Arc<Node> {
-        &self.place.0.node
+        &self.place.pool.node
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.place.pool
     }
 
     /// Lends it if it is [good](Self::checked).
@@ -637,7 +813,7 @@ impl Server {
 
     /// Gives the server back. Nothing may be owed on it and no transaction open.
     pub fn give_back(self: Box<Self>) {
-        let pool = self.place.0.clone();
+        let pool = self.place.pool.clone();
         pool.take_back(self, Instant::now());
     }
 
@@ -698,6 +874,23 @@ impl Server {
         }
     }
 
+    /// Closes it, and waits until its process has gone: only then has the node room for another one.
+    async fn close(self: Box<Self>, limit: Duration) {
+        let Some(mut server) = self.moved_here() else {
+            return;
+        };
+        let gone = async {
+            server.stream.write_all(encode::TERMINATE).await?;
+            let mut said = BytesMut::new();
+            while server.stream.read(&mut said).await? > 0 {
+                said.clear();
+            }
+            Ok::<(), io::Error>(())
+        };
+        // It may have gone already; and one that does not go makes no room.
+        let _ = tokio::time::timeout(limit, gone).await;
+    }
+
     fn end_use(&mut self) {
         if std::mem::take(&mut self.lent) {
             self.node().end_use();
@@ -712,11 +905,22 @@ impl Drop for Server {
     }
 }
 
+impl Place {
+    /// One that has been counted.
+    fn of(pool: &Arc<Pool>) -> Place {
+        Place {
+            pool: pool.clone(),
+            is_refused: false,
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.pool.lock();
         while inner.open <= inner.limits.size
             && !inner.paused
+            && !self.is_refused
             && let Some(waiter) = inner.waiters.first()
         {
             if waiter.is_closed() {
@@ -725,10 +929,17 @@ impl Drop for Place {
             drop(inner);
             // The place goes to who waits longest. If that one has just given up, dropping the new
             // place does all this again.
-            let _ = waiter.send(Grant::Place(Place(self.0.clone())));
+            let _ = waiter.send(Grant::Place(Place::of(&self.pool)));
             return;
         }
         inner.open -= 1;
+        if !self.is_refused || inner.open > 0 || inner.paused {
+            return;
+        }
+        // There is no server that anybody could wait for.
+        let waiters = std::mem::take(&mut inner.waiters);
+        drop(inner);
+        give_turns(waiters);
     }
 }
 
@@ -776,7 +987,7 @@ mod tests {
                 pid: 1,
                 secret: Vec::new(),
             }),
-            place: Place(Arc::new(pool)),
+            place: Place::of(&Arc::new(pool)),
             worker: net::worker(),
             generation: 0,
             opened: now,

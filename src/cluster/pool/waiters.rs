@@ -37,19 +37,22 @@ impl<G> Waiters<G> {
         self.0.is_empty()
     }
 
-    /// Joins them, on this worker.
-    pub fn join(&mut self, worker: usize) -> oneshot::Receiver<G> {
+    /// Joins them, on this worker, behind those who have waited since before that.
+    pub fn join(&mut self, worker: usize, since: Instant) -> oneshot::Receiver<G> {
         // Who came first gives up first.
         while self.0.front().is_some_and(|w| w.grant.is_closed()) {
             self.0.pop_front();
         }
         let (grant, receiver) = oneshot::channel();
-        self.0.push_back(Waiter {
+        let later = self.0.iter().rev().take_while(|w| w.since > since);
+        let place = self.0.len() - later.count();
+        let waiter = Waiter {
             grant,
             worker,
             overtaken: 0,
-            since: Instant::now(),
-        });
+            since,
+        };
+        self.0.insert(place, waiter);
         receiver
     }
 
@@ -101,8 +104,9 @@ mod tests {
     #[test]
     fn who_waits_is_overtaken_for_a_while_at_most() {
         let mut waiters = Waiters::<()>::default();
-        let mut far = waiters.join(1);
-        let mut near: Vec<_> = (0..20).map(|_| waiters.join(0)).collect();
+        let now = Instant::now();
+        let mut far = waiters.join(1, now);
+        let mut near: Vec<_> = (0..20).map(|_| waiters.join(0, now)).collect();
         for overtaking in near.iter_mut().take(Waiters::<()>::OVERTAKEN_MAX as usize) {
             drop(waiters.next_for(0));
             assert!(is_over(overtaking) && !is_over(&mut far));
@@ -115,5 +119,27 @@ mod tests {
             is_over(next),
             "on another worker, none but the first will do"
         );
+    }
+
+    #[test]
+    fn who_comes_back_keeps_its_turn() {
+        let (mut waiters, now) = (Waiters::<()>::default(), Instant::now());
+        let mut receivers = [2, 4, 1, 3].map(|n| {
+            let since = now + Duration::from_secs(n);
+            (n, waiters.join(0, since))
+        });
+        let mut order = Vec::new();
+        while let Some(waiter) = waiters.first() {
+            drop(waiter);
+            let done = |(n, receiver): &mut (u64, _)| is_over(receiver).then_some(*n);
+            order.extend(
+                receivers
+                    .iter_mut()
+                    .filter_map(done)
+                    .filter(|n| !order.contains(n))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        assert_eq!(order, [1, 2, 3, 4]);
     }
 }

@@ -1,0 +1,98 @@
+//! Pools under pressure: of nodes that take fewer connections than clients want, of passwords that change, and of
+//! users who mean no good. Clients notice as little as can be.
+
+mod support;
+
+use std::thread;
+
+use support::client::Client;
+use support::{Gateway, wait_for};
+use tidegate::demo::{LocalCluster, Options};
+
+/// A primary with the role `other` beside the usual ones, which is changed so: whose password is its name, too.
+fn with_other(cluster: &LocalCluster, role: &str) {
+    let sql = format!("CREATE ROLE other LOGIN PASSWORD 'other' {role}");
+    cluster.primary().sql("app", &sql).expect("a role");
+}
+
+/// With the user `other`, and these lines for pools.
+fn configured(config: &str, pool: &str) -> String {
+    format!("{config}\n[[auth.user]]\nname = \"other\"\npassword = \"other\"\n[pool]\n{pool}")
+}
+
+fn failed_connects(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_server_connects_total", "result=\"failed\"")
+}
+
+#[test]
+fn a_role_that_may_have_few_connections_shares_them() {
+    let cluster = support::cluster_with(0, &[]);
+    with_other(&cluster, "CONNECTION LIMIT 3");
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "size = 20\ncheckout_timeout = \"10m\"\n")
+    });
+    const CLIENTS: u32 = 10;
+    const QUERIES: u32 = 200;
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let client = Client::open(&gateway, "other", "");
+                for _ in 0..QUERIES {
+                    client.rows("SELECT pg_sleep(0.002)");
+                }
+            });
+        }
+    });
+    let failed = failed_connects(&gateway);
+    assert!(failed > 0.0, "the limit has not been felt");
+    assert!(
+        failed < f64::from(CLIENTS * QUERIES / 10),
+        "{failed} failed"
+    );
+}
+
+#[test]
+fn who_waits_in_vain_for_room_is_told_by_the_server_why() {
+    let cluster = support::cluster_with(0, &[]);
+    with_other(&cluster, "CONNECTION LIMIT 2");
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "size = 20\ncheckout_timeout = \"300ms\"\n")
+    });
+    let begun = |client: &Client| client.row_or_error("BEGIN; SELECT 'here'");
+    let clients = [(); 3].map(|()| Client::open(&gateway, "other", ""));
+    // The catalog is asked for as the same role, and may have the place at first.
+    for client in &clients[..2] {
+        wait_for("a place", || begun(client).is_ok());
+    }
+    let error = begun(&clients[2]).expect_err("the limit");
+    assert_eq!(error.code().code(), "53300");
+    assert_eq!(error.message(), "too many connections for role \"other\"");
+    clients[0].rows("COMMIT");
+    assert_eq!(clients[2].one("SELECT 'here'"), "here");
+}
+
+#[test]
+fn servers_that_others_do_not_use_make_room() {
+    let cluster = LocalCluster::start(Options {
+        replicas: 0,
+        max_connections: 14,
+        ..Options::default()
+    })
+    .expect("a cluster");
+    with_other(&cluster, "");
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "checkout_timeout = \"10m\"\n")
+    });
+    // There are 11 places, of which the monitor has one.
+    for user in ["app", "other", "app"] {
+        let clients = [(); 8].map(|()| Client::open(&gateway, user, ""));
+        for client in &clients {
+            client.rows("BEGIN");
+            client.rows("SELECT pg_backend_pid()");
+        }
+        for client in &clients {
+            client.rows("COMMIT");
+        }
+    }
+    assert!(failed_connects(&gateway) > 0.0, "there was room for all");
+}
