@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
 use support::{Gateway, cluster_with, wait_for};
-use tidegate::demo::{LocalCluster, LocalNode, StopMode};
+use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 
 const SCHEMA: &str = "
     CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL);
@@ -383,4 +383,86 @@ fn a_server_that_goes_is_noticed_before_it_is_asked_again() {
     wait_for("the loss to be seen", || {
         gateway.metric("tidegate_up", "") == 1.0
     });
+}
+
+/// A primary with so few connections that the proxy has them all, and one of its clients.
+fn crowded() -> (LocalCluster, Gateway, Client) {
+    let cluster = LocalCluster::start(Options {
+        replicas: 0,
+        max_connections: 20,
+        ..Options::default()
+    })
+    .expect("a cluster");
+    cluster.primary().sql("app", SCHEMA).expect("schema");
+    let gateway = Gateway::start(&cluster);
+    let client = Client::open(&gateway, "app", "");
+    (cluster, gateway, client)
+}
+
+const END_MONITOR: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+    WHERE usename = 'tidegate'";
+
+fn refuses_monitor(gateway: &Gateway) -> bool {
+    gateway.log().contains("node refuses its monitor")
+}
+
+#[test]
+fn a_primary_that_refuses_its_monitor_is_written_to() {
+    let (cluster, gateway, client) = crowded();
+    let node = cluster.primary();
+    let limit = |limit: i32| {
+        let sql = format!("ALTER ROLE tidegate CONNECTION LIMIT {limit}");
+        node.sql("postgres", &sql).expect("altered");
+    };
+    limit(0);
+    node.sql("postgres", END_MONITOR).expect("ended");
+    wait_for("the monitor to be refused", || refuses_monitor(&gateway));
+    write(&client, 1);
+    let new = Client::open(&gateway, "app", "");
+    write(&new, 2);
+    assert_eq!(read(&client).0, 2);
+    assert_eq!(gateway.metric("tidegate_up", ""), 1.0);
+    limit(-1);
+    wait_for("the monitor to be back", || {
+        gateway.log().contains("node serves its monitor again")
+    });
+    write(&client, 3);
+}
+
+#[test]
+fn a_primary_whose_connections_are_all_idle_servers_is_watched_again() {
+    let (cluster, gateway, client) = crowded();
+    let node = cluster.primary();
+    // All that there are, but for the monitor's and what is kept for the superuser.
+    let holders: Vec<_> = (0..16).map(|_| Client::open(&gateway, "app", "")).collect();
+    let idle = || {
+        let labels = "user=\"app\",state=\"idle\"";
+        gateway.metric("tidegate_pool_servers", labels)
+    };
+    wait_for("the proxy to have them all", || {
+        for holder in &holders {
+            let _ = holder.row_or_error("BEGIN; SELECT pg_advisory_xact_lock_shared(1)");
+        }
+        holders.iter().for_each(|holder| {
+            holder.rows("ROLLBACK");
+        });
+        idle() == 16.0
+    });
+    // As whoever is quicker than the monitor.
+    let mut others = Vec::new();
+    wait_for("the monitor to find no connection", || {
+        node.sql("postgres", END_MONITOR).expect("ended");
+        others.extend(Client::try_direct(&node, "app"));
+        gateway.log().contains("sorry, too many clients already")
+            || gateway
+                .log()
+                .contains("remaining connection slots are reserved")
+    });
+    wait_for("the monitor to be back", || {
+        let is_there = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'tidegate' AND state = 'idle')";
+        node.sql("postgres", is_there).expect("asked") == "t"
+    });
+    assert!(idle() < 16.0, "idle servers make room");
+    write(&client, 1);
+    assert_eq!(gateway.metric("tidegate_up", ""), 1.0);
 }

@@ -5,8 +5,11 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::client::Client;
 use support::{Gateway, cluster_with, wait_for};
@@ -104,4 +107,53 @@ fn what_nobody_flushes_is_flushed_before_long() {
         asked >= 2.0
     });
     assert!(is_flushed_for_it);
+}
+
+/// The answer of a server that is starting up, or of a standby with `hot_standby = off`.
+fn refuse(mut client: TcpStream) -> std::io::Result<()> {
+    let mut request = [0; 1024];
+    // Without TLS it goes on.
+    if client.read(&mut request)? == 8 {
+        client.write_all(b"N")?;
+        let _ = client.read(&mut request)?;
+    }
+    let fields = b"SFATAL\0VFATAL\0C57P03\0Mnot now\0\0";
+    let len = u32::try_from(fields.len() + 4).expect("short");
+    client.write_all(&[b"E", &len.to_be_bytes()[..], fields].concat())
+}
+
+#[test]
+fn a_node_that_refuses_everybody_is_asked_ever_more_rarely() {
+    let cluster = start();
+    let listener = TcpListener::bind(("127.0.0.1", support::free_port())).expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let gateway = Gateway::start(&cluster);
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let asked = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for client in listener.incoming() {
+                let mut asked = asked.lock().expect("no panic");
+                asked.push(Instant::now());
+                if is_rare(&asked) {
+                    return;
+                }
+                drop(asked);
+                let _ = refuse(client.expect("a client"));
+            }
+        });
+        gateway.reload(&format!(
+            "{config}\n[[cluster.node]]\naddress = \"{address}\"\n"
+        ));
+        wait_for("seconds between two questions", || {
+            is_rare(&asked.lock().expect("no panic"))
+        });
+    });
+}
+
+fn is_rare(asked: &[Instant]) -> bool {
+    let pause = |two: &[Instant]| two[1] - two[0];
+    asked
+        .windows(2)
+        .any(|two| pause(two) > Duration::from_secs(2))
 }

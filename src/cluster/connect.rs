@@ -100,6 +100,26 @@ impl ConnectError {
         }
     }
 
+    /// The server refuses this login, or this role's question, and serves others for all that is known: it has no
+    /// connection left, or does not know or admit the role, or its database.
+    pub fn is_for_who_asks(&self) -> bool {
+        match self {
+            ConnectError::Refused(_) => match self.sqlstate() {
+                Some(b"53300" | b"3D000" | b"42501" | b"55000") => true,
+                sqlstate => sqlstate.is_some_and(|sqlstate| sqlstate.starts_with(b"28")),
+            },
+            ConnectError::Auth(error) => {
+                matches!(
+                    error,
+                    AuthError::MissingPassword(_)
+                        | AuthError::Unsupported(_)
+                        | AuthError::Mechanisms(_)
+                )
+            }
+            _ => false,
+        }
+    }
+
     /// The node has as many connections as it may have: in all, or of this role or database.
     pub fn is_full(&self) -> bool {
         self.sqlstate() == Some(b"53300")

@@ -259,6 +259,11 @@ impl Node {
         self.report();
     }
 
+    /// Closes what is idle on it: it has no connection left, and who may not wait for one needs it more.
+    pub fn make_room(&self) {
+        self.pools.iter().for_each(|pool| pool.vacate());
+    }
+
     /// Whether it is known to answer, and takes what it is given.
     pub fn is_open(&self) -> bool {
         self.is_up() && !self.is_leaving() && !self.is_drained()

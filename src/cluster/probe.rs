@@ -2,6 +2,7 @@
 //! what it finds is written where routing reads it.
 
 mod steps;
+mod trouble;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use self::steps::Steps;
+use self::trouble::Trouble;
 use super::Cluster;
 use super::connect::{self, ConnectError, Connection, Target};
 use super::demand::Rest;
@@ -73,11 +75,11 @@ const LATE_SHARE: u32 = 10;
 
 /// Watches `node` until it leaves the cluster.
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
-    let (mut failures, mut is_told) = (0, false);
+    let mut trouble = Trouble::default();
     while !node.is_leaving() {
         let error = match Probe::open(&cluster, &node).await {
             Ok(mut probe) => {
-                (failures, is_told) = (0, false);
+                trouble.end(&cluster, &node);
                 match probe.run(&cluster, &node).await {
                     Ok(()) => {
                         node.forget_position();
@@ -90,20 +92,14 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
         };
         node.forget_position();
         node.set_probed();
-        failures += 1;
         let config = cluster.topology().config.clone();
-        if failures < config.health.failures {
-            tracing::info!(cluster = %cluster.name, node = %node.name, %error, "probe failed");
-        } else if !std::mem::replace(&mut is_told, true) {
-            node.set_up(false);
-            tracing::warn!(cluster = %cluster.name, node = %node.name, %error, "node is down");
-        }
+        trouble.note(&cluster, &node, &config.health, &error);
         cluster.reconsider();
         if !node.is_up() {
             // Each time: somebody may have chosen it just before it was known to be down.
             cluster.send_away(&node);
         }
-        sleep(RETRY.min(config.health.interval)).await;
+        trouble.rest(&cluster, &node, &config.health).await;
     }
     node.metrics.clear();
 }
@@ -121,6 +117,29 @@ enum ProbeError {
     Answer(Vec<Vec<Option<String>>>),
     #[error("it belongs to another cluster: its system identifier is {found}, not {expected}")]
     OtherSystem { found: String, expected: String },
+}
+
+impl ProbeError {
+    /// Whether the server serves others, for all that is known.
+    fn lives(&self) -> bool {
+        matches!(self, ProbeError::Connect(error) if error.is_for_who_asks())
+    }
+
+    /// What is to be done about it, if the server lives.
+    fn advice(&self) -> &'static str {
+        let sqlstate = match self {
+            ProbeError::Connect(error) => error.sqlstate(),
+            _ => None,
+        };
+        match sqlstate {
+            Some(b"53300") => {
+                "raise max_connections or lower pool.size, or keep connections for the monitor \
+                 (reserved_connections and pg_use_reserved_connections of PostgreSQL 16)"
+            }
+            Some(b"42501") => "grant the monitor's role what it was refused",
+            _ => "see to the cluster's monitor in the configuration, its role, and pg_hba.conf",
+        }
+    }
 }
 
 /// An open connection that watches a node.

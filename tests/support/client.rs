@@ -23,9 +23,14 @@ impl Client {
 
     /// The superuser on the node itself, past every proxy.
     pub fn direct(node: &LocalNode) -> Client {
+        Client::try_direct(node, "postgres").expect("logged in")
+    }
+
+    /// `user` there, if there is room.
+    pub fn try_direct(node: &LocalNode, user: &str) -> Option<Client> {
         let port = node.port();
-        let url = format!("host=127.0.0.1 port={port} user=postgres password=postgres dbname=app");
-        Client::connect(&url).expect("logged in")
+        let url = format!("host=127.0.0.1 port={port} user={user} password={user} dbname=app");
+        Client::connect(&url).ok()
     }
 
     /// The error that a login ends with.
