@@ -273,6 +273,9 @@ fn hand_over(socket: Arrived, proxy: &Arc<Proxy>, workers: &Arc<Workers>) {
     });
 }
 
+/// How often it is looked whether the network still has the servers that sessions wait for, in seconds.
+const CONNECTIONS_SECS: u64 = 10;
+
 /// What is done every second.
 async fn tend(proxy: Arc<Proxy>) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
@@ -280,7 +283,9 @@ async fn tend(proxy: Arc<Proxy>) {
     for second in 0u64.. {
         every.tick().await;
         proxy.clusters.tend();
-        proxy.sessions.look_at_servers();
+        proxy
+            .sessions
+            .look_at_servers(second % CONNECTIONS_SECS == 0);
         // Where a database can't be asked for its catalog, what sessions have learnt is believed for
         // as long.
         let interval = proxy.config.load().routing.catalog_interval.as_secs();

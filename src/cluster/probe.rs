@@ -76,16 +76,24 @@ const LATE_SHARE: u32 = 10;
 /// Watches `node` until it leaves the cluster.
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
     let mut trouble = Trouble::default();
+    let mut was_cut_off = false;
     while !node.is_leaving() {
         let error = match Probe::open(&cluster, &node).await {
             Ok(mut probe) => {
+                if std::mem::take(&mut was_cut_off) {
+                    // The network has lost one connection, so it may have lost them all.
+                    node.pools.iter().for_each(|pool| pool.vacate());
+                }
                 trouble.end(&cluster, &node);
                 match probe.run(&cluster, &node).await {
                     Ok(()) => {
                         node.forget_position();
                         continue;
                     }
-                    Err(error) => error,
+                    Err(error) => {
+                        was_cut_off = probe.connection.stream.retransmissions() > 0;
+                        error
+                    }
                 }
             }
             Err(error) => error,

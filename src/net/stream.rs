@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
@@ -20,6 +21,16 @@ use super::tls::stream::Tls;
 sockopt_impl!(
     /// Of how many bytes, at least, a socket tells that they can be read.
     ReceiveMark, Both, libc::SOL_SOCKET, libc::SO_RCVLOWAT, u32
+);
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+sockopt_impl!(
+    /// What the system knows of a connection.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    libc::tcp_info
 );
 
 /// A byte stream.
@@ -100,6 +111,17 @@ impl Stream {
             Stream::Unix(socket) => is_ended(socket),
             Stream::Tls(tls) => tls.socket().is_none_or(is_ended),
             Stream::Closed => true,
+        }
+    }
+
+    /// How often in a row the system has had to send the same again, as the other end's has not acknowledged it: the
+    /// network loses it, or that end is gone. One that is there acknowledges also what its program does not read.
+    /// Costs a system call; 0 where it can't be told.
+    pub fn retransmissions(&self) -> u8 {
+        match self {
+            Stream::Tcp(socket) => retransmissions(socket),
+            Stream::Tls(tls) => tls.socket().map_or(0, retransmissions),
+            Stream::Unix(_) | Stream::Closed => 0,
         }
     }
 
@@ -326,6 +348,17 @@ fn is_ended(socket: &impl AsFd) -> bool {
     rustix::event::poll(&mut looked_at, Some(&at_once)).is_ok_and(|ended| ended > 0)
 }
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn retransmissions(socket: &TcpStream) -> u8 {
+    let info = nix::sys::socket::getsockopt(socket, TcpInfo);
+    info.map_or(0, |info| info.tcpi_retransmits)
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn retransmissions(_: &TcpStream) -> u8 {
+    0
+}
+
 /// Reads what has come already. By rustix, whose system calls are no points where glibc lets a thread
 /// be cancelled, as libc's are at a noticeable cost.
 #[inline]
@@ -376,6 +409,27 @@ fn unless_blocked(tried: io::Result<usize>) -> Option<io::Result<usize>> {
     }
 }
 
-/// A peer that has vanished without a word is noticed after this and nine intervals.
-const KEEPALIVE_IDLE: std::time::Duration = std::time::Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+/// A peer that has vanished without a word is noticed after this and nine intervals, if it owes nothing.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_read_acknowledges_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let port = listener.local_addr().expect("an address").port();
+        let mut stream = Stream::connect("127.0.0.1", port).await.expect("connected");
+        let _peer = listener.accept().await.expect("accepted");
+        while let Some(sent) = stream.send_now(&[0; 1 << 16]) {
+            sent.expect("sent");
+        }
+        // Longer than the system waits before it sends something again.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(stream.retransmissions(), 0);
+    }
+}

@@ -32,6 +32,10 @@ const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// How much may wait to be written to a server before the client is made to wait, in bytes.
 const TO_SERVER_BYTES_MAX: usize = 64 << 10;
 
+/// So often in a row the system has to send something again for the network to have lost a server: by then it has
+/// tried for half a minute or so, and would go on for a quarter of an hour.
+const RETRANSMISSIONS_MAX: u8 = 7;
+
 /// The client's side of an exchange.
 pub struct ClientSide<'a> {
     pub handle: &'a Handle,
@@ -272,8 +276,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Gives the server up if its node is lost and it owes an answer. Where the node only seems to be gone it may be
-    /// still at work: it has until the next look to say something.
+    /// Gives the server up if its node is lost and it owes an answer, or if the network has lost it. Where the node
+    /// only seems to be gone it may be still at work: it has until the next look to say something.
     fn look_at_server(&mut self, wrote_all: bool) -> Result<(), Broken> {
         let state = &self.server.state;
         let owes = !(state.is_quiet() || state.copies_in() || state.awaits_sync());
@@ -284,6 +288,9 @@ impl<'a> Relay<'a> {
         let was_silent = std::mem::replace(&mut self.is_silent, loss.is_some());
         match loss {
             Some(loss) if was_silent || loss == Loss::Superseded => Err(Broken::NodeLost(loss)),
+            None if self.server.stream.retransmissions() >= RETRANSMISSIONS_MAX => {
+                Err(Broken::ServerIo(io::ErrorKind::TimedOut.into()))
+            }
             _ => Ok(()),
         }
     }

@@ -207,12 +207,12 @@ impl Sessions {
         }
     }
 
-    /// Has every session whose server is on a node that is lost look at that: it may wait for an answer that never
-    /// comes.
-    pub fn look_at_servers(&self) {
+    /// Has every session that a server works for look at that: it may wait for an answer that never comes. Or only
+    /// those whose server is on a node that is lost.
+    pub fn look_at_servers(&self, all: bool) {
         for session in &self.by_pid {
             let server = keys::find(session.server.load(Ordering::Relaxed));
-            if server.is_some_and(|server| server.node.loss().is_some()) {
+            if server.is_some_and(|server| all || server.node.loss().is_some()) {
                 session.want(LOOK_AT_SERVER);
             }
         }
