@@ -8,6 +8,7 @@ mod clusters;
 pub mod connect;
 mod demand;
 mod failover;
+pub mod fate;
 mod gate;
 pub mod keys;
 pub mod lag;

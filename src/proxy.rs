@@ -48,7 +48,7 @@ use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 
 use self::acquire::Placed;
-use self::again::Loss;
+use self::again::{By, Loss};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
 use self::refusal::{Broken, Refusal};
@@ -560,7 +560,8 @@ impl Client {
                 let may_retry = retriable || is_unsettled && is_alone;
                 let may_retry = may_retry && !consumed && answered == 0;
                 let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
-                if may_retry {
+                let may_retry = may_retry.then(|| By::of(&broken)).flatten();
+                if may_retry.is_some() {
                     self.outbox.clear();
                 }
                 Err(self.server_lost(placed.server, broken, may_retry))
@@ -568,7 +569,9 @@ impl Client {
         }
     }
 
-    fn server_lost(&mut self, server: Box<Server>, broken: Broken, may_retry: bool) -> Failed {
+    /// A server was lost, `by` what if the batch may be run again.
+    fn server_lost(&mut self, server: Box<Server>, broken: Broken, by: Option<By>) -> Failed {
+        let may_retry = by.is_some();
         let node = server.node().clone();
         node.wake.notify_one();
         // What the session keeps on the primary's server is not lost with another one.
@@ -587,7 +590,6 @@ impl Client {
             self.catalog.look_again();
         }
         let within_message = server.state.is_within_message();
-        drop(server);
         self.answer.clear();
         match goes_on {
             true => {
@@ -612,19 +614,19 @@ impl Client {
             }
             _ => (false, false),
         };
-        let why = again::what_befell(&broken);
         let refusal = match (&broken, wrote) {
             (Broken::ServerIo(_) | Broken::NodeLost(_), true) if was_idle => Refusal::Unknown {
                 node: node.name.clone(),
             },
             _ => lost(node.name.clone(), broken),
         };
-        if may_retry && !was_cancelled {
+        if let Some(by) = by.filter(|_| !was_cancelled) {
             let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
             Failed::Retry(Box::new(Loss {
                 refusal,
+                server,
                 replica,
-                why,
+                by,
             }))
         } else if was_idle
             && self.batch.end() == Some(End::Ready)

@@ -3,13 +3,14 @@
 mod support;
 
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
 use support::forms::{Form, Speaker};
 use support::{Gateway, wait_for};
-use tidegate::demo::{LocalCluster, Options};
+use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 
 const REPLICA: &str = "route=\"replica\"";
 
@@ -273,19 +274,31 @@ fn on_slow_node(cluster: &LocalCluster, gateway: &Gateway) -> Speaker {
     session.expect("a session")
 }
 
-/// Waits until node 1 stands still in `w_where`; the backend's process id.
-fn standing_still(cluster: &LocalCluster) -> String {
+/// The process that stands still on a node, if one does and the node is there.
+fn asleep(node: &LocalNode) -> Option<String> {
     let sleeping =
         "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = 'app'";
-    let mut pid = String::new();
-    wait_for("the read to stand still", || {
-        pid = cluster.node(1).sql("postgres", sleeping).expect("activity");
-        !pid.is_empty()
-    });
-    pid
+    let pid = node.sql("postgres", sleeping).ok()?;
+    (!pid.is_empty()).then_some(pid)
 }
 
-/// What befalls a read, by the name that metrics have for it.
+/// Waits until node 1 stands still in `w_where`; the backend's process id.
+fn standing_still(cluster: &LocalCluster) -> String {
+    let mut pid = None;
+    wait_for("the read to stand still", || {
+        pid = asleep(&cluster.node(1));
+        pid.is_some()
+    });
+    pid.expect("a process")
+}
+
+/// Ends a process as a crash does.
+fn crash(pid: &str) {
+    let pid = Pid::from_raw(pid.parse().expect("a pid"));
+    kill(pid, Signal::SIGKILL).expect("kill");
+}
+
+/// What befalls a read.
 fn befall(cluster: &LocalCluster, what: &str, pid: &str) {
     let node = cluster.node(1);
     match what {
@@ -303,12 +316,15 @@ fn befall(cluster: &LocalCluster, what: &str, pid: &str) {
                  WHERE backend_type = 'client backend' AND pid NOT IN ({pid}, pg_backend_pid())
                  LIMIT 1"
             );
-            let other = node.sql("postgres", &other).expect("another backend");
-            kill(
-                Pid::from_raw(other.parse().expect("a pid")),
-                Signal::SIGKILL,
-            )
-            .expect("kill");
+            crash(&node.sql("postgres", &other).expect("another backend"));
+        }
+        "stopped" | "stopped at once" => {
+            let mode = match what {
+                "stopped" => StopMode::Fast,
+                _ => StopMode::Immediate,
+            };
+            node.stop(mode).expect("stop");
+            node.start().expect("start");
         }
         "connection_lost" => {
             node.kill();
@@ -328,14 +344,15 @@ fn a_read_that_is_cut_off_is_run_on_another_node() {
         ("eventual", "transaction", &["node2"]),
     ] {
         let gateway = gateway_in_mode(&cluster, level, mode);
-        for what in [
-            "recovery_conflict",
-            "terminated",
-            "crashed",
-            "connection_lost",
+        for (what, counted) in [
+            ("recovery_conflict", "recovery_conflict"),
+            ("stopped", "terminated"),
+            ("stopped at once", "terminated"),
+            ("crashed", "crashed"),
+            ("connection_lost", "connection_lost"),
         ] {
             let retries = || {
-                let labels = format!("reason=\"{what}\"");
+                let labels = format!("reason=\"{counted}\"");
                 gateway.metric("tidegate_retries_total", &labels)
             };
             for form in Form::ALL {
@@ -360,6 +377,74 @@ fn a_read_that_is_cut_off_is_run_on_another_node() {
 }
 
 #[test]
+fn a_read_that_somebody_ends_is_at_an_end() {
+    let cluster = with_a_slow_node();
+    let gateway = gateway(&cluster, "eventual");
+    for form in Form::ALL {
+        let mut session = on_slow_node(&cluster, &gateway);
+        let answer = thread::scope(|scope| {
+            session.say(form, "SELECT w_where()");
+            let asked = scope.spawn(|| session.answers(form).pop());
+            befall(&cluster, "terminated", &standing_still(&cluster));
+            asked.join().expect("an answer")
+        });
+        assert_eq!(answer, Some(Err("57P01".to_owned())), "{form:?}");
+        assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
+    }
+    assert_eq!(gateway.metric("tidegate_retries_total", ""), 0.0);
+}
+
+#[test]
+fn a_read_that_crashes_its_servers_is_not_brought_to_the_primary() {
+    let cluster = with_a_slow_node();
+    on_primary(
+        &cluster,
+        "CREATE FUNCTION w_crash() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(600)'",
+    );
+    cluster.wait_caught_up().expect("replicas have it");
+    let gateway = gateway(&cluster, "eventual");
+    let labels = "reason=\"connection_lost\"";
+    let retries = || gateway.metric("tidegate_retries_total", labels);
+    let is_back = |index| {
+        wait_for("a node", || {
+            cluster.node(index).sql("app", "SELECT 1").is_ok()
+        })
+    };
+    for form in [Form::Simple, Form::Extended] {
+        // It was not for the read: elsewhere it does no harm.
+        let mut session = on_slow_node(&cluster, &gateway);
+        let answer = thread::scope(|scope| {
+            let asked = scope.spawn(|| session.ask(form, "SELECT w_where()"));
+            crash(&standing_still(&cluster));
+            asked.join().expect("an answer")
+        });
+        assert_eq!(answer, Ok("node2".to_owned()), "{form:?}");
+
+        // It was: another replica is the last one that it meets.
+        let mut session = on_slow_node(&cluster, &gateway);
+        let before = retries();
+        let (answer, crashes) = thread::scope(|scope| {
+            let asked = scope.spawn(|| session.ask(form, "SELECT w_crash()"));
+            let mut crashes = [0; 3];
+            while !asked.is_finished() {
+                for (node, crashes) in cluster.nodes().iter().zip(&mut crashes) {
+                    if let Some(pid) = asleep(node) {
+                        crash(&pid);
+                        *crashes += 1;
+                    }
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            (asked.join().expect("an answer"), crashes)
+        });
+        assert_eq!(answer, Err("08006".to_owned()), "{form:?}");
+        assert_eq!((crashes, retries()), ([0, 1, 1], before + 1.0), "{form:?}");
+        is_back(1);
+        is_back(2);
+    }
+}
+
+#[test]
 fn what_is_cut_off_for_good_is_told() {
     let cluster = with_a_slow_node();
     let gateway = gateway(&cluster, "session");
@@ -379,20 +464,20 @@ fn what_is_cut_off_for_good_is_told() {
         assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
     }
 
-    // It is cut off wherever it runs: tried so often, and no more.
+    // It ends itself wherever it runs.
     for form in Form::ALL {
         let mut session = on_replica(&gateway);
         let before = retries();
         session.say(form, "SELECT w_leave()");
         let answers = session.answers(form);
         assert_eq!(answers.last(), Some(&Err("57P01".to_owned())), "{form:?}");
-        assert_eq!(retries(), before + 3.0, "{form:?}");
+        assert_eq!(retries(), before, "{form:?}");
         assert_eq!(session.ask(form, "SELECT 1"), Ok("1".to_owned()));
     }
 }
 
 #[test]
-fn who_loses_what_it_kept_with_its_server_is_told() {
+fn who_loses_a_server_of_the_primary_is_told() {
     let cluster = cluster(0);
     on_primary(
         &cluster,
@@ -406,32 +491,37 @@ fn who_loses_what_it_kept_with_its_server_is_told() {
     let gateway = Gateway::start_with(&cluster, |config| {
         format!("{config}\n[routing]\nsafe_functions = [\"w_*\"]\n")
     });
-    for (keeps, is_told) in [
-        ("SELECT 1", false),
-        ("LISTEN c", true),
-        ("CREATE TEMP TABLE basket AS SELECT 1", true),
+    for (keeps, is_killed, told) in [
+        ("SELECT 1", false, "57P01"),
+        ("LISTEN c", false, "57P01"),
+        ("CREATE TEMP TABLE basket AS SELECT 1", false, "57P01"),
+        // It may have been the read that crashed it: it is not run there again.
+        ("SELECT 1", true, "08006"),
     ] {
         let client = Client::open(&gateway, "app", "");
         client.rows(keeps);
         on_primary(&cluster, "UPDATE slow SET is_slow = true");
-        let answer = thread::scope(|scope| {
+        let error = thread::scope(|scope| {
             let asked = scope.spawn(|| client.row_or_error("SELECT w_stand()"));
-            let sleeping = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-            let mut pid = String::new();
+            let mut pid = None;
             wait_for("the read to stand still", || {
-                pid = on_primary(&cluster, sleeping);
-                !pid.is_empty()
+                pid = asleep(&cluster.primary());
+                pid.is_some()
             });
+            let pid = pid.expect("a process");
             on_primary(&cluster, "UPDATE slow SET is_slow = false");
-            on_primary(&cluster, &format!("SELECT pg_terminate_backend({pid})"));
-            asked.join().expect("an answer")
+            match is_killed {
+                true => crash(&pid),
+                false => drop(on_primary(
+                    &cluster,
+                    &format!("SELECT pg_terminate_backend({pid})"),
+                )),
+            }
+            asked.join().expect("an answer").expect_err("an error")
         });
-        match (answer, is_told) {
-            (Ok(row), false) => assert_eq!(row, ["done"]),
-            (Err(error), true) => assert_eq!(error.code().code(), "57P01", "{keeps}"),
-            (answer, _) => panic!("{keeps}: {answer:?}"),
-        }
+        assert_eq!(error.code().code(), told, "{keeps}");
     }
+    assert_eq!(gateway.metric("tidegate_retries_total", ""), 0.0);
 }
 
 #[test]

@@ -827,14 +827,31 @@ fn a_transaction_outlives_its_replica() {
         assert!(here(client) != cluster.primary().port());
     };
     in_transaction(&client);
-    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-        WHERE application_name = 'roams'";
-    replica.sql("app", kill).expect("killed");
+    replica.stop(StopMode::Fast).expect("stopped");
     assert_eq!(here(&client), cluster.primary().port());
     assert_eq!(client.one("SHOW application_name"), "roams");
     client.rows("UPDATE t SET v = 8");
     client.rows("COMMIT");
     assert_eq!(client.one("SELECT v FROM t"), "8");
+    replica.start().expect("started");
+
+    // Whom somebody ends, or a limit that was set, is told.
+    for (how, code) in [
+        ("SELECT count(pg_terminate_backend(pid))", "57P01"),
+        ("SELECT count(*)", "25P03"),
+    ] {
+        let client = settled(&gateway, &cluster, "");
+        in_transaction(&client);
+        if code == "25P03" {
+            client.rows("SET LOCAL idle_in_transaction_session_timeout = '1ms'");
+        }
+        let of_client = "FROM pg_stat_activity WHERE application_name = 'roams'";
+        wait_for("the server to end", || {
+            let left = replica.sql("app", &format!("{how} {of_client}"));
+            left.expect("activity") == "0"
+        });
+        assert_eq!(client.error("SELECT v FROM t").code().code(), code);
+    }
 
     // What a replica does not know yet.
     wait_for("reads on a replica", || {

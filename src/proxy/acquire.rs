@@ -79,6 +79,9 @@ impl Client {
         }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
+        if let Some(reason) = needs_primary {
+            self.check_primary(reason, again)?;
+        }
         if let Some(placed) = self.at_once(needs_primary, again)? {
             return Ok(placed);
         }
@@ -103,7 +106,7 @@ impl Client {
             _ if self.batch.only_explains() => Ok(None),
             _ if self.session.roams_on_replica() => Ok(self.lend_within()),
             _ if self.batch.shows_own => Ok(None),
-            (None, Some(again)) if !again.tried.is_empty() => Ok(None),
+            (None, Some(again)) if !again.tried.is_empty() || again.only_on_replicas => Ok(None),
             (needs_primary, _) => self.lend(needs_primary),
         }
     }
@@ -171,8 +174,7 @@ impl Client {
         if self.session.roams_on_replica() {
             return self.acquire_within().await;
         }
-        let tried = again.map(|again| again.tried).unwrap_or_default();
-        self.wait_for_server(needs_primary, tried).await
+        self.wait_for_server(needs_primary, again).await
     }
 
     /// A server for the planned batch, if there is one at once.
@@ -209,7 +211,7 @@ impl Client {
     async fn wait_for_server(
         &mut self,
         needs_primary: Option<Reason>,
-        tried: Tried,
+        again: Option<&Again>,
     ) -> Result<Placed, Refusal> {
         if self.batch.shows_own {
             self.show_own().await?;
@@ -217,7 +219,7 @@ impl Client {
         match needs_primary {
             Some(reason) => self.on_primary(reason).await,
             None => {
-                let placed = self.acquire_for_read(tried).await?;
+                let placed = self.acquire_for_read(again).await?;
                 Ok(self.of_transaction(placed))
             }
         }
@@ -356,8 +358,23 @@ impl Client {
         )
     }
 
-    /// `begun` is where the read has been tried already.
-    async fn acquire_for_read(&mut self, begun: Tried) -> Result<Placed, Refusal> {
+    /// Whether a batch that has come to `again` may go to the primary, for this reason.
+    fn check_primary(&self, reason: Reason, again: Option<&Again>) -> Result<(), Refusal> {
+        match again.is_some_and(|again| again.only_on_replicas) {
+            true => Err(self.no_replica(reason)),
+            false => Ok(()),
+        }
+    }
+
+    fn no_replica(&self, reason: Reason) -> Refusal {
+        Refusal::NoReplica {
+            cluster: self.cluster.name.clone(),
+            reason: reason.name(),
+        }
+    }
+
+    async fn acquire_for_read(&mut self, again: Option<&Again>) -> Result<Placed, Refusal> {
+        let begun = again.map(|again| again.tried).unwrap_or_default();
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         // As of now, however long the read has to wait: what others do meanwhile is not waited for.
@@ -449,6 +466,7 @@ impl Client {
                     reason
                 }
             };
+            self.check_primary(reason, again)?;
             self.pin_by(reason);
             let otherwise = otherwise(&config, reason, special);
             if otherwise == Otherwise::Primary {
@@ -476,11 +494,7 @@ impl Client {
                 if otherwise == (Otherwise::Wait { then_primary: true }) {
                     return self.read_on_primary(reason, special).await;
                 }
-                let cluster = cluster.name.clone();
-                return Err(Refusal::NoReplica {
-                    cluster,
-                    reason: reason.name(),
-                });
+                return Err(self.no_replica(reason));
             }
             tried = begun;
             cluster.hurry();

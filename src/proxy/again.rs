@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use super::refusal::{Broken, Refusal};
 use super::{Client, Ended, Failed};
+use crate::cluster::fate::{self, Fate};
+use crate::cluster::pool::Server;
 use crate::session::answers::ServerFault;
 use crate::session::batch::End;
 use crate::session::consistency::NodeId;
@@ -24,10 +26,71 @@ const RETRIES_MAX: u32 = 3;
 pub(super) struct Loss {
     /// For a client whose read is not run again.
     pub refusal: Refusal,
+    pub server: Box<Server>,
     /// It was on this replica.
     pub replica: Option<NodeId>,
-    /// What befell it, as metrics call it.
-    pub why: &'static str,
+    pub by: By,
+}
+
+/// What a server was lost by that says nothing against running its read again, as far as it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Another process of its node has crashed: whoever crashes says nothing.
+    Crash,
+    /// Nobody waited for it any longer.
+    NodeLost,
+    /// It ended without a word that explains it, or said what nobody understands. The read itself may have crashed it.
+    Silence,
+    Nonsense,
+    NotReady,
+    Conflict,
+    /// It refused the session's settings.
+    Settings,
+    /// Its node is told to stop, or somebody wanted it to end.
+    Termination,
+}
+
+impl By {
+    const ALL: [By; 8] = [
+        By::Crash,
+        By::NodeLost,
+        By::Silence,
+        By::Nonsense,
+        By::NotReady,
+        By::Conflict,
+        By::Settings,
+        By::Termination,
+    ];
+
+    /// The name used in metrics and docs.
+    fn name(self) -> &'static str {
+        match self {
+            By::Crash => "crashed",
+            By::Silence | By::NodeLost => "connection_lost",
+            By::Nonsense => "nonsense",
+            By::NotReady => "not_ready",
+            By::Conflict => Cause::Conflict.name(),
+            By::Settings => "settings_refused",
+            By::Termination => "terminated",
+        }
+    }
+
+    /// `None` if it is the client's to know: a time limit, say.
+    pub(super) fn of(broken: &Broken) -> Option<By> {
+        Some(match broken {
+            Broken::Server(ServerFault::Settings(_)) => By::Settings,
+            Broken::Server(ServerFault::Ended(words)) => match message::error_field(words, b'C') {
+                Some(b"57P01") => By::Termination,
+                Some(b"57P02") => By::Crash,
+                Some(b"57P03") => By::NotReady,
+                Some(b"40001" | b"40P01" | b"57P04") => By::Conflict,
+                _ => return None,
+            },
+            Broken::Server(_) => By::Nonsense,
+            Broken::NodeLost(_) => By::NodeLost,
+            _ => By::Silence,
+        })
+    }
 }
 
 /// What has come of running a batch before.
@@ -37,8 +100,12 @@ pub(super) struct Again {
     /// It is the primary's now, and why.
     pub primary: Option<Reason>,
     pub tried: Tried,
-    /// The replica that failed it last had nothing against it: its words, should nobody else serve it.
-    words: Option<Vec<u8>>,
+    /// It is not run on the primary: it may have crashed a replica.
+    pub only_on_replicas: bool,
+    /// It has ended a server without a word.
+    has_silenced: bool,
+    /// What befell it last, should nobody else serve it.
+    last: Option<Refusal>,
     /// What a replica has refused.
     refused: Option<Arc<Class>>,
 }
@@ -49,24 +116,42 @@ impl Again {
         self.times >= RETRIES_MAX
     }
 
-    /// It was a read, and its server was lost. Breaks if that was the last time.
-    fn after_loss(&mut self, loss: &Loss) -> ControlFlow<()> {
-        if self.is_last() {
-            return ControlFlow::Break(());
+    /// It was a read, and its server was lost.
+    ///
+    /// # Errors
+    /// It is not run again: what to tell its client.
+    async fn after_loss(&mut self, loss: Loss) -> Result<(), Refusal> {
+        let is_silent = matches!(loss.by, By::Silence | By::Nonsense);
+        // What may have crashed a server has one more, and never the primary's twice.
+        let is_over = is_silent
+            && (loss.replica.is_none() || std::mem::replace(&mut self.has_silenced, true));
+        if self.is_last() || is_over {
+            return Err(loss.refusal);
+        }
+        let fate = match is_silent || loss.by == By::Termination {
+            true => fate::of_node(&loss.server).await,
+            false => Fate::Unwell,
+        };
+        match fate {
+            // Somebody wanted it to end.
+            Fate::Lives if !is_silent => return Err(loss.refusal),
+            // Only the connection was lost: the node will do, but others of that age may be as bad.
+            Fate::Lives => loss.server.pool().vacate(),
+            Fate::Unwell | Fate::Gone => self.tried.extend(loss.replica),
+        }
+        if is_silent {
+            // Nothing that a read does has a node vanish.
+            self.only_on_replicas = fate != Fate::Gone;
         }
         self.times += 1;
-        telemetry::retries(loss.why).increment(1);
-        self.tried.extend(loss.replica);
-        self.words = None;
-        ControlFlow::Continue(())
+        telemetry::retries(loss.by.name()).increment(1);
+        self.last = self.only_on_replicas.then_some(loss.refusal);
+        Ok(())
     }
 
     /// What to tell the client if no server is found, for this reason.
     fn refusal(&mut self, reason: Refusal) -> Refusal {
-        match self.words.take() {
-            Some(words) => Refusal::Server(words),
-            None => reason,
-        }
+        self.last.take().unwrap_or(reason)
     }
 }
 
@@ -89,8 +174,8 @@ impl Client {
                 // The rest of the pipeline goes on elsewhere.
                 Ok(ControlFlow::Continue(next)) => (end, again) = (next, Again::default()),
                 Err(Failed::Retry(loss)) => {
-                    if again.after_loss(&loss).is_break() {
-                        return self.refuse(loss.refusal, end).await;
+                    if let Err(refusal) = again.after_loss(*loss).await {
+                        return self.refuse(refusal, end).await;
                     }
                 }
                 Err(Failed::Misplaced(misplaced, node)) => {
@@ -101,7 +186,7 @@ impl Client {
             }
             outcome = match self.acquire(end, Some(&again)).await {
                 Ok(mut placed) => {
-                    if again.is_last() {
+                    if again.is_last() || again.only_on_replicas {
                         placed.repairable = Repairable::No;
                     }
                     let since = (started, Instant::now());
@@ -127,7 +212,7 @@ impl Client {
             Cause::Conflict => {
                 telemetry::retries(cause.name()).increment(1);
                 again.tried.extend(Some(node));
-                again.words = Some(misplaced.words);
+                again.last = Some(Refusal::Server(misplaced.words));
             }
             Cause::Schema => {
                 telemetry::repairs(cause.name(), sqlstate).increment(1);
@@ -177,42 +262,40 @@ pub(super) fn may_be_unsaid(mut unsent: &[u8]) -> bool {
     true
 }
 
-/// Why a server was lost, as metrics call it.
-pub(super) fn what_befell(broken: &Broken) -> &'static str {
-    let Broken::Server(ServerFault::Ended(words)) = broken else {
-        return match broken {
-            Broken::Server(ServerFault::Settings(_)) => "settings_refused",
-            Broken::Server(_) => "nonsense",
-            _ => "connection_lost",
-        };
-    };
-    match message::error_field(words, b'C') {
-        Some(b"57P01") => "terminated",
-        Some(b"57P02") => "crashed",
-        Some(b"57P03") => "not_ready",
-        Some(b"40001" | b"40P01" | b"57P04") => Cause::Conflict.name(),
-        _ => "ended",
-    }
-}
-
 /// Shows all that may be counted here, from the beginning.
 pub(super) fn announce() {
-    const LOSSES: [&str; 8] = [
-        "connection_lost",
-        "crashed",
-        "ended",
-        "nonsense",
-        "not_ready",
-        "recovery_conflict",
-        "settings_refused",
-        "terminated",
-    ];
-    for why in LOSSES {
-        telemetry::retries(why).increment(0);
+    for by in By::ALL {
+        telemetry::retries(by.name()).increment(0);
     }
     for (sqlstate, cause) in REPAIRABLE {
         if cause != Cause::Conflict {
             telemetry::repairs(cause.name(), sqlstate).increment(0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_decides_who_hears_it() {
+        for (code, by) in [
+            ("57P01", Some(By::Termination)),
+            ("57P02", Some(By::Crash)),
+            ("57P03", Some(By::NotReady)),
+            ("40001", Some(By::Conflict)),
+            // Limits that the client has, which another node would start anew.
+            ("25P03", None),
+            ("25P04", None),
+            ("57P05", None),
+            ("XX000", None),
+        ] {
+            let words = format!("SFATAL\0VFATAL\0C{code}\0Mno\0\0").into_bytes();
+            let broken = Broken::Server(ServerFault::Ended(words));
+            assert_eq!(By::of(&broken), by, "{code}");
+        }
+        let closed = std::io::ErrorKind::UnexpectedEof.into();
+        assert_eq!(By::of(&Broken::ServerIo(closed)), Some(By::Silence));
     }
 }

@@ -1,0 +1,98 @@
+//! Owns: what has become of a node one of whose servers was lost in the middle of something. Never: takes the word of a
+//! connection that was there before: what ends them all may not have reached that one yet.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::connect::ConnectError;
+use super::pool::Server;
+
+/// The longest that a node is asked. Who waits for it has waited for a server to fail already.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two questions to one that does not say what it does.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What there is of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It takes connections, in the same life: the server was lost alone.
+    Lives,
+    /// It is there and takes nobody in now: it is told to stop, or recovers from the crash of a process.
+    Unwell,
+    /// Nobody is there, or only since.
+    Gone,
+}
+
+/// What has become of the node of a lost server, by a new connection. A postmaster that is told to stop, or sees a
+/// process crash, refuses these before it ends any process for that.
+pub async fn of_node(server: &Server) -> Fate {
+    let node = server.node();
+    let until = Instant::now() + PATIENCE;
+    while node.is_up() {
+        let left = until.saturating_duration_since(Instant::now());
+        match server.pool().connect(left).await {
+            Ok((_, life)) if life == server.incarnation => return Fate::Lives,
+            Ok(_) => return Fate::Gone,
+            Err(error) => match told_by(&error) {
+                Some(fate) => return fate,
+                None if left.is_zero() => return Fate::Unwell,
+                None => sleep(PAUSE).await,
+            },
+        }
+    }
+    Fate::Gone
+}
+
+/// What a failed attempt to connect tells, if it does.
+fn told_by(error: &ConnectError) -> Option<Fate> {
+    match error {
+        ConnectError::Refused(_) if error.is_node_away() => Some(Fate::Unwell),
+        // Accepted and lost again: whoever did so ends, or starts anew.
+        ConnectError::Closed | ConnectError::Timeout(_) => None,
+        ConnectError::Io(error) => match error.kind() {
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof => None,
+            ErrorKind::InvalidData => Some(Fate::Lives),
+            _ => Some(Fate::Gone),
+        },
+        // It answers as ever, if not to this one.
+        _ => Some(Fate::Lives),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_what_a_node_does() {
+        let refused = |code: &str| {
+            let words = format!("SFATAL\0VFATAL\0C{code}\0Mno\0\0");
+            ConnectError::Refused(words.into_bytes())
+        };
+        let io = |kind| ConnectError::Io(io::Error::from(kind));
+        for (error, fate) in [
+            (refused("57P03"), Some(Fate::Unwell)),
+            (refused("57P02"), Some(Fate::Unwell)),
+            (refused("53300"), Some(Fate::Lives)),
+            (refused("28P01"), Some(Fate::Lives)),
+            (ConnectError::NoTls, Some(Fate::Lives)),
+            (io(ErrorKind::ConnectionRefused), Some(Fate::Gone)),
+            (io(ErrorKind::HostUnreachable), Some(Fate::Gone)),
+            // A Unix socket that is not there.
+            (io(ErrorKind::NotFound), Some(Fate::Gone)),
+            (io(ErrorKind::ConnectionReset), None),
+            (ConnectError::Closed, None),
+            (ConnectError::Timeout(PATIENCE), None),
+        ] {
+            assert_eq!(told_by(&error), fate, "{error}");
+        }
+    }
+}
