@@ -391,10 +391,18 @@ impl Client {
         };
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
+        relay.ledger = Some(Ledger(&self.cluster));
         let heard = relay.hear_once().await;
         relay.end();
         match heard {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if let Some(server) = self.held.take_if(|server| server.state.is_idle()) {
+                    // Who is notified of something is to find it.
+                    self.raise_floors(&server, false);
+                    self.held = Some(server);
+                }
+                Ok(())
+            }
             Err(Broken::Client | Broken::Killed | Broken::Fault(_)) => Err(Ended::Gone),
             Err(broken) => {
                 self.session.floors.wrote(&self.cluster.clock);

@@ -746,9 +746,11 @@ fn numbered(rows: &Rows) -> Incarnation {
 impl Server {
     fn new(connection: Connection, incarnation: Incarnation, place: Place) -> Server {
         let now = Instant::now();
+        let mut state = ServerState::new(connection.params, STATEMENTS_MAX);
+        state.pid = connection.pid;
         Server {
             stream: connection.stream,
-            state: ServerState::new(connection.params, STATEMENTS_MAX),
+            state,
             incarnation,
             lent_at: place.pool.node.clock().now(),
             unread: BytesMut::new(),

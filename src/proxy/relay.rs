@@ -126,6 +126,7 @@ impl Ledger<'_> {
 
 impl<'a> Relay<'a> {
     pub fn new(client: ClientSide<'a>, server: &'a mut Server) -> Relay<'a> {
+        server.state.client_pid = client.handle.pid;
         let received = match server.unread.is_empty() {
             true => buffers::take(),
             false => std::mem::take(&mut server.unread),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::acquire::Placed;
 use super::refusal::Broken;
-use super::relay::{ClientSide, Relay};
+use super::relay::{ClientSide, Ledger, Relay};
 use super::wishes::needs_samples;
 use super::{Client, Ended, lost};
 use crate::cluster::pool::Server;
@@ -42,6 +42,10 @@ impl Client {
         // something.
         while self.session.must_inspect() {
             Box::pin(self.inspect(&mut server)).await?;
+        }
+        if self.session.did().read {
+            // It has been notified meanwhile.
+            self.raise_floors(&server, replica);
         }
         self.put_back(server, replica, Instant::now());
         Ok(())
@@ -131,6 +135,7 @@ impl Client {
     async fn inspect(&mut self, server: &mut Box<Server>) -> Result<(), Ended> {
         let mut relay = Relay::new(client_side!(self), server);
         relay.consumed = true;
+        relay.ledger = Some(Ledger(&self.cluster));
         let state = &mut relay.server.state;
         let session = &mut relay.client.session;
         session.say_inspection(state, &mut relay.to_server);

@@ -17,7 +17,7 @@ use crate::sql::Pin;
 use crate::sql::lexer;
 use crate::telemetry;
 use crate::wire::encode::Severity;
-use crate::wire::frame::{Header, body, header, run};
+use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
 
@@ -35,6 +35,9 @@ const ERROR_HEAD_BYTES: usize = 64 << 10;
 
 /// A notice that is longer is none by which a server takes leave, in bytes.
 const GOODBYE_BYTES_MAX: usize = 4096;
+
+/// How long the number is that a NotificationResponse begins with, of the process that notifies, in bytes.
+const PID_BYTES: usize = 4;
 
 /// The room for the proxy's own words that an idle session keeps, in bytes.
 const OWN_BYTES_KEPT: usize = 256;
@@ -165,6 +168,25 @@ impl Session {
                 };
                 if is_goodbye(body(frame)) {
                     return Err(ServerFault::Ended(body(frame).to_vec()));
+                }
+            }
+            if tag == b'A' {
+                let Some(pid) = rest.get(HEADER..HEADER + PID_BYTES) else {
+                    return Ok(at);
+                };
+                // It tells of what has been committed.
+                self.did.read = true;
+                if pid == server.pid.to_be_bytes() && len > HEADER + PID_BYTES {
+                    // The session's own, which its client knows by another number.
+                    let pid = server.client_pid.to_be_bytes();
+                    answer.say(|out| {
+                        out.extend_from_slice(&rest[..HEADER]);
+                        out.extend_from_slice(&pid);
+                    });
+                    at += HEADER + PID_BYTES;
+                    server.passing = len - HEADER - PID_BYTES;
+                    server.passing_hidden = false;
+                    continue;
                 }
             }
             let hidden = is_hidden(server);

@@ -29,6 +29,10 @@ const OWED_KEPT: usize = 256;
 /// What is known of one server connection.
 #[derive(Debug)]
 pub struct ServerState {
+    /// The number of its process, by which it is told apart in notifications; and the one that the client it works
+    /// for knows itself by.
+    pub pid: i32,
+    pub client_pid: i32,
     pub params: Params,
     pub settings: Settings,
     pub status: Status,
@@ -66,6 +70,8 @@ pub struct ServerState {
 impl ServerState {
     pub fn new(params: Params, statements_max: NonZeroUsize) -> ServerState {
         ServerState {
+            pid: 0,
+            client_pid: 0,
             params,
             settings: Settings::default(),
             status: Status::Idle,
