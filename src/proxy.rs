@@ -584,7 +584,8 @@ impl Client {
         node.wake.notify_one();
         // What the session keeps on the primary's server is not lost with another one.
         let is_kept = self.held.is_some() || !self.session.is_pinned();
-        let was_idle = self.session.status() == Status::Idle && is_kept;
+        let is_outside = self.session.status() == Status::Idle;
+        let was_idle = is_outside && is_kept;
         Ledger(&self.cluster).note(&self.session);
         // A transaction that goes on elsewhere has shown what it has shown.
         let goes_on = may_retry && self.session.roams();
@@ -593,6 +594,10 @@ impl Client {
             false => self.session.take_did(),
         };
         let wrote = did.wrote || !was_idle && !goes_on;
+        let commits = match is_outside {
+            true => did.wrote,
+            false => !self.session.roams() && server.state.may_commit(),
+        };
         if wrote {
             // It may have been a definition.
             self.catalog.look_again();
@@ -622,11 +627,11 @@ impl Client {
             }
             _ => (false, false),
         };
-        let refusal = match (&broken, wrote) {
-            (Broken::ServerIo(_) | Broken::NodeLost(_), true) if was_idle => Refusal::Unknown {
+        let refusal = match commits && may_have_succeeded(&broken) {
+            true => Refusal::Unknown {
                 node: node.name.clone(),
             },
-            _ => lost(node.name.clone(), broken),
+            false => lost(node.name.clone(), broken),
         };
         if let Some(by) = by.filter(|_| !was_cancelled) {
             let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
@@ -828,6 +833,16 @@ fn lost(node: String, broken: Broken) -> Refusal {
             node,
             error: describe(&other),
         },
+    }
+}
+
+/// Whether a server that was lost so may have done what it was told all the same.
+fn may_have_succeeded(broken: &Broken) -> bool {
+    match broken {
+        // A warning, of one that may have been waiting for standbys with its commit on disk.
+        Broken::Server(ServerFault::Ended(words)) => !message::is_fatal(words),
+        Broken::Server(ServerFault::Settings(_)) => false,
+        _ => true,
     }
 }
 

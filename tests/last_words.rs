@@ -1,12 +1,18 @@
-//! A server that goes behind its complete answer takes nothing of the answer with it, and adds nothing to it.
+//! A server's last words: behind its complete answer they add nothing to it, and in the midst of a commit they
+//! do not tell that it has failed.
 
 mod support;
 
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::client::Client;
 use support::forms::{Form, Speaker};
 use support::raw::{Raw, VERSION_3_0, error};
 use support::tap::Tap;
-use support::{Gateway, cluster_with};
-use tidegate::demo::LocalCluster;
+use support::{Gateway, cluster_with, wait_for};
+use tidegate::demo::{LocalCluster, LocalNode};
 use tidegate::wire::encode;
 
 /// What a server says that is told to end, or whose neighbour has crashed.
@@ -77,4 +83,48 @@ fn a_client_whose_session_goes_with_the_server_is_told() {
         assert!(told.contains("V=FATAL C=57P01"), "{before}: {told}");
         assert!(raw.is_ended());
     }
+}
+
+/// Ends another server of the node, so that all that are there are told to go.
+fn crash(node: &LocalNode) {
+    let other = Client::direct(node);
+    let pid = other.one("SELECT pg_backend_pid()");
+    let pid = Pid::from_raw(pid.parse().expect("a number"));
+    kill(pid, Signal::SIGKILL).expect("a process");
+}
+
+#[test]
+fn a_commit_that_waits_for_standbys_when_the_node_crashes_may_have_been_made() {
+    let cluster = cluster_with(0, &[]);
+    let node = cluster.node(0);
+    let schema = "CREATE TABLE t (n int); GRANT ALL ON t TO app;
+        ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
+    for sql in schema.split(';') {
+        node.sql("app", sql).expect(sql);
+    }
+    let gateway = Gateway::start(&cluster);
+    let [alone, listens, within] = ["", "", ""].map(|more| Client::open(&gateway, "app", more));
+    listens.rows("LISTEN channel");
+    within.rows("BEGIN");
+    within.rows("INSERT INTO t VALUES (3)");
+    node.reload().expect("reload");
+    let waiting = "SELECT count(*) = 3 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let codes = thread::scope(|scope| {
+        let errors = [
+            scope.spawn(|| alone.error("INSERT INTO t VALUES (1)")),
+            scope.spawn(|| listens.error("INSERT INTO t VALUES (2)")),
+            scope.spawn(|| within.error("COMMIT")),
+        ];
+        wait_for("the commits to wait", || {
+            node.sql("app", waiting).expect("activity") == "t"
+        });
+        crash(&node);
+        errors.map(|error| error.join().expect("an error").code().code().to_owned())
+    });
+    assert_eq!(codes, ["08007"; 3]);
+    wait_for("the node to recover", || {
+        let rows = node.sql("app", "SELECT count(*) FROM t");
+        rows.is_ok_and(|rows| rows == "3")
+    });
+    assert_eq!(alone.one("SELECT 'next'"), "next");
 }

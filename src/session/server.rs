@@ -174,6 +174,17 @@ impl ServerState {
         self.queue.iter().any(forgets)
     }
 
+    /// Whether what it has been told and has not answered may end the open transaction for good.
+    pub fn may_commit(&self) -> bool {
+        let commits = |e: &Expected| match &e.what {
+            Expect::Execute(tracked) | Expect::Query { tracked, .. } => {
+                tracked.as_ref().is_some_and(Tracked::commits)
+            }
+            _ => false,
+        };
+        self.queue.iter().any(commits)
+    }
+
     pub fn copies_in(&self) -> bool {
         self.copy_in.is_some()
     }
@@ -328,6 +339,12 @@ impl Tracked {
             matches!(s.verb, Verb::Ddl(_) | Verb::Routine) || s.pins.contains(Pin::TemporaryTable)
         };
         self.class.statements.iter().any(reshapes)
+    }
+
+    /// Whether it commits a transaction, or prepares that.
+    pub fn commits(&self) -> bool {
+        let commits = |s: &Statement| matches!(s.verb, Verb::Commit | Verb::PrepareTransaction);
+        self.class.statements.iter().any(commits)
     }
 
     /// Whether its success drops prepared statements.
