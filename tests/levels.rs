@@ -557,6 +557,25 @@ fn a_token_carries_what_a_session_has_written_and_seen() {
 }
 
 #[test]
+fn a_token_covers_what_the_open_transaction_has_read() {
+    let cluster = start(1);
+    let gateway = gateway(&cluster);
+    let [writer, reader, next] = ["", "", ""].map(|more| Client::open(&gateway, "app", more));
+    wait_for("reads on a replica", || {
+        read(&next, "").1 != cluster.primary().port()
+    });
+    cluster.node(1).pause_replay().unwrap();
+    reader.rows("BEGIN");
+    write(&writer, 1);
+    assert_eq!(read(&reader, ""), (1, cluster.primary().port()));
+    assert_eq!(read(&next, "").0, 0);
+    let token = reader.one("SHOW tidegate.token");
+    next.rows(&format!("SET tidegate.token = '{token}'"));
+    assert_eq!(read(&next, "").0, 1);
+    reader.rows("COMMIT");
+}
+
+#[test]
 fn a_token_of_the_old_primary_holds_with_the_new_one() {
     let cluster = start(2);
     let gateway = gateway(&cluster);

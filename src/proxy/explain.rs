@@ -180,7 +180,8 @@ impl Outlook<'_> {
         let or = |value: Option<String>, otherwise: &str| value.unwrap_or(otherwise.to_owned());
         let policy = &self.special.policy;
         let session = &self.client.session;
-        let token = self.client.token_now().map(|token| token.to_string());
+        let token = self.client.token_now(self.client.shown_by_now());
+        let token = token.map(|token| token.to_string());
         let transaction = match session.status() {
             Status::Idle => "none",
             Status::Failed => "failed",

@@ -15,7 +15,7 @@ use crate::cluster::moment;
 use crate::cluster::node::Node;
 use crate::cluster::pool::PoolKey;
 use crate::config::{Config, Level, ReadPrimary, TransactionReads, show_duration};
-use crate::session::consistency::Replica;
+use crate::session::consistency::{Lsn, Replica, Tick};
 use crate::session::own::{Complaint, Own, Wanted};
 use crate::session::route::{Bounds, KeyFloor, Moment, Policy, Tried};
 use crate::session::token::Token;
@@ -259,8 +259,9 @@ impl Client {
         Ok(())
     }
 
-    /// What the session has written and seen, if the sample that covers it is there.
-    pub(super) fn token_now(&self) -> Option<Token> {
+    /// What the session has written and seen, if the samples that cover it are there: the one that was started
+    /// after `shown`, too.
+    pub(super) fn token_now(&self, shown: Option<Tick>) -> Option<Token> {
         let cluster = &self.cluster;
         let timeline = cluster.clock.timeline();
         let position = {
@@ -268,23 +269,34 @@ impl Client {
             self.session.floors.position(&cluster.clock, nodes)
         };
         let is_of_it = timeline != 0 && timeline == cluster.clock.timeline();
+        let shown = match shown {
+            Some(moment) => cluster.clock.after(moment)?.lsn,
+            None => Lsn(0),
+        };
         position.filter(|_| is_of_it).map(|lsn| Token {
             system: self.session.system(),
             timeline,
-            lsn,
+            lsn: lsn.max(shown),
         })
+    }
+
+    /// The present moment, if the open transaction has been shown something: no floor has been raised for that yet,
+    /// and all of it had been committed by now.
+    pub(super) fn shown_by_now(&self) -> Option<Tick> {
+        let did = self.session.did();
+        (did.read || did.wrote).then(|| self.cluster.clock.now())
     }
 
     /// What the session has written and seen. Waits for the sample that covers it.
     async fn token(&self) -> Result<Token, Refusal> {
         let cluster = &self.cluster;
-        let began = Instant::now();
+        let (began, shown) = (Instant::now(), self.shown_by_now());
         if self.is_ahead(None) {
             cluster.look_for_primary();
         }
         loop {
             let moved = cluster.moved.notified();
-            if let Some(token) = self.token_now() {
+            if let Some(token) = self.token_now(shown) {
                 return Ok(token);
             }
             cluster.want_sample(cluster.clock.now());
