@@ -238,6 +238,11 @@ impl Session {
         self.floors.heed(&self.schema, primary);
     }
 
+    /// Whether nobody has changed the schema since then.
+    pub fn has_heeded_schema(&self) -> bool {
+        self.floors.has_heeded(&self.schema)
+    }
+
     /// Whose tokens the session takes.
     pub fn set_system(&mut self, system: u64) {
         self.system = system;

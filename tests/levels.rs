@@ -9,8 +9,12 @@ mod support;
 use std::thread;
 
 use support::client::Client;
+use support::raw::{Raw, VERSION_3_0};
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
+use tidegate::wire::encode;
+use tidegate::wire::frame::body;
+use tidegate::wire::message;
 
 /// `here` says which node has answered; a view, since a statement of the client's own that calls this
 /// function would not be one that is proven to read the same everywhere.
@@ -573,6 +577,56 @@ fn a_token_covers_what_the_open_transaction_has_read() {
     next.rows(&format!("SET tidegate.token = '{token}'"));
     assert_eq!(read(&next, "").0, 1);
     reader.rows("COMMIT");
+}
+
+#[test]
+fn a_pipeline_that_is_open_while_the_schema_changes_goes_on_elsewhere() {
+    let cluster = start(1);
+    let gateway = gateway(&cluster);
+    let changer = Client::open(&gateway, "app", "");
+    let own = "CREATE SCHEMA own AUTHORIZATION app; GRANT CREATE ON DATABASE app TO app";
+    cluster.primary().sql("app", own).unwrap();
+    changer.rows("CREATE VIEW own.shown AS SELECT 1 AS v");
+    cluster.wait_caught_up().unwrap();
+    let primary = cluster.primary().port();
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    let port = |raw: &mut Raw| {
+        raw.send(|out| encode::query(out, b"SELECT port FROM here"));
+        let row = raw.until(b'D');
+        raw.until(b'Z');
+        let value = message::data_row(body(&row)).unwrap()[0].unwrap();
+        String::from_utf8(value.to_vec()).unwrap()
+    };
+    wait_for("reads on a replica", || {
+        port(&mut raw) != primary.to_string()
+    });
+    cluster.node(1).pause_replay().unwrap();
+    raw.send(|out| {
+        encode::parse(out, b"", b"SELECT v FROM own.shown", b"\0\0");
+        encode::statement_target(out, b'D', b"");
+        out.extend_from_slice(encode::FLUSH);
+    });
+    raw.until(b'T');
+    changer.rows("CREATE OR REPLACE VIEW own.shown AS SELECT 2 AS v");
+    // Until the database has told its new catalog, anything may be a write.
+    let unknown = || gateway.metric("tidegate_queries_total", "reason=\"catalog_unknown\"");
+    let all = || gateway.metric("tidegate_queries_total", "");
+    wait_for("the catalog to be known", || {
+        let before = (unknown(), all());
+        changer.rows("SELECT port FROM here");
+        wait_for("the query to be counted", || all() > before.1);
+        unknown() == before.0
+    });
+    raw.send(|out| {
+        encode::body(out, b'B', b"\0\0\0\0\0\0\0\0");
+        encode::body(out, b'E', b"\0\0\0\0\0");
+        out.extend_from_slice(encode::SYNC);
+    });
+    let row = raw.until(b'D');
+    assert_eq!(message::data_row(body(&row)).unwrap()[0], Some(&b"2"[..]));
+    raw.until(b'Z');
+    cluster.node(1).resume_replay().unwrap();
 }
 
 #[test]

@@ -571,9 +571,7 @@ impl<'a> Relay<'a> {
                 Planned::Terminate => return Err(Broken::Client),
                 Planned::Batch(end) => {
                     took = true;
-                    if !self.client.session.is_failed()
-                        && (self.belongs_elsewhere)(self.client.batch)
-                    {
+                    if self.leaves_server() {
                         self.leave = true;
                         break;
                     }
@@ -583,6 +581,15 @@ impl<'a> Relay<'a> {
             }
         }
         Ok(took)
+    }
+
+    /// Whether the part of the pipeline that has been planned belongs elsewhere. What came before it on a replica may
+    /// be long ago, and others may have changed the schema since then.
+    fn leaves_server(&self) -> bool {
+        let session = &self.client.session;
+        let is_outdated =
+            self.transactions.is_some() && !session.roams() && !session.has_heeded_schema();
+        !session.is_failed() && (is_outdated || (self.belongs_elsewhere)(self.client.batch))
     }
 
     /// Passes on the first `n` bytes of the inbox: from where they are, if nothing waits before them.

@@ -426,9 +426,15 @@ impl Floors {
     /// Whoever changes the schema changes it for all sessions: none may read it as it was before.
     #[inline]
     pub fn heed(&mut self, schema: &Schema, primary: &Clock) {
-        if schema.version() != self.schema_version {
+        if !self.has_heeded(schema) {
             self.rise_to(schema, primary);
         }
+    }
+
+    /// Whether the schema has not been changed since then.
+    #[inline]
+    pub fn has_heeded(&self, schema: &Schema) -> bool {
+        schema.version() == self.schema_version
     }
 
     #[cold]
