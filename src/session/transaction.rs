@@ -433,7 +433,8 @@ impl Session {
             self.roaming = opening.map(roaming);
         }
         if let Some(roaming) = &mut self.roaming {
-            roaming.has_read |= batch.shows_data;
+            // The answer to a question is a query: a snapshot that is kept is of then.
+            roaming.has_read |= batch.shows_data || batch.explains && !roaming.by_statement;
             roaming.is_tied |= batch.within() == Within::Ties;
         }
     }

@@ -49,6 +49,24 @@ fn opening(session: &mut Session, server: &mut ServerState) -> Vec<String> {
 }
 
 #[test]
+fn an_explanation_makes_the_snapshot_that_is_kept() {
+    for (isolation, may_move) in [("READ COMMITTED", true), ("REPEATABLE READ", false)] {
+        let (mut session, mut replica) = (eager(), server());
+        let begin = format!("BEGIN ISOLATION LEVEL {isolation}, READ ONLY");
+        run(&mut session, &mut replica, &begin, ["BEGIN", "T"]);
+        assert!(session.may_move());
+        let question = "EXPLAIN ROUTE SELECT 1";
+        let (mut batch, client) = planned(&mut session, question);
+        batch.questions().for_each(|question| question.answer(&[]));
+        session.note(&batch);
+        session.note_place(&batch, Some(EAGER));
+        session.say(&batch, &client, &mut replica, &mut BytesMut::new());
+        heard(&mut session, &mut replica, &[done("SELECT 0"), ready("T")]);
+        assert_eq!(session.may_move(), may_move, "{isolation}");
+    }
+}
+
+#[test]
 fn what_was_set_and_saved_is_said_again_elsewhere() {
     let (mut session, mut replica, mut primary) = (eager(), server(), server());
     run(&mut session, &mut replica, "SET a.b = 1", ["SET", "I"]);
