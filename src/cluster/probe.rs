@@ -27,11 +27,12 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How often nodes are asked while there is no primary, at most.
 const SEARCH: Duration = Duration::from_millis(100);
 
-/// Where the node is, in whichever role it has; and how far a primary has flushed.
-const POSITION: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
-    CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+/// Where the node is, in whichever role it has; how far a primary has flushed; and which role that is. The role
+/// comes last: a node that is still in recovery then was so when it told its position.
+const POSITION: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
     ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
-    CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END";
+    CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END, \
+    pg_catalog.pg_is_in_recovery()";
 
 /// Makes the primary flush what it has inserted: a commit does. One that waits for standbys would
 /// take as long as they do. Gives a position beyond all that.
@@ -576,7 +577,7 @@ fn position_from(lsn: Lsn, patience: Duration) -> String {
 /// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby
 /// that has replayed nothing yet reports NULL: it is at the beginning.
 fn position(row: &[Option<&[u8]>]) -> Option<(bool, Lsn, Lsn)> {
-    let [Some(in_recovery), lsn, flushed] = *row else {
+    let [lsn, flushed, Some(in_recovery)] = *row else {
         return None;
     };
     let parse = |lsn: Option<&[u8]>| match lsn {
