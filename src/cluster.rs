@@ -12,6 +12,7 @@ pub mod fate;
 mod gate;
 pub mod keys;
 pub mod lag;
+mod metrics;
 pub mod node;
 pub mod pauses;
 pub mod pool;
@@ -71,6 +72,8 @@ pub struct Cluster {
     /// By the database's name, and whether one of them waits for a sample since it was changed.
     schemas: DashMap<Box<str>, Arc<Schema>>,
     schema_waits: AtomicBool,
+    /// The last change of all schemas that are not kept any more.
+    forgotten_schemas: Mutex<Option<Mark>>,
     demand: Demand,
     gate: Gate,
     /// A sample has been taken, or a replica has moved.
@@ -141,6 +144,7 @@ impl Cluster {
             last_write_mark: Mutex::new(Mark::new(Tick(0))),
             schemas: DashMap::new(),
             schema_waits: AtomicBool::new(false),
+            forgotten_schemas: Mutex::default(),
             demand: Demand::default(),
             gate: Gate::default(),
             moved: Notify::new(),
@@ -149,7 +153,7 @@ impl Cluster {
             roles: Roles::start(),
             keys: Keys::new(),
             store: ArcSwapOption::empty(),
-            catalogs: Catalogs::start(),
+            catalogs: Catalogs::start(&cluster.name),
         });
         cluster.share_keys(config);
         for node in &cluster.topology().nodes {
@@ -190,11 +194,38 @@ impl Cluster {
         if let Some(known) = self.schemas.get(database) {
             return known.clone();
         }
-        let new = || Arc::new(Schema::new(&format!("{}\0{database}", self.name)));
+        let new = || {
+            let name = format!("{}\0{database}", self.name);
+            Arc::new(match *self.lock_forgotten_schemas() {
+                Some(mark) => Schema::since(&name, mark),
+                None => Schema::new(&name),
+            })
+        };
         self.schemas
             .entry(database.into())
             .or_insert_with(new)
             .clone()
+    }
+
+    /// Lets go of the schema of a database that nobody uses. When it was changed still counts: for all databases
+    /// that are not known.
+    fn forget_schema(&self, database: &str) {
+        self.schemas.remove_if(database, |_, schema| {
+            let is_unused = Arc::strong_count(schema) == 1;
+            if is_unused && schema.version() > 0 {
+                let (_, mark) = schema.mark(&self.clock);
+                let mut last = self.lock_forgotten_schemas();
+                if last.is_none_or(|last| last.moment < mark.moment) {
+                    *last = Some(mark);
+                }
+            }
+            is_unused
+        });
+    }
+
+    fn lock_forgotten_schemas(&self) -> std::sync::MutexGuard<'_, Option<Mark>> {
+        let last = self.forgotten_schemas.lock();
+        last.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The schema has been changed: a sample is to say what a replica must have for it.
@@ -607,15 +638,13 @@ impl Cluster {
         self.topology().nodes.iter().all(|node| node.is_leaving())
     }
 
-    /// What is done every second: old servers are closed, gauges are set.
+    /// What is done every second: old servers are closed.
     fn tend(&self) {
-        self.catalogs.report();
         for node in &self.topology().nodes {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
             node.forget_latency();
             node.set_loss(self.loss(node));
-            node.report();
         }
     }
 }

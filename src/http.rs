@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::proxy::Proxy;
-use crate::telemetry;
+use crate::telemetry::{self, Scrape};
 
 /// The longest a request's head may take to arrive.
 const HEAD: Duration = Duration::from_secs(5);
@@ -79,9 +79,9 @@ fn answer(request: &Request<Incoming>, proxy: &Proxy) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/metrics" => {
             let mut metrics = telemetry::render();
-            let pools = proxy.clusters.pools();
-            let gauges: Vec<_> = pools.iter().map(|pool| pool.gauges()).collect();
-            telemetry::render_pools(&gauges, &mut metrics);
+            let mut scrape = Scrape::default();
+            proxy.clusters.show(&mut scrape);
+            scrape.render(&mut metrics);
             let mut response = text(StatusCode::OK, metrics);
             let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, kind);

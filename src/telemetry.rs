@@ -4,7 +4,7 @@
 //! every query records is cheaper still, see `local`.
 
 mod local;
-mod pools;
+mod scrape;
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tracing_subscriber::EnvFilter;
 
 pub use self::local::{LocalCounter, LocalHistogram};
-pub use self::pools::{PoolGauges, render_pools};
+pub use self::scrape::{Count, Level, Scrape};
 
 /// Upper bounds of duration histograms, in seconds.
 const SECONDS: [f64; 17] = [
@@ -36,7 +36,7 @@ pub fn install_recorder() -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The metrics as Prometheus reads them, but for those of [pools](render_pools).
+/// The metrics as Prometheus reads them, but for those that their owners [show](Scrape).
 pub fn render() -> String {
     local::collect();
     let mut text = RECORDER
@@ -54,7 +54,7 @@ pub fn upkeep() {
     }
 }
 
-/// The handles that are not of one node or pool.
+/// The handles that are there for as long as the process.
 pub fn metrics() -> &'static Metrics {
     static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
     &METRICS
@@ -178,9 +178,9 @@ fn class(sqlstate: &[u8]) -> &str {
     class.filter(is_one).unwrap_or("other")
 }
 
-/// Whether the store of a cluster's causal keys can be asked.
-pub fn causal_store_up(cluster: &str) -> Gauge {
-    gauge!("tidegate_causal_store_up", "cluster" => cluster.to_owned())
+/// How long it takes to ask a database of a cluster for its catalog.
+pub fn catalog_refresh_seconds(cluster: &str) -> Histogram {
+    histogram!("tidegate_catalog_refresh_seconds", "cluster" => cluster.to_owned())
 }
 
 /// Counts a login that was refused with `sqlstate`.
@@ -198,126 +198,10 @@ pub fn repairs(reason: &'static str, sqlstate: &'static str) -> Counter {
     counter!("tidegate_repairs_total", "reason" => reason, "sqlstate" => sqlstate)
 }
 
-/// The metrics of one node.
-pub struct NodeMetrics {
-    pub up: Gauge,
-    /// 0 unknown, 1 primary, 2 replica.
-    pub role: Gauge,
-    pub lsn: Gauge,
-    pub replay_lag_bytes: Gauge,
-    pub replay_lag_seconds: Gauge,
-    pub sample_age_seconds: Gauge,
-    pub samples: Counter,
-    pub in_flight: Gauge,
-}
-
-impl NodeMetrics {
-    pub fn new(cluster: &str, node: &str) -> NodeMetrics {
-        let labels = [("cluster", cluster.to_owned()), ("node", node.to_owned())];
-        NodeMetrics {
-            up: gauge!("tidegate_up", &labels),
-            role: gauge!("tidegate_role", &labels),
-            lsn: gauge!("tidegate_lsn", &labels),
-            replay_lag_bytes: gauge!("tidegate_replay_lag_bytes", &labels),
-            replay_lag_seconds: gauge!("tidegate_replay_lag_seconds", &labels),
-            sample_age_seconds: gauge!("tidegate_sample_age_seconds", &labels),
-            samples: counter!("tidegate_samples_total", &labels),
-            in_flight: gauge!("tidegate_in_flight", &labels),
-        }
-    }
-
-    /// The node is no longer watched: its last values must not be taken for its present ones, nor
-    /// for those of a node that is down.
-    pub fn clear(&self) {
-        let all = [
-            &self.up,
-            &self.role,
-            &self.lsn,
-            &self.replay_lag_bytes,
-            &self.replay_lag_seconds,
-            &self.sample_age_seconds,
-            &self.in_flight,
-        ];
-        for gauge in all {
-            gauge.set(f64::NAN);
-        }
-    }
-}
-
-/// The metrics of what is known of one database's catalog.
-pub struct CatalogMetrics {
-    pub epoch: Gauge,
-    pub names: Gauge,
-    pub age_seconds: Gauge,
-    pub refreshed: Counter,
-    pub failed: Counter,
-    pub seconds: Histogram,
-}
-
-impl CatalogMetrics {
-    pub fn new(cluster: &str, database: &str) -> CatalogMetrics {
-        let labels = |result: Option<&str>| {
-            let mut labels = vec![
-                ("cluster", cluster.to_owned()),
-                ("database", database.to_owned()),
-            ];
-            labels.extend(result.map(|result| ("result", result.to_owned())));
-            labels
-        };
-        CatalogMetrics {
-            epoch: gauge!("tidegate_catalog_epoch", &labels(None)),
-            names: gauge!("tidegate_catalog_names", &labels(None)),
-            age_seconds: gauge!("tidegate_catalog_age_seconds", &labels(None)),
-            refreshed: counter!("tidegate_catalog_refreshes_total", &labels(Some("ok"))),
-            failed: counter!("tidegate_catalog_refreshes_total", &labels(Some("failed"))),
-            seconds: histogram!("tidegate_catalog_refresh_seconds", &labels(None)),
-        }
-    }
-
-    /// Nobody uses the database: nothing is known of it.
-    pub fn clear(&self) {
-        for gauge in [&self.epoch, &self.names, &self.age_seconds] {
-            gauge.set(f64::NAN);
-        }
-    }
-}
-
 fn describe() {
     use metrics::{
         describe_counter as counter, describe_gauge as gauge, describe_histogram as histo,
     };
-    gauge!("tidegate_up", "Whether the node answers its probes.");
-    gauge!(
-        "tidegate_role",
-        "The node's observed role: 0 unknown, 1 primary, 2 replica."
-    );
-    gauge!(
-        "tidegate_lsn",
-        "Insert position of a primary, replay position of a replica."
-    );
-    gauge!(
-        "tidegate_replay_lag_bytes",
-        Unit::Bytes,
-        "Primary's insert minus node's replay position."
-    );
-    gauge!(
-        "tidegate_replay_lag_seconds",
-        Unit::Seconds,
-        "How long ago the primary passed the node's replay position."
-    );
-    gauge!(
-        "tidegate_sample_age_seconds",
-        Unit::Seconds,
-        "Age of the newest sample of the node's position."
-    );
-    counter!(
-        "tidegate_samples_total",
-        "How often the node was asked for its position."
-    );
-    gauge!(
-        "tidegate_in_flight",
-        "Servers of the node that are serving a client."
-    );
     counter!(
         "tidegate_queries_total",
         "Batches of queries, by where they went and why."
@@ -408,30 +292,9 @@ fn describe() {
         Unit::Seconds,
         "How long look-ups of roles took, each of all that waited together."
     );
-    gauge!(
-        "tidegate_causal_store_up",
-        "Whether the store of causal keys (consistency.redis) can be asked."
-    );
     counter!(
         "tidegate_causal_floors_written_total",
         "Floors of causal keys that were written to the store, for other proxies."
-    );
-    gauge!(
-        "tidegate_catalog_epoch",
-        "The number of what is known of the database's catalog, another one for other contents; 0 \
-         while it is not known."
-    );
-    gauge!(
-        "tidegate_catalog_names",
-        "Names of the database's catalog that decide where statements go."
-    );
-    gauge!(
-        "tidegate_catalog_age_seconds",
-        "How long ago the database was asked for its catalog with success."
-    );
-    counter!(
-        "tidegate_catalog_refreshes_total",
-        "How often databases were asked for their catalogs, by the result: ok, failed."
     );
     histo!(
         "tidegate_catalog_refresh_seconds",

@@ -402,3 +402,35 @@ fn few_databases_are_asked_at_a_time() {
         epochs.len() == names.len() && epochs.iter().all(|(_, epoch)| *epoch > 0.0)
     });
 }
+
+#[test]
+fn nothing_is_shown_of_databases_that_are_gone() {
+    let cluster = cluster();
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let routing = "[routing]\ncatalog_interval = \"1s\"\n[pool]\nidle_timeout = \"1s\"\n";
+        format!("{routing}{config}")
+    });
+    let metrics = || gateway.get("/metrics").expect("metrics");
+    let use_and_drop = |name: &str| {
+        let primary = cluster.primary();
+        let create = format!("CREATE DATABASE {name}");
+        primary.sql("postgres", &create).expect("created");
+        let url = gateway.url("app");
+        let session = Session::open(&url.replace("dbname=app", &format!("dbname={name}")));
+        session.run("SELECT 1");
+        let database = format!("database=\"{name}\"");
+        assert!(metrics().contains(&database));
+        drop(session);
+        let dropped = format!("DROP DATABASE {name} WITH (FORCE)");
+        primary.sql("postgres", &dropped).expect("dropped");
+        wait_for("it to be forgotten", || !metrics().contains(&database));
+    };
+    let lines = || metrics().lines().count();
+    // Some are there once something has happened for the first time.
+    use_and_drop("first");
+    let before = lines();
+    for n in 0..3 {
+        use_and_drop(&format!("test_{n}"));
+    }
+    assert_eq!(lines(), before);
+}

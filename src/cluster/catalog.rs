@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use metrics::Histogram;
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore};
@@ -25,7 +26,7 @@ use crate::session::catalog::{Doubt, Known};
 use crate::session::effects;
 use crate::sql::catalog::{self, Catalog};
 use crate::sql::functions::Rules;
-use crate::telemetry::CatalogMetrics;
+use crate::telemetry::{self, Count, Scrape};
 
 /// How long an answer may take, in all and on the server. It is meant for databases of many thousand
 /// functions; most answer in milliseconds.
@@ -69,6 +70,7 @@ pub struct Catalogs {
     /// Who has a permit asks: those of which nothing is known are not to wait for the others.
     first: Semaphore,
     again: Semaphore,
+    seconds: Histogram,
 }
 
 /// One database.
@@ -83,17 +85,20 @@ pub struct Watched {
     answered: Notify,
     /// When it has answered last.
     refreshed: Mutex<Option<Instant>>,
-    metrics: CatalogMetrics,
+    /// How often it has answered, and how often not.
+    refreshed_times: Count,
+    failed_times: Count,
 }
 
 impl Catalogs {
     /// To be called within the runtime that is to ask.
-    pub fn start() -> Catalogs {
+    pub fn start(cluster: &str) -> Catalogs {
         Catalogs {
             runtime: Handle::current(),
             databases: DashMap::default(),
             first: Semaphore::new(AT_ONCE),
             again: Semaphore::new(AT_ONCE),
+            seconds: telemetry::catalog_refresh_seconds(cluster),
         }
     }
 
@@ -120,9 +125,10 @@ impl Catalogs {
         removed.is_some()
     }
 
-    /// What is done every second.
-    pub fn report(&self) {
-        self.databases.iter().for_each(|watched| watched.report());
+    /// Shows the metrics of all of them.
+    pub fn show(&self, cluster: &str, scrape: &mut Scrape) {
+        let databases = self.databases.iter();
+        databases.for_each(|watched| watched.show(cluster, scrape));
     }
 }
 
@@ -161,7 +167,8 @@ impl Cluster {
                 wake: Notify::new(),
                 answered: Notify::new(),
                 refreshed: Mutex::default(),
-                metrics: CatalogMetrics::new(&self.name, database),
+                refreshed_times: Count::default(),
+                failed_times: Count::default(),
             });
             let task = watch(self.clone(), watched.clone());
             self.catalogs.runtime.spawn(task);
@@ -204,20 +211,38 @@ impl Watched {
         self.login.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(&self) {
+    fn show(&self, cluster: &str, scrape: &mut Scrape) {
+        let labels = [("cluster", cluster), ("database", &*self.database)];
         let known = self.known.catalog();
         let epoch = known.as_ref().map_or(0, |catalog| catalog.epoch());
-        self.metrics.epoch.set(epoch as f64);
+        let help = "The number of what is known of the database's catalog, another one for other contents; 0 \
+                    while it is not known.";
+        scrape.gauge("tidegate_catalog_epoch", help, &labels, epoch as f64);
         let names = known.map_or(0, |catalog| catalog.len());
-        self.metrics.names.set(names as f64);
+        let help = "Names of the database's catalog that decide where statements go.";
+        scrape.gauge("tidegate_catalog_names", help, &labels, names as f64);
         let refreshed = *self
             .refreshed
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(refreshed) = refreshed {
-            self.metrics
-                .age_seconds
-                .set(refreshed.elapsed().as_secs_f64());
+            let age = refreshed.elapsed().as_secs_f64();
+            let help = "How long ago the database was asked for its catalog with success.";
+            scrape.gauge("tidegate_catalog_age_seconds", help, &labels, age);
+        }
+        for (result, times) in [
+            ("ok", &self.refreshed_times),
+            ("failed", &self.failed_times),
+        ] {
+            let labels = [&labels[..], &[("result", result)]].concat();
+            let help =
+                "How often databases were asked for their catalogs, by the result: ok, failed.";
+            scrape.counter(
+                "tidegate_catalog_refreshes_total",
+                help,
+                &labels,
+                times.get(),
+            );
         }
     }
 
@@ -227,7 +252,7 @@ impl Watched {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *refreshed = Some(Instant::now());
-        self.metrics.refreshed.increment(1);
+        self.refreshed_times.increment(1);
     }
 }
 
@@ -250,7 +275,7 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
         drop(turn);
         let asked = answer.unwrap_or(Err(AskError::Timeout));
         let took = began.elapsed();
-        watched.metrics.seconds.record(took);
+        cluster.catalogs.seconds.record(took);
         let interval = cluster.topology().config.routing.catalog_interval;
         let pause = match asked {
             Ok((catalog, effects)) => {
@@ -264,12 +289,11 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
             }
             Err(error) => {
                 watched.known.learn_nothing();
-                watched.metrics.failed.increment(1);
+                watched.failed_times.increment(1);
                 complain(&cluster, &watched, &error, &mut complaint);
                 RETRY
             }
         };
-        watched.report();
         watched.answered.notify_waiters();
         // However often it is woken, it asks for a part of the time only.
         let share = if took > DEAR { PAUSE_SHARE } else { 0 };
@@ -280,8 +304,11 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
             // A new primary may not have all that the old one had.
             () = wait_for_primary(&cluster, changed) => false,
         };
-        if cluster.is_gone() || idle && cluster.catalogs.forget_unused(&watched) {
-            watched.metrics.clear();
+        if idle && cluster.catalogs.forget_unused(&watched) {
+            cluster.forget_schema(&watched.database);
+            return;
+        }
+        if cluster.is_gone() {
             return;
         }
     }

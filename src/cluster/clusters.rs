@@ -11,6 +11,7 @@ use super::pool::Pool;
 use super::{Cluster, retire};
 use crate::config::Config;
 use crate::net::tls::Material;
+use crate::telemetry::Scrape;
 
 /// All clusters of the configuration.
 pub struct Clusters {
@@ -63,6 +64,13 @@ impl Clusters {
             }
         }
         pools
+    }
+
+    /// Shows the metrics of all that the clusters have now.
+    pub fn show(&self, scrape: &mut Scrape) {
+        for cluster in self.list.load().iter() {
+            cluster.show(scrape);
+        }
     }
 
     /// The cluster, if there is but one.

@@ -77,7 +77,6 @@ impl Cluster {
             // for, the others whether they follow it.
             old.nodes.iter().for_each(|node| node.wake.notify_one());
         }
-        old.nodes.iter().for_each(|node| node.report());
         self.changed.notify_waiters();
         self.has_moved();
     }

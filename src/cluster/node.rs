@@ -9,13 +9,13 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use super::metrics::NodeMetrics;
 use super::pauses::Pauses;
 use super::pool::{Pool, PoolKey};
 use crate::config;
 use crate::net::tls::NodeSide;
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica};
 use crate::session::route::{Candidate, Moment, Serving};
-use crate::telemetry::NodeMetrics;
 
 /// One PostgreSQL instance.
 pub struct Node {
@@ -141,7 +141,7 @@ impl Node {
             clock: Clock::new(),
             pools: DashMap::new(),
             wake: Notify::new(),
-            metrics: NodeMetrics::new(cluster, &node.name),
+            metrics: NodeMetrics::default(),
             epoch: Instant::now(),
             sampled_us: AtomicU64::new(0),
             asked_us: AtomicU64::new(0),
@@ -174,7 +174,6 @@ impl Node {
             let since = if up { 0 } else { self.age_us().max(1) };
             self.down_us.store(since, Ordering::SeqCst);
         }
-        self.report();
     }
 
     /// For how long it has been down; `None` while it is not.
@@ -209,25 +208,6 @@ impl Node {
         self.probed.store(true, Ordering::SeqCst);
     }
 
-    /// Sets the gauges that show its state. A node that is down has no role.
-    pub fn report(&self) {
-        if self.is_leaving() {
-            return;
-        }
-        let up = self.is_up();
-        let role = if up {
-            self.role.load(Ordering::SeqCst)
-        } else {
-            0
-        };
-        self.metrics.up.set(if up { 1.0 } else { 0.0 });
-        self.metrics.role.set(f64::from(role));
-        self.metrics.in_flight.set(f64::from(self.in_flight()));
-        if let Some(age) = self.sample_age() {
-            self.metrics.sample_age_seconds.set(age.as_secs_f64());
-        }
-    }
-
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst)
     }
@@ -235,7 +215,6 @@ impl Node {
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::SeqCst);
         self.wake.notify_one();
-        self.metrics.clear();
     }
 
     pub fn set_resting(&self, resting: bool) {
@@ -256,7 +235,6 @@ impl Node {
         self.drained.store(drained, Ordering::SeqCst);
         // A pool that is made meanwhile looks at the node, and is either seen here or has seen that.
         self.pools.iter().for_each(|pool| pool.set_drained(drained));
-        self.report();
     }
 
     /// Closes what is idle on it: it has no connection left, and who may not wait for one needs it more.

@@ -28,7 +28,7 @@ use crate::session::consistency::{Incarnation, Replica, Tick};
 use crate::session::server::ServerState;
 use crate::session::settings::Settings;
 use crate::sql::Isolation;
-use crate::telemetry::{self, PoolGauges};
+use crate::telemetry;
 use crate::wire::encode;
 use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, Status};
@@ -446,18 +446,6 @@ impl Pool {
     /// What servers are opened with.
     pub fn credential(&self) -> Proven {
         self.lock().credential.clone()
-    }
-
-    /// The same for whoever watches.
-    pub fn gauges(&self) -> PoolGauges<'_> {
-        let census = self.census();
-        let (node, key) = (&self.node, &self.key);
-        PoolGauges {
-            of: [&node.cluster, &node.name, &key.database, &key.user],
-            idle: census.idle,
-            active: census.active,
-            waiting: census.waiting,
-        }
     }
 
     fn try_checkout(

@@ -110,7 +110,6 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
         }
         trouble.rest(&cluster, &node, &config.health).await;
     }
-    node.metrics.clear();
 }
 
 /// Why a node is not watched now.

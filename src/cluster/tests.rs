@@ -271,3 +271,26 @@ fn rivals_are_told_apart_while_their_probes_reconnect() {
         assert!(!is_split(&one));
     }
 }
+
+#[test]
+fn a_schema_that_nobody_uses_is_forgotten_but_not_that_it_was_changed() {
+    let unwatched = Unwatched::new(&config(&["127.0.0.1:1"]));
+    let cluster = &unwatched.cluster;
+    let used = cluster.schema("used");
+    cluster.schema("never_changed");
+    cluster.forget_schema("never_changed");
+    assert_eq!(cluster.schema("new").version(), 0);
+    cluster.schema("changed").changed();
+    let (version, mark) = cluster.schema("changed").mark(&cluster.clock);
+    assert_eq!(version, 1);
+    for database in ["used", "new", "changed"] {
+        cluster.forget_schema(database);
+    }
+    assert_eq!(cluster.schemas.len(), 1, "one is in use");
+    assert_eq!(used.version(), 0);
+    for database in ["changed", "another"] {
+        let schema = cluster.schema(database);
+        assert_ne!(schema.version(), 0, "its sessions are to heed the mark");
+        assert_eq!(schema.mark(&cluster.clock).1, mark);
+    }
+}

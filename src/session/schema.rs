@@ -27,6 +27,15 @@ impl Schema {
         }
     }
 
+    /// One of which no more is known than that all its changes had been made by `mark`.
+    pub fn since(database: &str, mark: Mark) -> Schema {
+        Schema {
+            version: AtomicU32::new(1),
+            mark: Mutex::new((1, mark)),
+            ..Schema::new(database)
+        }
+    }
+
     pub fn database(&self) -> &Arc<str> {
         &self.database
     }

@@ -137,6 +137,11 @@ impl Store {
         self.broken.notify_one();
     }
 
+    /// Whether it can be asked.
+    pub fn is_up(&self) -> bool {
+        self.connection.load().is_some()
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
@@ -253,7 +258,6 @@ fn read(system: u64, text: &str) -> Option<Token> {
 /// Keeps the store connected and tells it what sessions here have been acknowledged, until it is
 /// closed.
 pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
-    let up = telemetry::causal_store_up(&cluster.name);
     let mut was_up = None;
     while !store.is_closed() {
         let error = match connect(&store).await {
@@ -262,7 +266,6 @@ pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
                     tracing::info!(cluster = %cluster.name, "store of causal keys is connected");
                 }
                 was_up = Some(true);
-                up.set(1.0);
                 store.connection.store(Some(Arc::new(connection.clone())));
                 let ended = serve(&cluster, &store, &mut connection).await;
                 store.connection.store(None);
@@ -273,7 +276,6 @@ pub async fn keep(cluster: Arc<Cluster>, store: Arc<Store>) {
             }
             Err(error) => error,
         };
-        up.set(0.0);
         if was_up != Some(false) {
             tracing::warn!(cluster = %cluster.name, %error, "store of causal keys is away: reads of sessions with a key go to the primary");
         }
