@@ -4,6 +4,7 @@
 
 pub mod buffers;
 pub mod flow;
+mod reach;
 pub mod stream;
 pub mod tls;
 pub mod unix;

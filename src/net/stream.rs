@@ -16,6 +16,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncReadExt, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::reach;
 use super::tls::stream::Tls;
 
 sockopt_impl!(
@@ -88,7 +89,8 @@ impl Stream {
             let path = super::unix::path(Path::new(host), port);
             return Ok(Stream::Unix(UnixStream::connect(path).await?));
         }
-        Stream::tcp(TcpStream::connect((host, port)).await?)
+        let addresses = tokio::net::lookup_host((host, port)).await?;
+        Stream::tcp(reach::any(addresses.collect()).await?)
     }
 
     /// The other end.
