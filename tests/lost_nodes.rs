@@ -2,6 +2,10 @@
 
 mod support;
 
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 
 use support::client::Client;
@@ -128,4 +132,79 @@ fn what_runs_on_a_primary_that_stands_still_ends_with_the_hold() {
         gateway.metric("tidegate_up", "") == 1.0
     });
     assert_eq!(client.one(WRITE), node.port().to_string());
+}
+
+/// A name of a server, that can be made to lead to another one for who comes then.
+struct Name {
+    address: String,
+    target: Arc<AtomicU16>,
+    /// How many have come since.
+    came: Arc<AtomicUsize>,
+}
+
+impl Name {
+    fn of(node: &LocalNode) -> Name {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let name = Name {
+            address: listener.local_addr().expect("an address").to_string(),
+            target: Arc::new(AtomicU16::new(node.port())),
+            came: Arc::default(),
+        };
+        let (target, came) = (name.target.clone(), name.came.clone());
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                came.fetch_add(1, Ordering::SeqCst);
+                let _ = pass(client, target.load(Ordering::SeqCst));
+            }
+        });
+        name
+    }
+
+    fn lead_to(&self, node: &LocalNode) {
+        self.came.store(0, Ordering::SeqCst);
+        self.target.store(node.port(), Ordering::SeqCst);
+    }
+}
+
+/// Passes one connection on, both ways, for as long as it is there.
+fn pass(client: TcpStream, port: u16) -> io::Result<()> {
+    let server = TcpStream::connect(("127.0.0.1", port))?;
+    let ways = [(client.try_clone()?, server.try_clone()?), (server, client)];
+    for (mut from, mut to) in ways {
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_that_leads_to_another_server_is_followed() {
+    let cluster = start(1);
+    let (old, new) = (cluster.node(0), cluster.node(1));
+    let name = Name::of(&old);
+    let gateway = Gateway::start_on(1, |port, http_port| {
+        let config = cluster.config_for(port, http_port);
+        let (config, nodes) = config.split_once("[[cluster.node]]").expect("nodes");
+        assert!(nodes.contains(&old.address()));
+        let address = &name.address;
+        format!("{config}[[cluster.node]]\naddress = \"{address}\"\n[failover]\nhold = \"10m\"\n")
+    });
+    let [client, within] = ["", ""].map(|more| Client::open(&gateway, "app", more));
+    within.rows("BEGIN");
+    within.rows("UPDATE t SET v = 7");
+    within.rows("ROLLBACK AND CHAIN");
+    client.rows("SELECT 1");
+    new.promote().expect("promoted");
+    name.lead_to(&new);
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE usename = 'app' AND state = 'idle'";
+    old.sql("postgres", end).expect("ended");
+    assert_eq!(client.one(WRITE), new.port().to_string());
+    // Those of the probe and the pool, and of the role's catalog and the like.
+    assert!(name.came.load(Ordering::SeqCst) < 20, "{:?}", name.came);
+    // Its server is still there, and would take it.
+    let error = within.error("UPDATE t SET v = 8");
+    assert_eq!(error.code().code(), "57P01");
 }

@@ -64,6 +64,10 @@ pub struct Node {
     latency_us: AtomicU32,
     clock: Clock,
     pub pools: DashMap<PoolKey, Arc<Pool>>,
+    /// Connections in a row that could not be made.
+    failed_connects: AtomicU32,
+    /// New connections fail, or lead to another server than its probe's: that is to connect anew.
+    doubted: AtomicBool,
     /// Wakes the probe: traffic has met an error, or somebody waits for a position.
     pub wake: Notify,
     pub metrics: NodeMetrics,
@@ -84,7 +88,7 @@ pub enum Role {
 /// Why nobody is to wait for an answer of a node's servers, as clients are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Loss {
-    #[error("another node is the primary now")]
+    #[error("another server has taken its place")]
     Superseded,
     #[error("the node does not answer any more")]
     Down,
@@ -140,6 +144,8 @@ impl Node {
             latency_us: AtomicU32::new(0),
             clock: Clock::new(),
             pools: DashMap::new(),
+            failed_connects: AtomicU32::new(0),
+            doubted: AtomicBool::new(false),
             wake: Notify::new(),
             metrics: NodeMetrics::default(),
             epoch: Instant::now(),
@@ -198,6 +204,40 @@ impl Node {
             Some(Loss::Down) => 2,
         };
         self.loss.store(loss, Ordering::SeqCst);
+    }
+
+    /// A connection to it has been made, to a server in this life.
+    pub fn note_connect(&self, life: Incarnation) {
+        self.failed_connects.store(0, Ordering::Relaxed);
+        if !self.may_be_in(life) {
+            self.doubt();
+        }
+    }
+
+    /// A connection to it could not be made. The connection of its probe may be an old one, and tell nothing of that.
+    pub fn note_failed_connect(&self) {
+        /// So many in a row are no mishap.
+        const DOUBTED_AFTER: u32 = 3;
+        self.wake.notify_one();
+        if self.failed_connects.fetch_add(1, Ordering::Relaxed) + 1 >= DOUBTED_AFTER {
+            self.failed_connects.store(0, Ordering::Relaxed);
+            self.doubt();
+        }
+    }
+
+    fn doubt(&self) {
+        self.doubted.store(true, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    /// Whether its probe is to connect anew.
+    pub fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::SeqCst)
+    }
+
+    /// Its probe connects anew.
+    pub fn settle_doubt(&self) {
+        self.doubted.store(false, Ordering::SeqCst);
     }
 
     pub fn is_probed(&self) -> bool {

@@ -509,6 +509,7 @@ impl Pool {
             let error = match self.connect(limit).await {
                 Ok((connection, life)) => {
                     telemetry::metrics().server_connects.increment(1);
+                    self.node.note_connect(life);
                     self.node.begin_use();
                     self.has_grown();
                     let mut server = Server::new(connection, life, place);
@@ -523,7 +524,7 @@ impl Pool {
                 continue;
             }
             if error.is_node_away() {
-                self.node.wake.notify_one();
+                self.node.note_failed_connect();
             }
             let mut inner = self.lock();
             let is_first = inner.refused.is_none();

@@ -27,6 +27,9 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How often nodes are asked while there is no primary, at most.
 const SEARCH: Duration = Duration::from_millis(100);
 
+/// How often its probe connects anew to a node whose name leads now here and now there, at most.
+const DOUBT_PAUSE: Duration = Duration::from_secs(1);
+
 /// Where the node is, in whichever role it has; how far a primary has flushed; and which role that is. The role
 /// comes last: a node that is still in recovery then was so when it told its position.
 const POSITION: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -160,6 +163,7 @@ struct Probe {
     segment: u64,
     /// It has WAIT FOR LSN (PostgreSQL 19).
     can_wait: bool,
+    opened: Instant,
     last_start: Instant,
     steps: Steps,
     /// Polls since the position last changed, while somebody waits for it.
@@ -176,6 +180,7 @@ struct Probe {
 
 impl Probe {
     async fn open(cluster: &Cluster, node: &Node) -> Result<Probe, ProbeError> {
+        node.settle_doubt();
         let config = cluster.topology().config.clone();
         let monitor = config.monitor(&cluster.name);
         let tls = node.tls.load_full();
@@ -201,6 +206,7 @@ impl Probe {
             block: 0,
             segment: 0,
             can_wait: false,
+            opened: Instant::now(),
             last_start: Instant::now(),
             steps: Steps::new(),
             stalled: 0,
@@ -251,6 +257,10 @@ impl Probe {
                     break;
                 }
                 self.config = config.clone();
+            }
+            if node.is_doubted() && self.opened.elapsed() >= DOUBT_PAUSE {
+                tracing::info!(cluster = %cluster.name, %node.name, "node is connected to anew: other connections fail, or lead to another server");
+                break;
             }
             let poll = config.consistency.poll_interval;
             let pause = self.pause(cluster, node, poll);

@@ -565,8 +565,9 @@ impl Client {
     fn lend_primary(&mut self, reason: Reason) -> Result<Option<Placed>, Refusal> {
         let topology = self.topology.load();
         let server = if let Some(server) = self.held.take() {
-            if !topology.may_hold(server.node().id()) {
-                // What it holds open on a node that is the primary no more must not be committed.
+            let node = server.node();
+            if !topology.may_hold(node.id()) || !node.may_be_in(server.incarnation) {
+                // What it holds open on a server that is the primary no more must not be committed.
                 return Err(Refusal::PrimaryChanged {
                     node: server.node().name.clone(),
                 });

@@ -282,8 +282,10 @@ impl<'a> Relay<'a> {
     fn look_at_server(&mut self, wrote_all: bool) -> Result<(), Broken> {
         let state = &self.server.state;
         let owes = !(state.is_quiet() || state.copies_in() || state.awaits_sync());
+        let node = self.server.node();
         let loss = match owes || !wrote_all {
-            true => self.server.node().loss(),
+            true if !node.may_be_in(self.server.incarnation) => Some(Loss::Superseded),
+            true => node.loss(),
             false => None,
         };
         let was_silent = std::mem::replace(&mut self.is_silent, loss.is_some());
