@@ -51,7 +51,11 @@ const PROBES: [(&str, &[&[&str]]); 5] = [
 ];
 
 /// How they begin. Only such texts are searched.
-const PROBE_STARTS: [&[u8]; 2] = [b"SELECT pg_catalog.", b"SELECT (EXTRACT("];
+const PROBE_STARTS: [&[u8]; 3] = [
+    b"SELECT pg_catalog.",
+    b"SELECT CASE WHEN pg_catalog.",
+    b"SELECT (EXTRACT(",
+];
 
 fn main() -> ExitCode {
     match serve() {
