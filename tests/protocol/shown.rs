@@ -33,10 +33,7 @@ impl Names {
                 }
             }
             b'A' => rename(&mut self.processes, &mut body[..4]),
-            b'K' => {
-                rename(&mut self.processes, &mut body[..4]);
-                return format!("K {} {} bytes", body[..4].escape_ascii(), body.len());
-            }
+            b'K' => return format!("K {} bytes", body.len()),
             b'R' if body.len() > 4 && body[3] >= 11 => body.truncate(4),
             b'E' | b'N' if errors_by_code => return code_alone(tag, &body),
             _ => {}
