@@ -41,8 +41,8 @@ fn at_level(gateway: &Gateway, level: &str) -> Client {
     Client::open(gateway, "app", &level)
 }
 
-/// Waits until the node runs a statement that has this in it, and has it stand still.
-fn freeze_when_it_runs(node: &LocalNode, words: &str) {
+/// Waits until the node runs a statement that has this in it.
+fn wait_to_run(node: &LocalNode, words: &str) {
     let runs = format!(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'active' \
          AND usename = 'app' AND query LIKE '%{words}%')"
@@ -50,7 +50,12 @@ fn freeze_when_it_runs(node: &LocalNode, words: &str) {
     wait_for("the statement to run", || {
         node.sql("postgres", &runs).expect("activity") == "t"
     });
-    node.freeze();
+}
+
+/// A read that tells where it has run, and does not end on this node.
+fn sleeping_read(node: &LocalNode) -> String {
+    let port = node.port();
+    format!("SELECT port, pg_sleep(CASE port WHEN {port} THEN 3600 ELSE 0 END) IS NULL FROM here")
 }
 
 #[test]
@@ -59,13 +64,10 @@ fn a_read_on_a_replica_that_stands_still_is_answered_by_another_node() {
     let (primary, replica) = (cluster.node(0), cluster.node(1));
     let gateway = with_hold(&cluster, "10m");
     let client = at_level(&gateway, "eventual");
-    let sleep = format!(
-        "pg_sleep(CASE port WHEN {} THEN 3600 ELSE 0 END)",
-        replica.port()
-    );
     thread::scope(|scope| {
-        let read = scope.spawn(|| client.one(&format!("SELECT port, {sleep} IS NULL FROM here")));
-        freeze_when_it_runs(&replica, "pg_sleep");
+        let read = scope.spawn(|| client.one(&sleeping_read(&replica)));
+        wait_to_run(&replica, "pg_sleep");
+        replica.freeze();
         assert_eq!(read.join().expect("an answer"), primary.port().to_string());
     });
     assert_eq!(
@@ -91,11 +93,14 @@ fn what_runs_on_a_primary_whose_place_is_taken_ends() {
     // Unless another one is found nothing ends.
     let gateway = with_hold(&cluster, "10m");
     let [alone, within] = ["", ""].map(|more| Client::open(&gateway, "app", more));
+    let reader = at_level(&gateway, "primary");
     within.rows("BEGIN");
     let _holder = lock(&old);
     thread::scope(|scope| {
         let written = scope.spawn(|| alone.error(WRITE));
         let within = scope.spawn(|| within.error("UPDATE t SET v = v + 7"));
+        let read = scope.spawn(|| reader.one(&sleeping_read(&old)));
+        wait_to_run(&old, "pg_sleep");
         for words in ["v + 7", "v + 1"] {
             let runs = format!(
                 "SELECT EXISTS (SELECT FROM pg_stat_activity \
@@ -109,6 +114,7 @@ fn what_runs_on_a_primary_whose_place_is_taken_ends() {
         new.promote().expect("promoted");
         assert_eq!(written.join().expect("an error").code().code(), "08007");
         assert_eq!(within.join().expect("an error").code().code(), "08006");
+        assert_eq!(read.join().expect("an answer"), new.port().to_string());
     });
     assert_eq!(alone.one(WRITE), new.port().to_string());
     assert_eq!(new.sql("app", "SELECT v FROM t").expect("read"), "1");
@@ -123,7 +129,8 @@ fn what_runs_on_a_primary_that_stands_still_ends_with_the_hold() {
     let holder = lock(&node);
     thread::scope(|scope| {
         let written = scope.spawn(|| client.error(WRITE));
-        freeze_when_it_runs(&node, "v + 1");
+        wait_to_run(&node, "v + 1");
+        node.freeze();
         assert_eq!(written.join().expect("an error").code().code(), "08007");
     });
     node.thaw();
