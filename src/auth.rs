@@ -134,6 +134,14 @@ impl Proven {
         Proven { credential, order }
     }
 
+    /// The password to log in with instead, in the same order.
+    pub fn replaced_by(&self, password: &Secret) -> Proven {
+        Proven {
+            credential: Some(Credential::Password(password.clone())),
+            order: self.order,
+        }
+    }
+
     pub fn is_newer_than(&self, other: &Proven) -> bool {
         self.order > other.order
     }

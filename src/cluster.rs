@@ -42,7 +42,7 @@ use self::node::{Node, Role};
 use self::pauses::Pauses;
 use self::pool::{Pool, PoolKey};
 use self::roles::Roles;
-use crate::auth::Proven;
+use crate::auth::{Credential, Proven};
 use crate::config::{self, Config};
 use crate::net::tls::{Material, NodeSide};
 use crate::session::consistency::{
@@ -554,9 +554,19 @@ impl Cluster {
             retire(node);
         }
         self.share_keys(config);
+        // Sessions that are open know the old one.
+        let changed = |user: &str| {
+            let password = config.auth.password(user);
+            let changed = password.filter(|new| old.config.auth.password(user) != Some(new));
+            changed.map(|password| Proven::now(Some(Credential::Password(password.clone()))))
+        };
         for pool in nodes.iter().flat_map(|node| node.pools.iter()) {
             pool.set_limits(&config.pool);
+            if let Some(changed) = changed(&pool.key().user) {
+                pool.set_credential(&changed);
+            }
         }
+        self.catalogs.set_credentials(changed);
         if Rules::of(&config.routing) != Rules::of(&old.config.routing) {
             self.catalogs.outdate();
         } else if config.routing.catalog_interval != old.config.routing.catalog_interval {
@@ -687,13 +697,12 @@ fn retire(node: &Arc<Node>) {
     }
 }
 
-/// The pool of `node` for `key`; made if there is none.
-pub fn pool(
-    node: &Arc<Node>,
-    key: &PoolKey,
-    credential: &Proven,
-    limits: &config::Pool,
-) -> Arc<Pool> {
+/// The pool of `node` for `key`; made if there is none. Its servers are opened with what is configured for the user, or
+/// else with the `credential` of a session.
+pub fn pool(node: &Arc<Node>, key: &PoolKey, credential: &Proven, config: &Config) -> Arc<Pool> {
+    let configured = config.auth.password(&key.user);
+    let configured = configured.map(|password| credential.replaced_by(password));
+    let credential = configured.as_ref().unwrap_or(credential);
     if let Some(pool) = node.pools.get(key) {
         pool.set_credential(credential);
         return pool.clone();
@@ -703,7 +712,7 @@ pub fn pool(
             node.clone(),
             key.clone(),
             credential.clone(),
-            limits.clone(),
+            config.pool.clone(),
         ))
     };
     node.pools.entry(key.clone()).or_insert_with(new).clone()

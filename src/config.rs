@@ -202,6 +202,14 @@ pub struct Auth {
     pub lookup: Option<Lookup>,
 }
 
+impl Auth {
+    /// The user's password, if it is listed in plain text.
+    pub fn password(&self, user: &str) -> Option<&Secret> {
+        let listed = self.users.iter().find(|listed| listed.name == user);
+        listed?.password.as_ref()
+    }
+}
+
 /// How users are looked up in the database: the `query` keys of `[auth]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lookup {

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::thread;
 
 use support::client::Client;
@@ -95,4 +96,41 @@ fn servers_that_others_do_not_use_make_room() {
         }
     }
     assert!(failed_connects(&gateway) > 0.0, "there was room for all");
+}
+
+#[test]
+fn a_password_that_is_changed_reaches_sessions_that_are_open() {
+    let cluster = support::cluster_with(1, &[]);
+    with_other(&cluster, "");
+    cluster.wait_caught_up().expect("the role everywhere");
+    let gateway = Gateway::start_with(&cluster, |config| configured(&config, ""));
+    let config = fs::read_to_string(&gateway.config_path).expect("config");
+    let replica = cluster.node(1).address();
+    let (first, last) = config
+        .split_once(&format!("[[cluster.node]]\naddress = \"{replica}\"\n"))
+        .expect("a node");
+    gateway.reload(&format!("{first}{last}"));
+
+    let client = Client::open(&gateway, "other", "");
+    let pid = client.one("SELECT pg_backend_pid()");
+    let primary = cluster.primary();
+    let sql = |text: &str| primary.sql("app", text).expect(text).trim().to_owned();
+    sql("ALTER ROLE other PASSWORD 'new'");
+    cluster.wait_caught_up().expect("the password everywhere");
+    // A node that is added then is logged in to with it, too.
+    let changed = |config: &str| config.replace("password = \"other\"", "password = \"new\"");
+    gateway.reload(&changed(&config));
+    sql(&format!("SELECT pg_terminate_backend({pid}, 60000)"));
+    assert_ne!(client.one("SELECT pg_backend_pid()"), pid);
+    wait_for("a read on the new node", || {
+        client.rows("SELECT 1");
+        gateway.metric("tidegate_queries_total", "route=\"replica\"") > 0.0
+    });
+    // The database is asked for its catalog as the role that has logged in last.
+    let asked = |result| gateway.metric("tidegate_catalog_refreshes_total", result);
+    let before = asked("result=\"ok\"");
+    sql("GRANT CREATE ON SCHEMA public TO other");
+    client.rows("CREATE TABLE made ()");
+    wait_for("the catalog", || asked("result=\"ok\"") > before);
+    assert_eq!(failed_connects(&gateway) + asked("result=\"failed\""), 0.0);
 }

@@ -117,6 +117,16 @@ impl Catalogs {
             .for_each(|watched| watched.look_again());
     }
 
+    /// Has databases asked with what is `changed` of the users as whom they are asked.
+    pub fn set_credentials(&self, changed: impl Fn(&str) -> Option<Proven>) {
+        for watched in &self.databases {
+            let mut login = watched.lock_login();
+            if let Some(changed) = changed(&login.0) {
+                login.1 = changed;
+            }
+        }
+    }
+
     /// Lets go of a database that no client uses; `false` if one does.
     fn forget_unused(&self, watched: &Arc<Watched>) -> bool {
         // Held by whoever asks here and by the map.

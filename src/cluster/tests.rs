@@ -217,11 +217,11 @@ fn only_who_waits_for_the_end_of_a_pause_waits_for_a_node_that_is_down() {
         database: "app".into(),
         user: "a".into(),
     };
-    let limits = config::Pool {
+    let pool = pool(&node, &key, &Proven::now(None), &config);
+    pool.set_limits(&config::Pool {
         size: 0,
         ..config.pool.clone()
-    };
-    let pool = pool(&node, &key, &Proven::now(None), &limits);
+    });
     let wanted = Settings::default();
     let goes_on_waiting = || {
         let mut checkout = pin!(pool.checkout(&wanted, NO_FAVOURITE));

@@ -680,7 +680,7 @@ impl Client {
         }
         // Nodes come and go; those that have gone need not be remembered.
         self.pools.retain(|(_, pool)| !pool.node().is_leaving());
-        let pool = cluster::pool(node, &self.key, &self.credential, &config.pool);
+        let pool = cluster::pool(node, &self.key, &self.credential, config);
         self.pools.push((node.id(), pool.clone()));
         pool
     }

@@ -119,7 +119,7 @@ async fn any_server(
         };
         nodes.retain(|node| node.is_open() && usable(node));
         let nodes = nodes.into_iter().map(|node| {
-            let pool = cluster::pool(&node, key, credential, &config.pool);
+            let pool = cluster::pool(&node, key, credential, &config);
             (node, pool)
         });
         // The primary knows best how things are, but a login should not wait for its clients.
