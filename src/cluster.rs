@@ -692,9 +692,9 @@ impl Cluster {
 
 fn retire(node: &Arc<Node>) {
     node.leave();
-    for pool in &node.pools {
-        pool.close();
-    }
+    node.pools.iter().for_each(|pool| pool.close());
+    // They have the node, and would keep each other.
+    node.pools.clear();
 }
 
 /// The pool of `node` for `key`; made if there is none. Its servers are opened with what is configured for the user, or
@@ -715,5 +715,11 @@ pub fn pool(node: &Arc<Node>, key: &PoolKey, credential: &Proven, config: &Confi
             config.pool.clone(),
         ))
     };
-    node.pools.entry(key.clone()).or_insert_with(new).clone()
+    let pool = node.pools.entry(key.clone()).or_insert_with(new).clone();
+    if node.is_leaving() {
+        // Who retires the node may not have seen it.
+        pool.close();
+        node.pools.remove(key);
+    }
+    pool
 }

@@ -294,3 +294,23 @@ fn a_schema_that_nobody_uses_is_forgotten_but_not_that_it_was_changed() {
         assert_eq!(schema.mark(&cluster.clock).1, mark);
     }
 }
+
+#[test]
+fn a_node_that_is_removed_is_freed() {
+    let config = config(&["127.0.0.1:1"]);
+    let (tls, pauses) = (Arc::default(), Arc::default());
+    let wanted = &config.clusters[0].nodes[0];
+    let node = Arc::new(Node::new("c", wanted, &config.routing, tls, pauses));
+    let pool_of = |user: &str| {
+        let (database, user) = ("d".into(), user.into());
+        let key = PoolKey { database, user };
+        pool(&node, &key, &Proven::now(None), &config)
+    };
+    drop(pool_of("a"));
+    retire(&node);
+    // Of a session that has not heard of that yet.
+    let late = pool_of("b");
+    let freed = Arc::downgrade(&node);
+    drop((late, node));
+    assert!(freed.upgrade().is_none());
+}
