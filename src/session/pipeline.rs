@@ -45,13 +45,17 @@ pub enum ClientFault {
     Tag(u8),
     #[error("a session may not hold more than {0} prepared statements")]
     TooManyStatements(usize),
+    #[error(
+        "a session may not hold prepared statements of more than {0} bytes together: close those that are not needed"
+    )]
+    TooLongStatements(usize),
 }
 
 impl ClientFault {
     pub fn sqlstate(self) -> &'static str {
         match self {
             ClientFault::Wire(WireError::TooLong { .. }) => "54000",
-            ClientFault::TooManyStatements(_) => "54000",
+            ClientFault::TooManyStatements(_) | ClientFault::TooLongStatements(_) => "54000",
             _ => "08P01",
         }
     }
@@ -340,6 +344,13 @@ impl Session {
         }
         if self.statements.is_full() {
             return Err(ClientFault::TooManyStatements(super::Statements::NAMED_MAX));
+        }
+        if !self
+            .statements
+            .have_room(parse.sql.len() + parse.types.len())
+        {
+            let most = super::Statements::NAMED_BYTES_MAX;
+            return Err(ClientFault::TooLongStatements(most));
         }
         let scope = self.meaning().filter(|_| !batch.reshapes && !batch.sets);
         let registry = &self.shared.registry;

@@ -12,6 +12,7 @@ use lru::LruCache;
 use super::batch::Renames;
 use crate::sql::Class;
 use crate::sql::command::NAME_MAX;
+use crate::wire::PARSE_BYTES_MAX;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
 /// text with the same parameter types.
@@ -272,6 +273,8 @@ pub struct Unnamed {
 #[derive(Debug, Default)]
 pub struct Statements {
     named: HashMap<Box<[u8]>, Arc<Prepared>, foldhash::fast::RandomState>,
+    /// How long what was sent of these is together, a text with two names counted twice.
+    named_bytes: usize,
     unnamed: Option<Arc<Unnamed>>,
     serial: u64,
 }
@@ -280,6 +283,9 @@ impl Statements {
     /// The most statements one session may hold: without a limit, a client that never closes any
     /// would take all memory.
     pub const NAMED_MAX: usize = 100_000;
+
+    /// The longest that their texts may be together, in bytes: no less than the longest one may be.
+    pub const NAMED_BYTES_MAX: usize = PARSE_BYTES_MAX;
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         self.named.get(key(name))
@@ -302,17 +308,27 @@ impl Statements {
         self.named.len() >= Self::NAMED_MAX
     }
 
+    /// Whether there is room for a text, and the types of its parameters, of so many bytes.
+    pub fn have_room(&self, bytes: usize) -> bool {
+        self.named_bytes.saturating_add(bytes) <= Self::NAMED_BYTES_MAX
+    }
+
     pub fn insert(&mut self, name: &[u8], prepared: Arc<Prepared>) {
-        self.named.insert(key(name).into(), prepared);
+        self.named_bytes += prepared.bytes();
+        let before = self.named.insert(key(name).into(), prepared);
+        self.named_bytes -= before.map_or(0, |before| before.bytes());
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
-        self.named.remove(key(name))
+        let removed = self.named.remove(key(name))?;
+        self.named_bytes -= removed.bytes();
+        Some(removed)
     }
 
     /// DEALLOCATE ALL and DISCARD ALL, which spare the unnamed statement.
     pub fn clear_named(&mut self) {
         self.named.clear();
+        self.named_bytes = 0;
     }
 
     pub fn unnamed(&self) -> Option<&Arc<Unnamed>> {

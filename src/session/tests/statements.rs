@@ -614,3 +614,27 @@ fn a_server_with_a_statement_by_the_client_s_name_is_nobody_else_s() {
     );
     assert!(session.is_pinned() && session.spoils_server());
 }
+
+#[test]
+fn the_texts_that_a_session_holds_are_bounded_together() {
+    let mut session = session();
+    let text = format!("SELECT '{}'", "x".repeat(Statements::NAMED_BYTES_MAX / 4));
+    let plan = |session: &mut Session, name: &str| {
+        let client = [parse(name, &text), SYNC.to_vec()].concat();
+        session.plan(&client, &mut Batch::new())
+    };
+    for name in ["a", "b", "c"] {
+        assert_eq!(plan(&mut session, name), Ok(Planned::Batch(End::Ready)));
+    }
+    let fault = plan(&mut session, "d").expect_err("there is no more room");
+    assert_eq!(fault.sqlstate(), "54000");
+    session
+        .statements
+        .insert(b"b", session.statements.get(b"a").unwrap().clone());
+    session.statements.remove(b"a");
+    assert_eq!(plan(&mut session, "d"), Ok(Planned::Batch(End::Ready)));
+    session.statements.clear_named();
+    for name in ["a", "b", "c"] {
+        assert_eq!(plan(&mut session, name), Ok(Planned::Batch(End::Ready)));
+    }
+}
