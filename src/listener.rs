@@ -248,11 +248,17 @@ fn bind(address: SocketAddr, families: Families) -> Result<TcpListener, RunError
 }
 
 async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Arc<Workers>) {
+    /// How often that is told, at most.
+    const TOLD: Duration = Duration::from_secs(10);
+    let mut told: Option<Instant> = None;
     loop {
         match entrance.accept().await {
             Ok(socket) => hand_over(socket, &proxy, &workers),
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a client");
+                if told.is_none_or(|told| told.elapsed() >= TOLD) {
+                    tracing::warn!(%error, "cannot accept clients: they have to wait");
+                    told = Some(Instant::now());
+                }
                 // Out of descriptors, most likely: some may be free soon.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

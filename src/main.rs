@@ -13,6 +13,7 @@ use tidegate::net::tls::Material;
 use tidegate::sql::catalog::Catalog;
 use tidegate::sql::explain;
 use tidegate::sql::functions::Rules;
+use tidegate::telemetry::Logs;
 use tidegate::{listener, telemetry};
 
 #[global_allocator]
@@ -84,11 +85,18 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config, path: &std::path::Path) -> ExitCode {
-    telemetry::install_logs(config.log.format == LogFormat::Json, &config.log.level);
+    let json = config.log.format == LogFormat::Json;
+    let logs = match Logs::install(json, &config.log.level) {
+        Ok(logs) => logs,
+        Err(error) => return fail(EXIT_FAILED, &error),
+    };
     if let Err(error) = telemetry::install_recorder() {
         return fail(EXIT_FAILED, &error);
     }
-    match listener::run(config, path) {
+    let ran = listener::run(config, path);
+    // What has been logged comes before what has ended it.
+    drop(logs);
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ listener::RunError::Tls(_)) => fail(EXIT_CONFIG, &error),
         Err(error) => fail(EXIT_FAILED, &error),

@@ -4,15 +4,16 @@
 //! every query records is cheaper still, see `local`.
 
 mod local;
+mod logs;
 mod scrape;
 
 use std::sync::{LazyLock, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
 
 pub use self::local::{LocalCounter, LocalHistogram};
+pub use self::logs::Logs;
 pub use self::scrape::{Count, Level, Scrape};
 
 /// Upper bounds of duration histograms, in seconds.
@@ -39,6 +40,7 @@ pub fn install_recorder() -> Result<(), BuildError> {
 /// The metrics as Prometheus reads them, but for those that their owners [show](Scrape).
 pub fn render() -> String {
     local::collect();
+    metrics().log_lines_lost.absolute(logs::lost());
     let mut text = RECORDER
         .get()
         .map(PrometheusHandle::render)
@@ -92,6 +94,7 @@ pub struct Metrics {
     pub role_lookups_spared: Counter,
     pub role_lookup_seconds: Histogram,
     pub causal_floors_written: Counter,
+    log_lines_lost: Counter,
 }
 
 impl Metrics {
@@ -145,6 +148,7 @@ impl Metrics {
             role_lookups_spared: counter!("tidegate_role_lookups_spared_total"),
             role_lookup_seconds: histogram!("tidegate_role_lookup_seconds"),
             causal_floors_written: counter!("tidegate_causal_floors_written_total"),
+            log_lines_lost: counter!("tidegate_log_lines_lost_total"),
         }
     }
 }
@@ -305,49 +309,13 @@ fn describe() {
         "Errors sent to clients, servers' and the proxy's own, by class of SQLSTATE."
     );
     counter!(
+        "tidegate_log_lines_lost_total",
+        "Lines of the log that were lost, since nobody read those before."
+    );
+    counter!(
         "tidegate_logins_refused_total",
         "Logins refused, by SQLSTATE."
     );
-}
-
-/// Sets up logging to standard error; `level` is a filter as of `RUST_LOG`, which wins over it.
-pub fn install_logs(json: bool, level: &str) {
-    let (filter, warning) = filter(std::env::var(EnvFilter::DEFAULT_ENV).ok(), level);
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // A second call, as in tests, keeps the first set-up.
-    let _ = if json {
-        logs.json()
-            .flatten_event(true)
-            .with_target(false)
-            .try_init()
-    } else {
-        let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        logs.with_target(false).with_ansi(ansi).try_init()
-    };
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
-}
-
-/// What is logged, and what to warn of. An environment that says nothing, or nothing that can be parsed, leaves
-/// it to `level`.
-fn filter(environment: Option<String>, level: &str) -> (EnvFilter, Option<String>) {
-    let by_level = || EnvFilter::new(level);
-    let Some(wanted) = environment.filter(|wanted| !wanted.trim().is_empty()) else {
-        return (by_level(), None);
-    };
-    match EnvFilter::try_new(&wanted) {
-        Ok(filter) => (filter, None),
-        Err(error) => {
-            let name = EnvFilter::DEFAULT_ENV;
-            let warning = format!(
-                "{name}={wanted:?} cannot be parsed ({error}), so log.level is in force; write it such as tidegate=debug"
-            );
-            (by_level(), Some(warning))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -366,21 +334,6 @@ mod tests {
             (b"\xc3\xa9000", "other"),
         ] {
             assert_eq!(class(sqlstate), expected, "{sqlstate:?}");
-        }
-    }
-
-    #[test]
-    fn the_environment_wins_if_it_says_anything() {
-        for (environment, logged, is_warned_of) in [
-            (None, "info", false),
-            (Some(""), "info", false),
-            (Some(" "), "info", false),
-            (Some("tidegate=loud"), "info", true),
-            (Some("debug"), "debug", false),
-        ] {
-            let (filter, warning) = filter(environment.map(str::to_owned), "info");
-            assert_eq!(filter.to_string(), logged, "{environment:?}");
-            assert_eq!(warning.is_some(), is_warned_of, "{warning:?}");
         }
     }
 }
