@@ -257,6 +257,16 @@ impl Cluster {
         }
     }
 
+    /// The like, of a session whose key is not known.
+    pub fn note_all_keys(&self, wrote: bool) {
+        let now = self.clock.now();
+        self.keys.raise_all(now);
+        if wrote && let Some(store) = &*self.store.load() {
+            store.raise_all(now);
+            self.want_sample(now);
+        }
+    }
+
     /// What sessions of this key must see by what this proxy knows; and where it has to be asked what
     /// others know.
     pub fn key_floor(&self, database: &str, key: &str) -> (Mark, Option<Arc<Store>>) {

@@ -48,7 +48,7 @@ use self::token::Token;
 use self::transaction::Roaming;
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
-use crate::sql::set_config::{self, Changes, Name};
+use crate::sql::set_config::{self, Changes, Name, Value};
 use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
@@ -56,6 +56,10 @@ use crate::wire::message::{self, Status};
 /// The most settings that functions have changed whose names are kept until the server is asked for
 /// them.
 const CONFIG_NAMES_MAX: usize = 128;
+
+/// The most causal keys of one transaction or batch that are told apart. With more, what it has written counts for
+/// all.
+const CAUSAL_KEYS_MAX: usize = 32;
 
 /// What all sessions share.
 pub struct Shared {
@@ -159,9 +163,12 @@ pub struct Session {
 struct OwnState {
     /// The settings with the proxy's own as they are to be shown, while a batch shows them.
     shown: Option<Settings>,
-    /// What is set for the open transaction alone, and the causal key that is.
+    /// What is set for the open transaction alone.
     local: Vec<Own>,
-    local_key: Option<Arc<str>>,
+    /// Causal keys that have been in force since floors were last raised, beside the one that is.
+    keys: Vec<Arc<str>>,
+    /// Others may have been, which nobody knows.
+    any_key: bool,
 }
 
 /// What has been done, as far as others' freshness is concerned.
@@ -263,11 +270,25 @@ impl Session {
         name
     }
 
-    /// The key whose sessions what is acknowledged now matters to.
+    /// The key whose sessions' writes its reads must have seen.
     pub fn causal_key(&self) -> Option<&Arc<str>> {
-        let local = || self.own.as_ref()?.local_key.as_ref();
-        let wanted = || self.settings.wanted()?.causal_key.as_ref();
-        local().or_else(wanted)
+        self.settings.wanted()?.causal_key.as_ref()
+    }
+
+    /// Whether what is acknowledged now may matter to the sessions of a key.
+    #[inline]
+    pub fn may_have_keys(&self) -> bool {
+        self.own.is_some() || self.settings.wanted().is_some()
+    }
+
+    /// The keys to whose sessions what is acknowledged now matters: any that has been in force while it was
+    /// done, as one acknowledgement may be for what was done before and after a change. `None` if they are
+    /// not all known.
+    pub fn keys(&self) -> Option<impl Iterator<Item = &Arc<str>>> {
+        let own = self.own.as_deref();
+        let before = own.map_or(&[][..], |own| &own.keys);
+        let is_known = own.is_none_or(|own| !own.any_key);
+        is_known.then(|| before.iter().chain(self.causal_key()))
     }
 
     /// The open transaction is over, and floors have been raised for it.
@@ -275,9 +296,37 @@ impl Session {
         if self.status == Status::Idle
             && let Some(own) = &mut self.own
         {
-            own.local_key = None;
             own.local.clear();
+            own.keys.clear();
+            own.any_key = false;
         }
+    }
+
+    /// What is acknowledged next matters to the sessions of this key as well.
+    fn keep_key(&mut self, key: Arc<str>) {
+        let own = self.own.get_or_insert_default();
+        if own.keys.contains(&key) {
+            return;
+        }
+        match own.keys.len() < CAUSAL_KEYS_MAX {
+            true => own.keys.push(key),
+            false => own.any_key = true,
+        }
+    }
+
+    /// The causal key may be another from now on.
+    fn keep_key_in_force(&mut self) {
+        if let Some(key) = self.causal_key() {
+            self.keep_key(key.clone());
+        }
+    }
+
+    /// The causal key may have been set to something that is not known.
+    fn keep_any_key(&mut self) {
+        self.own.get_or_insert_default().any_key = true;
+        // Of these two the server can be asked whatever it shows.
+        let names = [Own::CausalKey, Own::Token].map(|own| own.name().into());
+        self.note_names(names.iter());
     }
 
     /// Has the session's texts judged by what is known of its database as well.
@@ -453,6 +502,9 @@ impl Session {
         for pin in statement.pins.iter() {
             self.pins.touched(pin);
         }
+        if let Some(changes) = &tracked.changes {
+            self.note_own(changes);
+        }
         match tracked.changes.as_deref() {
             // What it has set is gone with the transaction, as by SET LOCAL.
             Some(changes) if changes.only_local => self.localised = true,
@@ -479,13 +531,19 @@ impl Session {
                     // What is prepared is changed by COMMIT PREPARED.
                     false => (self.reshaped, self.redefined) = (None, false),
                 }
+                if let Some(own) = &mut self.own {
+                    own.local.clear();
+                }
                 self.ended_transaction(tag, server);
             }
             // What was set since the savepoint is undone, what was set before it is not.
             Verb::RollbackTo => self.uncertain |= self.before.is_some(),
             Verb::Setting => match text() {
                 Some(text) => self.set(text, server),
-                None => self.uncertain = true,
+                None => {
+                    self.uncertain = true;
+                    self.keep_any_key();
+                }
             },
             Verb::SettingLocal => match text().and_then(|text| command::assignment(text, true)) {
                 Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
@@ -494,6 +552,7 @@ impl Session {
                 _ => self.localised = true,
             },
             Verb::DiscardAll => {
+                self.keep_key_in_force();
                 self.statements.clear_named();
                 self.pins.discard();
                 self.settings = self.defaults.clone();
@@ -577,6 +636,34 @@ impl Session {
         }
     }
 
+    /// What a text makes of the causal key and of what a token asks for, for however long, counts at once: what is
+    /// written next may be acknowledged before the server can be asked.
+    fn note_own(&mut self, changes: &Changes) {
+        if changes.unknown || changes.own_unknown {
+            self.keep_any_key();
+        }
+        for (name, value) in &changes.own {
+            let own = match name {
+                Name::Literal(name) => Own::named(name),
+                Name::Parameter(_) => Some(Own::CausalKey),
+            };
+            self.set_locally(own);
+            match (own, value) {
+                (Some(Own::CausalKey), Some(Value::Literal(key))) => self.keep_value(key),
+                (Some(Own::CausalKey), _) => self.keep_any_key(),
+                (Some(Own::Token), Some(Value::Literal(token))) => self.receive_token(token),
+                _ => {}
+            }
+        }
+    }
+
+    /// The causal key is set to this.
+    fn keep_value(&mut self, value: &str) {
+        if (1..=own::CAUSAL_KEY_BYTES_MAX).contains(&value.len()) {
+            self.keep_key(value.into());
+        }
+    }
+
     /// Functions may have changed the settings of these names.
     fn note_names<'a>(&mut self, names: impl Iterator<Item = &'a Box<str>>) {
         for name in names {
@@ -598,6 +685,11 @@ impl Session {
         self.uncertain = true;
         self.note_names(effects.settings().iter());
         self.pins.look_at_all();
+        // What was prepared by a text that nobody has any more.
+        let is_untold = self.pins.contains(Pin::Settings);
+        if suspicion >= Suspicion::CausalKey || is_untold {
+            self.keep_any_key();
+        }
         if suspicion == Suspicion::UnknownSettings {
             self.pins.touched(Pin::Settings);
         }
@@ -608,16 +700,24 @@ impl Session {
     fn set_own_local(&mut self, assignment: &command::Assignment<'_>) {
         let value = assignment.value.as_deref().unwrap_or_default();
         let own = Own::named(&assignment.name);
-        let local = &mut self.own.get_or_insert_default().local;
-        local.extend(own.filter(|own| !local.contains(own)));
+        self.set_locally(own);
         match own {
-            Some(Own::CausalKey) => {
-                let key = (!assignment.resets && !value.is_empty()).then(|| value.into());
-                self.own.get_or_insert_default().local_key = key;
+            Some(Own::CausalKey) if assignment.resets => {
+                let wanted = self.defaults.wanted();
+                if let Some(key) = wanted.and_then(|wanted| wanted.causal_key.clone()) {
+                    self.keep_key(key);
+                }
             }
+            Some(Own::CausalKey) => self.keep_value(value),
             Some(Own::Token) => self.receive_token(value),
             _ => {}
         }
+    }
+
+    /// What the open transaction's server has of this setting is not what the session has.
+    fn set_locally(&mut self, own: Option<Own>) {
+        let local = &mut self.own.get_or_insert_default().local;
+        local.extend(own.filter(|own| !local.contains(own)));
     }
 
     /// A token that has been found to be of this cluster.
@@ -630,8 +730,10 @@ impl Session {
     }
 
     fn set(&mut self, statement: &[u8], server: &mut ServerState) {
+        self.keep_key_in_force();
         let Some(setting) = command::setting(statement) else {
             self.uncertain = true;
+            self.keep_any_key();
             return;
         };
         if matches!(setting, Setting::Local) {
@@ -735,6 +837,7 @@ impl Session {
 
     fn roll_back_settings(&mut self, server: &mut ServerState) {
         if let Some((session, on_server)) = self.before.take() {
+            self.keep_key_in_force();
             self.settings = session;
             server.settings = on_server;
             self.uncertain = self.suspected;
@@ -836,12 +939,24 @@ fn tracked(
     let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
     let changes = class.statements.iter().any(by_call).then(|| {
         let mut changes = set_config::changes(sql, conforming);
-        for name in &mut changes.names {
+        let bound = |number| str::from_utf8(message::bound_value(values, number)?).ok();
+        let own = changes.own.iter_mut().map(|(name, _)| name);
+        for name in changes.names.iter_mut().chain(own) {
             if let Name::Parameter(number) = *name
-                && let Some(value) = message::bound_value(values, number)
-                && let Ok(value) = str::from_utf8(value)
+                && let Some(value) = bound(number)
             {
                 *name = Name::Literal(value.to_ascii_lowercase().into());
+            }
+        }
+        for value in changes
+            .own
+            .iter_mut()
+            .filter_map(|(_, value)| value.as_mut())
+        {
+            if let Value::Parameter(number) = *value
+                && let Some(bound) = bound(number)
+            {
+                *value = Value::Literal(bound.into());
             }
         }
         Arc::new(changes)

@@ -97,6 +97,164 @@ fn sessions_of_one_key_see_each_others_writes() {
     }
 }
 
+/// A case: what the session does that writes this value with this key in force.
+type Writes = fn(&Client, &str, i32);
+
+/// What is acknowledged counts for the key that was in force when it was done, however and whenever that was set.
+#[test]
+fn a_write_counts_for_the_key_that_it_was_done_under() {
+    let cluster = start();
+    let enter = "CREATE FUNCTION enter(key text) RETURNS void LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM set_config('tidegate.causal_key', key, true); END $$";
+    cluster.primary().sql("app", enter).expect("created");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = Gateway::start(&cluster);
+    let set = |client: &Client, key: &str| {
+        client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+    };
+    // By which the key is told to have been in force, and no other.
+    let told: [(&str, Writes); 8] = [
+        ("bound", |client, key, v| {
+            client.rows("BEGIN");
+            let sql = "SELECT set_config('tidegate.causal_key', $1, false)";
+            client.prepared_with(sql, &[&key]);
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("bound with its name", |client, key, v| {
+            client.rows("BEGIN");
+            let sql = "SELECT set_config($1, $2, true)";
+            client.prepared_with(sql, &[&"tidegate.causal_key", &key]);
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("in one text", |client, key, v| {
+            client.rows(&format!(
+                "BEGIN; SELECT set_config('tidegate.causal_key', '{key}', true);
+                 UPDATE t SET v = {v}; COMMIT; SELECT"
+            ));
+        }),
+        ("rolled back to", |client, key, v| {
+            client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+            client.rows("BEGIN; SAVEPOINT s");
+            client.rows("SET LOCAL tidegate.causal_key = 'elsewhere'");
+            client.rows("ROLLBACK TO s");
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("chained", |client, key, v| {
+            client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+            client.rows("BEGIN");
+            client.rows("SET LOCAL tidegate.causal_key = 'elsewhere'");
+            client.rows("COMMIT AND CHAIN");
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("reset in the same text", |client, key, v| {
+            client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+            client.rows(&format!("UPDATE t SET v = {v}; RESET tidegate.causal_key"));
+        }),
+        ("after a transaction of another", |client, key, v| {
+            client.rows(&format!("SET tidegate.causal_key = '{key}'"));
+            client.rows(&format!(
+                "BEGIN; SET LOCAL tidegate.causal_key = 'elsewhere'; COMMIT; UPDATE t SET v = {v}"
+            ));
+        }),
+        ("that of its start", |client, key, v| {
+            client.rows(&format!("SET tidegate.causal_key = '{key}'; BEGIN"));
+            client.rows("SET LOCAL tidegate.causal_key = 'elsewhere'");
+            client.rows(&format!("UPDATE t SET v = {v}; COMMIT; RESET ALL"));
+        }),
+    ];
+    let untold: [(&str, Writes); 3] = [
+        ("computed", |client, key, v| {
+            client.rows("BEGIN");
+            client.rows(&format!(
+                "SELECT set_config('tidegate.causal_key', '{key}' || '', false)"
+            ));
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("by a function", |client, key, v| {
+            client.rows("BEGIN");
+            client.rows(&format!("SELECT enter('{key}')"));
+            write(client, v);
+            client.rows("COMMIT");
+        }),
+        ("by a block", |client, key, v| {
+            client.rows(&format!(
+                "DO $$ BEGIN EXECUTE 'SET LOCAL tidegate.' || 'causal_key = ''{key}''';
+                 UPDATE t SET v = {v}; END $$"
+            ));
+        }),
+    ];
+    let other = with_key(&gateway, "other");
+    // What functions do is known once somebody has written.
+    write(&with_key(&gateway, "first"), 0);
+    let reader = |(how, writes): &(&'static str, Writes)| (*how, *writes, with_key(&gateway, how));
+    let told: Vec<_> = told.iter().map(reader).collect();
+    let untold: Vec<_> = untold.iter().map(reader).collect();
+    let readers = told.iter().chain(&untold).map(|(_, _, reader)| reader);
+    for client in readers.chain([&other]) {
+        wait_for("reads on a replica", || read(client, &cluster).1);
+    }
+    pause(&cluster);
+    for (v, (how, writes, reader)) in (1..).zip(told.iter().chain(&untold)) {
+        if v == 9 {
+            assert_eq!(read(&other, &cluster), (0, true), "of another key");
+        }
+        let writer = Client::open(&gateway, "app", "");
+        writes(&writer, how, v);
+        assert_eq!(read(reader, &cluster), (v, false), "{how}");
+        // What was set for the session is its own from then on.
+        let key = writer.one("SHOW tidegate.causal_key");
+        let lasts = ["bound", "rolled back to", "chained", "computed"].contains(how);
+        let lasts = lasts || *how == "after a transaction of another";
+        assert_eq!(key, if lasts { how } else { "" }, "{how}");
+    }
+    set(&other, "computed");
+    resume(&cluster);
+}
+
+/// A token that is set for a transaction asks for what it stands for all the same, as does one that a function sets.
+#[test]
+fn a_token_counts_however_it_is_set() {
+    let cluster = start();
+    let gateway = Gateway::start(&cluster);
+    let writer = Client::open(&gateway, "app", "");
+    let set: [fn(&Client, &str); 3] = [
+        |client, token| {
+            client.rows(&format!(
+                "SELECT set_config('tidegate.token', '{token}', true)"
+            ));
+        },
+        |client, token| {
+            let sql = "SELECT set_config('tidegate.token', $1, true)";
+            client.prepared_with(sql, &[&token]);
+        },
+        |client, token| {
+            client.rows(&format!(
+                "DO $$ BEGIN EXECUTE 'SET tidegate.' || 'token = ''{token}'''; END $$"
+            ));
+        },
+    ];
+    let readers = set.map(|set| (set, Client::open(&gateway, "app", "")));
+    write(&writer, 0);
+    for (_, client) in &readers {
+        wait_for("reads on a replica", || read(client, &cluster).1);
+    }
+    pause(&cluster);
+    write(&writer, 1);
+    let token = writer.one("SHOW tidegate.token");
+    for (set, client) in &readers {
+        client.rows("SET tidegate.consistency = 'eventual'");
+        set(client, &token);
+        client.rows("RESET tidegate.consistency");
+        assert_eq!(read(client, &cluster), (1, false));
+    }
+    resume(&cluster);
+}
+
 /// One of those that share their keys there. With limits so wide that replicas that stand still take reads, and the store's
 /// answers are waited for, for as long as a slow machine may need.
 fn proxy(cluster: &LocalCluster, redis: &Redis) -> Gateway {

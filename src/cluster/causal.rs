@@ -5,7 +5,7 @@ pub mod store;
 
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 use lru::LruCache;
@@ -29,6 +29,8 @@ struct Shard {
     floors: LruCache<KeyId, Mark>,
     /// No lower than any floor that has been forgotten: it is that of all keys that are not known.
     forgotten: Mark,
+    /// No key's floor is lower.
+    all: Mark,
 }
 
 impl Keys {
@@ -48,6 +50,7 @@ impl Keys {
                 floors: LruCache::new(each),
                 // What was written before this proxy began, through it or another, is not known.
                 forgotten: Mark::new(Tick(0)),
+                all: Mark::new(Tick(0)),
             })
         };
         Keys {
@@ -76,27 +79,41 @@ impl Keys {
         }
     }
 
-    /// What the key's sessions must see, on the primary's clock.
-    pub fn floor(&self, id: KeyId, primary: &Clock) -> Mark {
-        let mut shard = self.shard(id);
-        let forgotten = shard.forgotten;
-        match shard.floors.get_mut(&id) {
-            Some(mark) => {
-                *mark = mark.resolved(primary);
-                *mark
-            }
-            None => {
-                shard.forgotten = forgotten.resolved(primary);
-                shard.forgotten
+    /// A session whose key is not known has been acknowledged something by `moment`.
+    pub fn raise_all(&self, moment: Tick) {
+        for shard in &self.shards {
+            let all = &mut lock(shard).all;
+            if all.moment < moment {
+                *all = Mark::new(moment);
             }
         }
     }
 
-    fn shard(&self, id: KeyId) -> std::sync::MutexGuard<'_, Shard> {
-        let shard = &self.shards[id.0 as usize % Keys::SHARDS];
-        // Changed by whole floors only, so a panic leaves nothing half-done.
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the key's sessions must see, on the primary's clock.
+    pub fn floor(&self, id: KeyId, primary: &Clock) -> Mark {
+        let mut shard = self.shard(id);
+        let Shard {
+            floors,
+            forgotten,
+            all,
+        } = &mut *shard;
+        let own = floors.get_mut(&id).unwrap_or(forgotten);
+        let mark = match own.moment < all.moment {
+            true => all,
+            false => own,
+        };
+        *mark = mark.resolved(primary);
+        *mark
     }
+
+    fn shard(&self, id: KeyId) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[id.0 as usize % Keys::SHARDS])
+    }
+}
+
+/// Changed by whole floors only, so a panic leaves nothing half-done.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Default for Keys {
@@ -126,8 +143,15 @@ mod tests {
         let tick = clock.begin();
         clock.complete(tick, Lsn(20));
         keys.raise(a, Tick(0));
-        let floor = keys.floor(a, &clock);
-        assert_eq!(floor.sample.map(|sample| sample.lsn), Some(Lsn(20)));
+        let lsn = |id| keys.floor(id, &clock).sample.map(|sample| sample.lsn);
+        assert_eq!(lsn(a), Some(Lsn(20)));
+        // What was written for a key that is not known may be for any.
+        keys.raise_all(clock.now());
+        assert_eq!([a, b].map(lsn), [None, None]);
+        let tick = clock.begin();
+        clock.complete(tick, Lsn(30));
+        keys.raise_all(Tick(0));
+        assert_eq!([a, b].map(lsn), [Some(Lsn(30)); 2]);
     }
 
     #[test]

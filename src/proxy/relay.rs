@@ -116,10 +116,18 @@ impl Ledger<'_> {
         if did.wrote {
             self.0.note_write();
         }
-        if (did.wrote || did.read)
-            && let Some(key) = session.causal_key()
-        {
-            self.0.note_key(session.database(), key, did.wrote);
+        if (did.wrote || did.read) && session.may_have_keys() {
+            self.note_keys(session, did.wrote);
+        }
+    }
+
+    #[cold]
+    fn note_keys(self, session: &Session, wrote: bool) {
+        let Some(keys) = session.keys() else {
+            return self.0.note_all_keys(wrote);
+        };
+        for key in keys {
+            self.0.note_key(session.database(), key, wrote);
         }
     }
 }

@@ -585,6 +585,10 @@ impl Session {
         if failed.is_some_and(|tracked| tracked.class.statements.iter().any(locks)) {
             self.pins.touched(Pin::AdvisoryLock);
         }
+        // It may have committed something before.
+        if let Some(changes) = failed.and_then(|tracked| tracked.changes.clone()) {
+            self.note_own(&changes);
+        }
     }
 
     /// The server skips everything up to the next Sync: none of it has happened.

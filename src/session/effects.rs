@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use super::inspection::Fact;
+use super::own;
 use crate::sql::functions::{Effect, effect};
 use crate::sql::lexer::{Kind, Lexer, NESTING_MAX, is_unclosed, mentions, string_content};
 use crate::sql::set_config::{self, Changes, Name};
@@ -100,6 +101,8 @@ impl From<Suspicion> for Judgement {
 pub enum Suspicion {
     /// It has used a name with an effect.
     Some,
+    /// The effect may be on the causal key.
+    CausalKey,
     /// The effect may be on settings whose names are not known.
     UnknownSettings,
 }
@@ -226,8 +229,9 @@ impl Effects {
     /// What is to be suspected of a function with this body, if it has one; notes the settings that it
     /// changes.
     fn suspicion_of(&mut self, body: Option<&[u8]>) -> Suspicion {
-        let Changes { names, unknown, .. } =
-            body.map(set_config::changes_of_body).unwrap_or_default();
+        let changes = body.map(set_config::changes_of_body).unwrap_or_default();
+        let sets_key = own::sets_key(&changes);
+        let Changes { names, unknown, .. } = changes;
         let parameter = |name: &Name| matches!(name, Name::Parameter(_));
         let unknown = unknown || names.iter().any(parameter);
         self.settings
@@ -237,6 +241,7 @@ impl Effects {
             }));
         match unknown {
             true => Suspicion::UnknownSettings,
+            false if sets_key => Suspicion::CausalKey,
             false => Suspicion::Some,
         }
     }
@@ -311,7 +316,11 @@ impl Effects {
             judgement.reads_sequences |= effect(name) == Some(Effect::ReadsSequence);
             false
         });
-        let Changes { names, unknown, .. } = set_config::changes_of_strings(sql, conforming);
+        let changes = set_config::changes_of_strings(sql, conforming);
+        if own::sets_key(&changes) {
+            judgement.add(Suspicion::CausalKey.into());
+        }
+        let Changes { names, unknown, .. } = changes;
         let is_asked_for = |name: &Name| match name {
             Name::Literal(name) => self.settings.contains(name),
             Name::Parameter(_) => false,

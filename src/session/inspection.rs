@@ -100,6 +100,8 @@ impl Session {
                 let judgement = effects.judge(&class, &sql, self.has_conforming_strings());
                 self.suspect(judgement.suspicion, &effects);
             }
+            // What it may have been written for has been told of.
+            self.end_local();
             return;
         }
         if std::mem::take(&mut self.uncertain) {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use super::token::{Token, TokenError};
 use crate::config::{DURATION_FORM, Level, Wish};
 use crate::sql::command::{self, Assignment};
-use crate::sql::{hint, lexer};
+use crate::sql::set_config::{Changes, Name};
+use crate::sql::{hint, lexer, set_config};
 
 /// What all of their names begin with.
-pub const PREFIX: &str = "tidegate.";
+pub const PREFIX: &str = set_config::OWN_PREFIX;
 
 /// The longest causal key, in bytes.
 pub const CAUSAL_KEY_BYTES_MAX: usize = 256;
@@ -132,6 +133,15 @@ pub fn value(statement: &[u8]) -> Option<String> {
         Some(assignment) => assignment.value,
         None => command::value_of_set_config(statement),
     }
+}
+
+/// Whether it may be the causal key that these changes set, by name.
+pub fn sets_key(changes: &Changes) -> bool {
+    let is_key = |name: &Name| match name {
+        Name::Literal(name) => Own::named(name) == Some(Own::CausalKey),
+        Name::Parameter(_) => false,
+    };
+    changes.own.iter().any(|(name, _)| is_key(name))
 }
 
 /// Whether a text may be about one of the settings.

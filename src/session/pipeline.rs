@@ -618,6 +618,7 @@ impl Session {
                 // What it does to the settings can't be read from it.
                 self.uncertain = true;
                 self.pins.look_at_all();
+                self.keep_any_key();
                 batch.steps.push(Step::Query { at, tracked: None });
                 batch.end = Some(End::Ready);
                 return Ok(Planned::Batch(End::Ready));

@@ -107,6 +107,9 @@ impl Session {
             self.uncertain = true;
             self.pins.look_at_all();
         }
+        if more || !batch.unjudged.is_empty() {
+            self.keep_any_key();
+        }
         self.suspect_by_known(batch.suspicion);
     }
 

@@ -273,7 +273,7 @@ fn plain_value(statement: &[u8], mut cursor: Cursor<'_>, conforming: bool) -> Op
 }
 
 /// What a string constant stands for; `None` for escapes other than those of quotes and backslashes.
-fn string_value(text: &[u8], conforming: bool) -> Option<String> {
+pub(super) fn string_value(text: &[u8], conforming: bool) -> Option<String> {
     let (escapes, inner) = match text {
         [b'\'', inner @ .., b'\''] => (!conforming, inner),
         [b'e' | b'E', b'\'', inner @ .., b'\''] => (true, inner),

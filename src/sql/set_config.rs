@@ -3,6 +3,7 @@
 //! Owns: which names its calls give. Never: decides a class; a text that calls it is a write, and
 //! this tells the session what to look at afterwards.
 
+use super::command::string_value;
 use super::lexer::{Cursor, Kind, NESTING_MAX, Token, string_content};
 
 /// What the calls of one text change beyond their transaction.
@@ -13,7 +14,15 @@ pub struct Changes {
     pub unknown: bool,
     /// The text is nothing but calls that end with their transaction, by [`locals`].
     pub only_local: bool,
+    /// What it makes of the proxy's own settings, for however long: each by its name, and the value where that is
+    /// one constant or parameter.
+    pub own: Vec<(Name, Option<Value>)>,
+    /// It may be one of them whose name can't be told, if only for its transaction.
+    pub own_unknown: bool,
 }
+
+/// What the names of the proxy's own settings begin with.
+pub const OWN_PREFIX: &str = "tidegate.";
 
 /// A call that ends with its transaction, in a text that is nothing else: the name and the value.
 pub type Local<'a> = [Argument<'a>; 2];
@@ -30,6 +39,14 @@ pub enum Argument<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
     /// In lower case, as the server compares it.
+    Literal(Box<str>),
+    /// By the statement's parameter of this number, from 1.
+    Parameter(u16),
+}
+
+/// The value that a call gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
     Literal(Box<str>),
     /// By the statement's parameter of this number, from 1.
     Parameter(u16),
@@ -228,24 +245,47 @@ impl Reader {
                 part.push(token);
             }
         }
+        let name = parts.first().and_then(|part| name(part, arguments));
+        match &name {
+            Some(Name::Literal(name)) if !name.starts_with(OWN_PREFIX) => {}
+            Some(name) => {
+                let value = parts.get(1).and_then(|part| self.value(part, arguments));
+                self.changes.own.push((name.clone(), value));
+            }
+            None => self.changes.own_unknown = true,
+        }
         let is_local = |part: &Vec<Token>| matches!(part[..], [word] if word.is(arguments, "true"));
         if parts.get(2).is_some_and(is_local) {
             return;
         }
-        match parts.first().and_then(|part| name(part, arguments)) {
+        match name {
             Some(name) => self.changes.names.push(name),
             None => self.changes.unknown = true,
         }
+    }
+
+    /// A second argument that is a constant or a parameter.
+    fn value(&self, argument: &[Token], sql: &[u8]) -> Option<Value> {
+        let text = sql.get(argument.first()?.start..argument.last()?.end)?;
+        let mut cursor = Cursor::new(text, self.conforming);
+        let value = match self::argument(&mut cursor, text)? {
+            Argument::Constant(text) => Value::Literal(string_value(text, self.conforming)?.into()),
+            Argument::Parameter(number) => Value::Parameter(number),
+        };
+        cursor.peek().is_none().then_some(value)
     }
 
     /// A SET inside text that is run: only names with a dot matter, the others are listed by the server.
     /// `begins` if it may begin a statement.
     fn set(&mut self, mut cursor: Cursor<'_>, begins: bool) {
         // What is handed over may be any text.
-        if cursor.eat("local") || !self.in_parts && !begins {
+        if !self.in_parts && !begins {
             return;
         }
-        cursor.eat("session");
+        let is_local = cursor.eat("local");
+        if !is_local {
+            cursor.eat("session");
+        }
         let mut parts = Vec::new();
         let mut goes_on = true;
         while goes_on && let Some(part) = cursor.eat_name() {
@@ -261,10 +301,16 @@ impl Reader {
             _ => false,
         };
         if self.in_parts && begins && is_part {
-            self.changes.unknown = true;
+            self.changes.own_unknown = true;
+            self.changes.unknown |= !is_local;
         } else if assigns && parts.len() > 1 {
-            let name = parts.join(".").into_boxed_str();
-            self.changes.names.push(Name::Literal(name));
+            let name = Name::Literal(parts.join(".").into_boxed_str());
+            if parts[0] == OWN_PREFIX.trim_end_matches('.') {
+                self.changes.own.push((name.clone(), None));
+            }
+            if !is_local {
+                self.changes.names.push(name);
+            }
         }
     }
 }
@@ -340,6 +386,60 @@ mod tests {
         ] {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(found(sql), (names, unknown), "{sql}");
+        }
+    }
+
+    #[test]
+    fn the_proxys_own_settings_are_told_with_their_values() {
+        let told = |sql: &str| {
+            let Changes {
+                own, own_unknown, ..
+            } = changes(sql.as_bytes(), true);
+            let told = own.iter().map(|(name, value)| match (name, value) {
+                (Name::Literal(name), Some(Value::Literal(value))) => format!("{name}={value}"),
+                (Name::Literal(name), Some(Value::Parameter(number))) => {
+                    format!("{name}=${number}")
+                }
+                (Name::Literal(name), None) => format!("{name}=?"),
+                (Name::Parameter(number), _) => format!("${number}"),
+            });
+            (told.collect::<Vec<_>>().join(" "), own_unknown)
+        };
+        for (sql, own, unknown) in [
+            ("select set_config('app.x', f(), true)", "", false),
+            (
+                "select set_config('Tidegate.X', 'it''s A', true)",
+                "tidegate.x=it's A",
+                false,
+            ),
+            (
+                "select set_config('tidegate.x', $2::text, false), set_config($1, '', $3)",
+                "tidegate.x=$2 $1",
+                false,
+            ),
+            (
+                "select set_config('tidegate.x', 'a' || 'b', true)",
+                "tidegate.x=?",
+                false,
+            ),
+            (
+                "select set_config('tidegate.x', lower('a'), true)",
+                "tidegate.x=?",
+                false,
+            ),
+            ("select set_config(n, 'a', true) from t", "", true),
+            (
+                "do $$ begin set local tidegate.x = 'a'; set b.c = 1; end $$",
+                "tidegate.x=?",
+                false,
+            ),
+            (
+                "do $$ begin execute 'set local ' || n || ' = 1'; end $$",
+                "",
+                true,
+            ),
+        ] {
+            assert_eq!(told(sql), (own.to_owned(), unknown), "{sql}");
         }
     }
 

@@ -163,6 +163,14 @@ impl Store {
         self.untold.queued.notify_one();
     }
 
+    /// The like, of a session whose key is not known.
+    pub fn raise_all(&self, moment: Tick) {
+        let mut pending = self.pending();
+        pending.all = pending.all.max(Some(moment));
+        drop(pending);
+        self.untold.queued.notify_one();
+    }
+
     /// Others have been told of these.
     fn told(&self, floors: impl IntoIterator<Item = (Option<KeyId>, Tick)>) {
         let mut pending = self.pending();
