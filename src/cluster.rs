@@ -277,15 +277,15 @@ impl Cluster {
     /// Shares causal keys as this configuration says.
     fn share_keys(self: &Arc<Self>, config: &Config) {
         let wanted = config.consistency.redis.as_ref();
-        let lag_max = config.lag.max;
+        let staleness = config.staleness_max();
         let known = self.store.load_full();
         match (&known, wanted) {
             (None, None) => return,
-            (Some(known), Some(wanted)) if known.is_as(wanted, lag_max) => return,
+            (Some(known), Some(wanted)) if known.is_as(wanted, staleness) => return,
             _ => {}
         }
         let opened = wanted
-            .map(|wanted| Store::open(wanted, lag_max, known.as_deref()))
+            .map(|wanted| Store::open(wanted, staleness, known.as_deref()))
             .transpose();
         match opened {
             Ok(opened) => {

@@ -41,6 +41,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// How long ago at most something was written that a replica may lack which takes reads. The lag limit is kept
+    /// as far as is known, which each of the two nodes tells once in so long.
+    pub fn staleness_max(&self) -> Duration {
+        self.lag.max + (self.health.interval + self.health.timeout) * 2
+    }
+
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
             path: path.to_owned(),

@@ -199,10 +199,10 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     }
     // What is not kept any more must be on every replica that is read.
     let keep = config.consistency.redis.as_ref().map(|redis| redis.keep);
-    if let Some(keep) = keep.filter(|keep| *keep <= config.lag.max) {
-        let max = config.lag.max;
+    let staleness = config.staleness_max();
+    if let Some(keep) = keep.filter(|keep| *keep <= staleness) {
         let message = format!(
-            r#""consistency.redis.keep" ({keep:?}) must be more than "lag.max" ({max:?}), or replicas that lack what is no longer kept are read"#
+            r#""consistency.redis.keep" ({keep:?}) must be more than {staleness:?}, which is "lag.max" and twice "health.interval" and "health.timeout", or replicas that lack what is no longer kept are read"#
         );
         let section = root.section("consistency", &CONSISTENCY)?;
         return Err(section.section("redis", &REDIS)?.fault_at("keep", message));

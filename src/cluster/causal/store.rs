@@ -110,13 +110,13 @@ impl Store {
     /// A URL that is none.
     pub fn open(
         settings: &Redis,
-        lag_max: Duration,
+        settled: Duration,
         before: Option<&Store>,
     ) -> Result<Arc<Store>, RedisError> {
         let store = Store {
             client: redis::Client::open(settings.url.expose())?,
             settings: settings.clone(),
-            settled: lag_max,
+            settled,
             connection: ArcSwapOption::empty(),
             untold: before
                 .map(|before| before.untold.clone())
@@ -127,8 +127,8 @@ impl Store {
         Ok(Arc::new(store))
     }
 
-    pub fn is_as(&self, settings: &Redis, lag_max: Duration) -> bool {
-        self.settings == *settings && self.settled == lag_max
+    pub fn is_as(&self, settings: &Redis, settled: Duration) -> bool {
+        self.settings == *settings && self.settled == settled
     }
 
     /// Nobody asks it any more.

@@ -576,8 +576,8 @@ fn wrong_values() {
             r#"t.toml:1:29: "consistency.redis.url" must be such as "redis://user:password@host:6379/0""#,
         ),
         (
-            "consistency.redis = { url = 'redis://h', keep = '10s' }",
-            r#"t.toml:1:49: "consistency.redis.keep" (10s) must be more than "lag.max" (10s), or replicas that lack what is no longer kept are read"#,
+            "consistency.redis = { url = 'redis://h', keep = '16s' }",
+            r#"t.toml:1:49: "consistency.redis.keep" (16s) must be more than 16s, which is "lag.max" and twice "health.interval" and "health.timeout", or replicas that lack what is no longer kept are read"#,
         ),
         (
             "consistency.max_lag = '0'",
