@@ -118,6 +118,12 @@ impl Class {
         self.statements.iter().any(|s| s.reads_sequence)
     }
 
+    /// Whether its text may name prepared statements.
+    pub fn may_name_prepared(&self) -> bool {
+        let may_name = |s: &Statement| s.verb != Verb::Plain || self.why == Why::Utility;
+        !self.explains && self.statements.iter().any(may_name)
+    }
+
     /// Whether it creates, alters or drops a database.
     pub fn touches_databases(&self) -> bool {
         self.need == Need::Write && self.statements.iter().any(|s| s.verb == Verb::Database)

@@ -545,7 +545,10 @@ impl Session {
             Some(Expect::Refused(complaint)) => answer.say(|out| complain(complaint, out)),
             Some(Expect::Execute(tracked)) => {
                 self.outlived(tracked.as_ref());
-                pass_error(body, at, self.unnamed_renames(), answer);
+                match self.named_in(body) {
+                    Some(name) => answer.say(|out| in_clients_words(body, &[name], out)),
+                    None => pass_error(body, at, self.unnamed_renames(), answer),
+                }
             }
             // What was prepared ahead of the batch has failed. The batch will meet the same, and
             // that is for the client; unless this has ended the transaction too.
@@ -571,6 +574,12 @@ impl Session {
         }
         self.skip_to_sync(server);
         Ok(())
+    }
+
+    /// The statement with a name that an error is about by the server's name, and the client's name for it.
+    fn named_in(&self, error: &[u8]) -> Option<(&Prepared, &[u8])> {
+        self.statements
+            .of_id(id_in(message::error_field(error, b'M')?)?)
     }
 
     /// What the client's unnamed statement names otherwise than the client.
@@ -735,7 +744,11 @@ fn missed_there(error: &[u8]) -> Option<u64> {
     if message::error_field(error, b'R') != Some(b"FetchPreparedStatement") {
         return None;
     }
-    let words = message::error_field(error, b'M')?;
+    id_in(message::error_field(error, b'M')?)
+}
+
+/// The statement that words name by a server's name.
+fn id_in(words: &[u8]) -> Option<u64> {
     let at = words
         .windows(SERVER_NAME_PREFIX.len())
         .position(|part| part == SERVER_NAME_PREFIX)?;

@@ -8,8 +8,9 @@ use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::server::{Text, Tracked};
+use super::statements::Prepared;
 use super::transaction::{Control, Within};
-use super::{Session, own, tracked, transaction};
+use super::{Session, own, statements, tracked, transaction};
 use crate::sql::catalog::Catalog;
 use crate::sql::lexer::Lexer;
 use crate::sql::{Class, Need, Pin, Statement, Verb, Why, command};
@@ -290,10 +291,7 @@ impl Session {
     /// The statements that `sql` names and that the client has prepared by message, with the names'
     /// places in it: they have other names on servers.
     fn renames(&self, class: &Class, sql: &[u8]) -> Renames {
-        let may_name =
-            |s: &crate::sql::Statement| s.verb != Verb::Plain || class.why == Why::Utility;
-        if !self.statements.has_named() || class.explains || !class.statements.iter().any(may_name)
-        {
+        if !self.statements.has_named() || !class.may_name_prepared() {
             return Renames::new();
         }
         command::prepared_names(sql, self.has_conforming_strings())
@@ -308,6 +306,30 @@ impl Session {
                 })
             })
             .collect()
+    }
+
+    /// The like, of the text of a statement with a name. What one names that names another itself is not looked
+    /// for: it could lead in a circle.
+    #[cold]
+    fn renames_of_named(&self, class: &Class, sql: &[u8]) -> Renames {
+        let mut renames = self.renames(class, sql);
+        renames.retain(|rename| !rename.prepared.may_name);
+        renames
+    }
+
+    /// A statement that may name another, as it is now: what the name stands for may have changed.
+    #[cold]
+    fn renamed_anew(&mut self, name: &[u8], prepared: Arc<Prepared>) -> Arc<Prepared> {
+        let renames = self.renames_of_named(&prepared.class, &prepared.sql);
+        let ids = |renames: &Renames| renames.first().map(|rename| rename.prepared.id);
+        if ids(&renames) == ids(&prepared.renames) {
+            return prepared;
+        }
+        let (sql, types) = (&prepared.sql, &prepared.types);
+        let registry = &self.shared.registry;
+        let anew = registry.naming(sql, types, &prepared.class, renames);
+        self.statements.insert(name, anew.clone());
+        anew
     }
 
     fn plan_parse(
@@ -354,7 +376,13 @@ impl Session {
         }
         let scope = self.meaning().filter(|_| !batch.reshapes && !batch.sets);
         let registry = &self.shared.registry;
+        let may_name = statements::may_name_one(&class, parse.sql);
+        let renames = match may_name {
+            true => self.renames_of_named(&class, parse.sql),
+            false => Renames::new(),
+        };
         let prepared = match scope {
+            _ if !renames.is_empty() => registry.naming(parse.sql, parse.types, &class, renames),
             Some(scope) => registry.intern(&scope, parse.sql, parse.types, &class),
             None => registry.unshared(parse.sql, parse.types, &class),
         };
@@ -447,17 +475,18 @@ impl Session {
     }
 
     /// The statement of this name, and what it needs.
-    fn statement(&self, name: &[u8], batch: &mut Batch) -> (Of, Need) {
+    fn statement(&mut self, name: &[u8], batch: &mut Batch) -> (Of, Need) {
         let of = if name.is_empty() {
             self.statements
                 .unnamed()
                 .cloned()
                 .map_or(Of::Unknown, Of::Unnamed)
         } else {
-            self.statements
-                .get(name)
-                .cloned()
-                .map_or(Of::Unknown, Of::Named)
+            match self.statements.get(name).cloned() {
+                Some(prepared) if prepared.may_name => Of::Named(self.renamed_anew(name, prepared)),
+                Some(prepared) => Of::Named(prepared),
+                None => Of::Unknown,
+            }
         };
         let (class, sql): (_, &[u8]) = match &of {
             Of::Named(prepared) => (&prepared.class, &prepared.sql),

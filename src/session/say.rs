@@ -258,9 +258,9 @@ impl Session {
                         // Whether it takes a Parse in a failed transaction is for the server to say.
                         close(server, prepared, speech.own());
                     }
+                    ensure_named(server, prepared, speech.own());
                     admit(server, prepared.id, speech.own());
-                    let own = speech.own();
-                    encode::parse(own, &prepared.server_name, prepared.said(), &prepared.types);
+                    say_prepare(prepared, speech.own());
                     server.expect(Expect::Parse {
                         prepared: prepared.clone(),
                         name: name.clone(),
@@ -272,8 +272,7 @@ impl Session {
             }
             Step::ParseAgain { name, existing } => {
                 ensure(server, existing, speech.own());
-                let own = speech.own();
-                encode::parse(own, &existing.server_name, existing.said(), &existing.types);
+                say_prepare(existing, speech.own());
                 let (existing, name) = (existing.clone(), name.clone());
                 server.expect(Expect::ParseAgain { existing, name });
             }
@@ -594,13 +593,36 @@ fn close(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
 
 /// Prepares `prepared` on the server unless it has it. `true` when that was said.
 fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> bool {
+    if !prepared.renames.is_empty() {
+        ensure_named(server, prepared, out);
+    }
     if server.statements.get(&prepared.id).is_some() {
         return false;
     }
     admit(server, prepared.id, out);
-    encode::parse(out, &prepared.server_name, prepared.said(), &prepared.types);
+    say_prepare(prepared, out);
     server.expect_hidden(Expect::Prepare { id: prepared.id });
     true
+}
+
+/// Prepares what the text of `prepared` names. That names nothing itself.
+fn ensure_named(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
+    for rename in &prepared.renames {
+        ensure(server, &rename.prepared, out);
+    }
+}
+
+fn say_prepare(prepared: &Prepared, out: &mut BytesMut) {
+    let (name, types) = (&prepared.server_name, &prepared.types);
+    match prepared.renames.is_empty() {
+        true => encode::parse(out, name, prepared.said(), types),
+        false => encode::parse(
+            out,
+            name,
+            &renamed(prepared.said(), &prepared.renames),
+            types,
+        ),
+    }
 }
 
 /// Prepares the unnamed statement, and before it what it names.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::batch::Renames;
+use super::own;
 use crate::sql::Class;
 use crate::sql::command::NAME_MAX;
 use crate::wire::PARSE_BYTES_MAX;
@@ -28,6 +29,10 @@ pub struct Prepared {
     /// The number of parameter types and their OIDs, as sent.
     pub types: Box<[u8]>,
     pub class: Arc<Class>,
+    /// Its text may name others, as EXECUTE does; and the one that it names otherwise than servers do. That one names
+    /// none itself.
+    pub(super) may_name: bool,
+    pub(super) renames: Renames,
     proven: AtomicBool,
     /// The registry's epoch when it was made.
     epoch: u64,
@@ -111,6 +116,14 @@ pub fn server_id(name: &[u8]) -> Option<u64> {
 /// where a character ends.
 pub(super) fn key(name: &[u8]) -> &[u8] {
     name.get(..NAME_MAX).unwrap_or(name)
+}
+
+/// Whether the text of a statement may name another one. More than one at a time are not prepared.
+pub(super) fn may_name_one(class: &Class, sql: &[u8]) -> bool {
+    let words = [&b"execute"[..], b"deallocate"];
+    class.statements.len() == 1
+        && class.may_name_prepared()
+        && words.iter().any(|word| own::mentions(sql, word))
 }
 
 /// All statements of a process. Two sessions that prepare the same text get the same statement, so
@@ -223,17 +236,35 @@ impl Registry {
         {
             return known.clone();
         }
-        let prepared = self.make(scope.clone(), sql, types, class);
+        let prepared = self.make(scope.clone(), sql, types, class, Renames::new());
         shard.keep(hash, prepared.clone());
         prepared
     }
 
     /// A statement of this text and these types that nobody else gets.
     pub fn unshared(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
-        self.make(Arc::default(), sql, types, class)
+        self.naming(sql, types, class, Renames::new())
     }
 
-    fn make(&self, scope: Arc<str>, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
+    /// The like, of a text that names another by its client's name.
+    pub(super) fn naming(
+        &self,
+        sql: &[u8],
+        types: &[u8],
+        class: &Arc<Class>,
+        renames: Renames,
+    ) -> Arc<Prepared> {
+        self.make(Arc::default(), sql, types, class, renames)
+    }
+
+    fn make(
+        &self,
+        scope: Arc<str>,
+        sql: &[u8],
+        types: &[u8],
+        class: &Arc<Class>,
+        renames: Renames,
+    ) -> Arc<Prepared> {
         let id = self.numbers.next.fetch_add(1, Ordering::Relaxed);
         Arc::new(Prepared {
             id,
@@ -242,6 +273,8 @@ impl Registry {
             sql: sql.into(),
             types: types.into(),
             class: class.clone(),
+            may_name: may_name_one(class, sql),
+            renames,
             proven: AtomicBool::new(false),
             epoch: self.numbers.epoch.load(Ordering::Relaxed),
             retired: AtomicBool::new(false),
@@ -291,12 +324,16 @@ impl Statements {
         self.named.get(key(name))
     }
 
+    /// The statement of this number, and a name that the client has given it.
+    pub(super) fn of_id(&self, id: u64) -> Option<(&Prepared, &[u8])> {
+        let mut named = self.named.iter();
+        let (name, prepared) = named.find(|(_, known)| known.id == id)?;
+        Some((&**prepared, &**name))
+    }
+
     /// A name that the client has given `prepared`.
     pub fn name_of(&self, prepared: &Prepared) -> Option<&[u8]> {
-        let mut names = self.named.iter();
-        names
-            .find(|(_, known)| known.id == prepared.id)
-            .map(|(name, _)| &**name)
+        self.of_id(prepared.id).map(|(_, name)| name)
     }
 
     /// Whether there is any with a name.

@@ -249,6 +249,59 @@ fn what_the_unnamed_statement_names_comes_with_it_to_another_server() {
 }
 
 #[test]
+fn what_a_named_statement_names_comes_with_it_to_another_server() {
+    let (mut session, mut first) = (session(), server());
+    let both = [parse("s", "SELECT 1"), parse("e", "EXECUTE s(1)")].concat();
+    let said = told(&mut session, &mut first, &[both, SYNC.to_vec()].concat());
+    assert_eq!(tags(&said), "PDPDS");
+    let name_in = |said: &str| said[2..].split("\\x00").next().map(str::to_owned);
+    let name = name_in(&said[0]).unwrap();
+    let renamed = |name: &str| {
+        format!("EXECUTE \"{name}\"(1)")
+            .escape_default()
+            .to_string()
+    };
+    assert!(said[2].contains(&renamed(&name)), "{said:?}");
+    let answers = [prepared(&[]), prepared(&[]), vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut first, &answers), "11Z");
+
+    let (mut second, mut third) = (server(), server());
+    let run = [bind("e"), execute(), SYNC.to_vec()].concat();
+    let said = told(&mut session, &mut second, &run);
+    assert_eq!(tags(&said), "PPDSBES", "what is named goes first");
+    assert_eq!(name_in(&said[0]).unwrap(), name);
+    let answers = [vec![frame(b'1', b"")], prepared(&[]), vec![ready("I")]].concat();
+    assert_eq!(heard(&mut session, &mut second, &answers), "");
+    let words = format!("SERROR\0VERROR\0C42601\0Mwrong number for \"{name}\"\0\0");
+    let answers = [frame(b'2', b""), frame(b'E', words.as_bytes()), ready("I")].concat();
+    let seen = seen_in_pieces(&mut session, &mut second, &answers, answers.len());
+    let seen = seen.escape_ascii().to_string();
+    assert!(seen.contains(r#"wrong number for \"s\""#), "{seen}");
+
+    // The name may come to stand for something else, or for nothing.
+    let close = frame(b'C', b"Ss\0");
+    let anew = [close.clone(), parse("s", "SELECT 2"), run.clone()].concat();
+    let said = told(&mut session, &mut third, &anew);
+    assert_eq!(tags(&said), "PDPBES", "{said:?}");
+    let other = name_in(&said[0]).unwrap();
+    assert_ne!(other, name);
+    assert!(said[2].contains(&renamed(&other)), "{said:?}");
+    let ran = [
+        frame(b'1', b""),
+        frame(b'2', b""),
+        done("SELECT 1"),
+        ready("I"),
+    ];
+    let answers = [prepared(&[]), ran.to_vec()].concat();
+    assert_eq!(heard(&mut session, &mut third, &answers), "312CZ");
+    let said = told(&mut session, &mut third, &[close, run].concat());
+    assert!(
+        said.iter().any(|said| said.contains("EXECUTE s(1)")),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn an_unnamed_statement_that_outlives_discard_all_is_still_nobody_else_s() {
     let (mut one, mut server) = (session(), server());
     let run = [bind(""), execute(), SYNC.to_vec()].concat();
