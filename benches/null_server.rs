@@ -46,7 +46,10 @@ const PROBES: [(&str, &[&[&str]]); 5] = [
     ),
     ("pg_postmaster_start_time", &[LIFE]),
     ("wal_block_size", &[&["8192", "16777216", SYSTEM, "f"]]),
-    ("pg_is_in_recovery", &[&["0/5000028", "0/5000028", "f"]]),
+    (
+        "pg_is_in_recovery",
+        &[&["0/5000028", "0/5000028", "f", "1"]],
+    ),
     ("pg_walfile_name", &[&["00000001"]]),
 ];
 

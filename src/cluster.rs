@@ -417,6 +417,19 @@ impl Cluster {
         timeline == 0 || node.timeline() == timeline
     }
 
+    /// A replica has got to this timeline. `true` if it has left the primary's for it just now: then nothing counts
+    /// that it has said before.
+    fn note_departure(&self, node: &Node, timeline: u32) -> bool {
+        let _update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.clock.timeline();
+        let leaves = known != 0 && self.is_followed_by(node) && timeline > known;
+        if leaves {
+            node.forget_history();
+            node.set_timeline(timeline);
+        }
+        leaves
+    }
+
     /// A replica has replayed to `lsn`. `false` if that is not known to be a position in the primary's history.
     fn note_position(&self, node: &Node, lsn: Lsn) -> bool {
         // Another history begins before this or after it.

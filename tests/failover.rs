@@ -125,6 +125,31 @@ fn a_replica_of_the_primary_that_is_fenced_gets_no_reads() {
     wait_for_reads_on(&gateway, &left);
 }
 
+#[test]
+fn a_replica_that_has_left_for_another_primary_gets_no_reads() {
+    let cluster = start(1, &[]);
+    let (old, left) = (cluster.node(0), cluster.node(1));
+    let gateway = with_wide_limits(&cluster);
+    wait_for_reads_on(&gateway, &left);
+    // The proxy does not know of it.
+    let new = cluster.add_replica().expect("another standby");
+    cluster.wait_caught_up().expect("caught up");
+    new.promote().expect("promoted");
+    left.follow(&new).expect("followed");
+    new.sql("app", MUCH).expect("written");
+    left.wait_for_replay(new.insert_lsn().expect("a position"))
+        .expect("replayed");
+    let (own, all) = (at_level(&gateway, "session"), at_level(&gateway, "global"));
+    for v in 1..=20 {
+        write(&own, v);
+        assert_eq!(read(&all), (v, old.port()));
+        assert_eq!(read(&own), (v, old.port()));
+    }
+    let any = at_level(&gateway, "eventual");
+    wait_for("it to be known", || read(&any).1 == old.port());
+    write_and_read(&gateway, &old);
+}
+
 /// A role that may only log in is told less.
 #[test]
 fn a_primary_that_is_fenced_stays_so_without_the_new_one() {

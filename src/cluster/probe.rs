@@ -30,12 +30,14 @@ const SEARCH: Duration = Duration::from_millis(100);
 /// How often its probe connects anew to a node whose name leads now here and now there, at most.
 const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the node is, in whichever role it has; how far a primary has flushed; and which role that is. The role
-/// comes last: a node that is still in recovery then was so when it told its position.
+/// Where the node is, in whichever role it has; how far a primary has flushed; which role that is; and the timeline that
+/// a standby is sent, where that is told. The role comes after the position: a node that is still in recovery then was so
+/// when it told that. So does the timeline: what it has replayed of another it had been sent before.
 const POSITION: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
     ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_flush_lsn() END, \
-    pg_catalog.pg_is_in_recovery()";
+    pg_catalog.pg_is_in_recovery(), \
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN (pg_catalog.pg_stat_get_wal_receiver()).received_tli END";
 
 /// Makes the primary flush what it has inserted: a commit does. One that waits for standbys would
 /// take as long as they do. Gives a position beyond all that.
@@ -176,6 +178,8 @@ struct Probe {
     unflushed: Option<(Lsn, Instant)>,
     /// How long the primary took to flush when it was last asked to.
     flush_time: Duration,
+    /// When a replica was last asked for its timeline, which it does not tell with its position.
+    timeline_asked: Instant,
 }
 
 impl Probe {
@@ -213,6 +217,7 @@ impl Probe {
             asked_for: Lsn(0),
             unflushed: None,
             flush_time: Duration::ZERO,
+            timeline_asked: Instant::now(),
         };
         let rows = probe.ask(FACTS, limit).await?;
         let [[Some(block), Some(segment), Some(system), Some(can_wait)]] =
@@ -395,7 +400,7 @@ impl Probe {
         };
         let tick = clock.begin();
         node.note_asked();
-        let (in_recovery, lsn, flushed) = match self.awaited(cluster, node) {
+        let told = match self.awaited(cluster, node) {
             Some(lsn) => {
                 let patience = poll * SLOW_MAX;
                 self.ask_position(&position_from(lsn, patience), limit + patience)
@@ -405,13 +410,17 @@ impl Probe {
         };
         node.metrics.samples.increment(1);
         node.note_answered();
-        if in_recovery {
+        let Told { lsn, flushed, .. } = told;
+        if told.in_recovery {
             node.set_role(Role::Replica);
             if for_cluster {
                 // It was the primary, whose clock the sample began on: it says nothing on its own.
                 return Ok(());
             }
-            if !cluster.is_followed_by(node) {
+            if cluster.is_followed_by(node) {
+                self.see_it_stay(cluster, node, told.received, config)
+                    .await?;
+            } else {
                 self.see_timeline(cluster, node, limit).await?;
             }
             self.note_replica(cluster, node, tick, lsn);
@@ -491,8 +500,35 @@ impl Probe {
         Ok(())
     }
 
+    /// Sees whether a replica that has followed the primary's timeline does so still: somebody may have promoted a
+    /// node that the configuration does not have, and let it follow that. `received` is the timeline that it says it is
+    /// sent; where it does not, it is asked for what else tells it now and then, as that comes late anyway.
+    async fn see_it_stay(
+        &mut self,
+        cluster: &Cluster,
+        node: &Node,
+        received: Option<u32>,
+        config: &Config,
+    ) -> Result<(), ProbeError> {
+        let timeline = match received {
+            Some(timeline) => timeline,
+            None if self.timeline_asked.elapsed() < config.health.interval => return Ok(()),
+            None => {
+                self.timeline_asked = Instant::now();
+                self.ask_timeline(REPLAYED_TIMELINE, 10, config.health.timeout)
+                    .await?
+            }
+        };
+        if cluster.note_departure(node, timeline) {
+            let expected = cluster.clock.timeline();
+            let (cluster, node) = (&cluster.name, &node.name);
+            tracing::warn!(%cluster, %node, timeline, expected, "replica has left the primary's timeline for another: it gets no reads until it is back, or that is the primary's");
+        }
+        Ok(())
+    }
+
     /// Sees whether a replica follows the primary's timeline by now. Its position may have been read before: what
-    /// it has replayed and what it will are of one history, for as long as the connection lasts.
+    /// it has replayed and what it will are of one history, unless it leaves that for a newer one.
     async fn see_timeline(
         &mut self,
         cluster: &Cluster,
@@ -531,11 +567,7 @@ impl Probe {
 
     /// Asks for what [`POSITION`] gives, in the last row: as often as somebody needs it, so without taking
     /// memory.
-    async fn ask_position(
-        &mut self,
-        sql: &str,
-        limit: Duration,
-    ) -> Result<(bool, Lsn, Lsn), ProbeError> {
+    async fn ask_position(&mut self, sql: &str, limit: Duration) -> Result<Told, ProbeError> {
         let mut found = None;
         let asked = self.connection.query_with(sql, |row| {
             found = position(&row);
@@ -583,15 +615,32 @@ fn position_from(lsn: Lsn, patience: Duration) -> String {
     )
 }
 
-/// Whether the node is in recovery, its position, and how far it has flushed if it is not. A standby
-/// that has replayed nothing yet reports NULL: it is at the beginning.
-fn position(row: &[Option<&[u8]>]) -> Option<(bool, Lsn, Lsn)> {
-    let [lsn, flushed, Some(in_recovery)] = *row else {
+/// What a node has told of where it is, as [`POSITION`] asks for it.
+struct Told {
+    in_recovery: bool,
+    lsn: Lsn,
+    /// Of a primary.
+    flushed: Lsn,
+    /// The timeline that a standby is sent.
+    received: Option<u32>,
+}
+
+/// A standby that has replayed nothing yet reports NULL: it is at the beginning.
+fn position(row: &[Option<&[u8]>]) -> Option<Told> {
+    let [lsn, flushed, Some(in_recovery), received] = *row else {
         return None;
     };
+    fn text(text: &[u8]) -> Option<&str> {
+        str::from_utf8(text).ok()
+    }
     let parse = |lsn: Option<&[u8]>| match lsn {
-        Some(text) => Lsn::parse(str::from_utf8(text).ok()?),
+        Some(lsn) => Lsn::parse(text(lsn)?),
         None => Some(Lsn(1)),
     };
-    Some((in_recovery == b"t", parse(lsn)?, parse(flushed)?))
+    Some(Told {
+        in_recovery: in_recovery == b"t",
+        lsn: parse(lsn)?,
+        flushed: parse(flushed)?,
+        received: received.and_then(|timeline| text(timeline)?.parse().ok()),
+    })
 }
