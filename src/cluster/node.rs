@@ -463,8 +463,16 @@ impl Node {
     pub fn note_latency(&self, took: Duration) {
         /// The share of the newest value is one in so many.
         const SMOOTHING: u32 = 16;
-        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        /// What takes so many times as long as others says more of itself, or of how fast its client reads, than of
+        /// the node.
+        const TIMES_MAX: u32 = 8;
+        /// Below that much, in microseconds, it may be the node all the same.
+        const UNUSUAL: u32 = 50_000;
         let old = self.latency_us.load(Ordering::Relaxed);
+        let most = old.saturating_mul(TIMES_MAX).max(UNUSUAL);
+        let took = u32::try_from(took.as_micros())
+            .unwrap_or(u32::MAX)
+            .min(most);
         let new = old - old / SMOOTHING + took / SMOOTHING;
         self.latency_us.store(new, Ordering::Relaxed);
     }
@@ -574,6 +582,22 @@ mod tests {
         assert_eq!((node.role(), node.timeline()), (Role::Primary, 1));
         node.meet(Incarnation(8));
         assert_eq!((node.role(), node.timeline()), (Role::Unknown, 0));
+    }
+
+    #[test]
+    fn one_long_read_says_little_of_a_node() {
+        let node = node();
+        let ms = Duration::from_millis;
+        (0..100).for_each(|_| node.note_latency(ms(1)));
+        assert!(node.latency() < ms(2), "{:?}", node.latency());
+        node.note_latency(Duration::from_secs(600));
+        assert!(node.latency() < ms(5), "{:?}", node.latency());
+        // Soon it is as good as it was.
+        (0..8).for_each(|_| node.forget_latency());
+        assert!(node.latency() < ms(2), "{:?}", node.latency());
+        // But many are told from one.
+        (0..100).for_each(|_| node.note_latency(ms(1000)));
+        assert!(node.latency() > ms(900), "{:?}", node.latency());
     }
 
     #[test]
