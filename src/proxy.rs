@@ -727,8 +727,11 @@ impl Client {
         counters.queries[placed.reason as usize].increment(1);
         if placed.replica {
             counters.replica_seconds.record(took);
-            let served = if lent == started { took } else { now - lent };
-            placed.server.node().note_latency(served);
+            // How quickly it fails says nothing of how quickly it answers.
+            if !self.session.has_erred() {
+                let served = if lent == started { took } else { now - lent };
+                placed.server.node().note_latency(served);
+            }
         } else {
             counters.primary_seconds.record(took);
         }

@@ -246,7 +246,7 @@ fn describe() {
     );
     counter!(
         "tidegate_repairs_total",
-        "Reads that a replica could not run, run on the primary instead, by the error."
+        "Reads that a replica could not run, run elsewhere instead, by the error."
     );
     counter!(
         "tidegate_repairs_remembered_total",

@@ -226,6 +226,47 @@ fn what_a_replica_has_not_heard_of_is_asked_of_the_primary() {
     }
 }
 
+#[test]
+fn what_a_replicas_machine_fails_at_is_run_once_elsewhere() {
+    let cluster = cluster(2);
+    let codes = ["53100", "53200", "58030", "58P01", "XX001", "XX002"];
+    on_primary(
+        &cluster,
+        "CREATE TABLE faulty (node text); GRANT SELECT ON faulty TO app;
+         CREATE FUNCTION w_fault(code text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+             IF EXISTS (SELECT FROM faulty WHERE node = current_setting('cluster_name')) THEN
+                 RAISE EXCEPTION 'a fault' USING ERRCODE = code;
+             END IF;
+             RETURN current_setting('cluster_name');
+         END $$",
+    );
+    cluster.wait_caught_up().expect("replicas have it");
+    let gateway = gateway(&cluster, "eventual");
+    let repairs = || gateway.metric("tidegate_repairs_total", "reason=\"fault\"");
+    let ask = |code: &str, form: Form| {
+        // Read on node 1 first, which is preferred.
+        let sql = format!("SELECT w_fault('{code}')");
+        Speaker::start(gateway.port).ask(form, &sql)
+    };
+    wait_for("reads on node 1", || {
+        ask("", Form::Simple) == Ok("node1".to_owned())
+    });
+    for faulty in ["'node1'", "'node1', 'node2'"] {
+        let sql = format!("INSERT INTO faulty SELECT unnest(ARRAY[{faulty}])");
+        on_primary(&cluster, &format!("TRUNCATE faulty; {sql}"));
+        cluster.wait_caught_up().expect("replicas have it");
+        for (code, form) in codes.into_iter().zip(Form::ALL.into_iter().cycle()) {
+            let before = repairs();
+            let answer = ask(code, form);
+            match faulty.contains("node2") {
+                false => assert_eq!(answer, Ok("node2".to_owned()), "{code} {form:?}"),
+                true => assert_eq!(answer, Err(code.to_owned()), "{code} {form:?}"),
+            }
+            assert_eq!(repairs(), before + 1.0, "{code} {form:?}");
+        }
+    }
+}
+
 /// A function that says on which node it runs, and stands still on one of them.
 fn with_a_slow_node() -> LocalCluster {
     let cluster = cluster(2);

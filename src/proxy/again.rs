@@ -104,6 +104,8 @@ pub(super) struct Again {
     pub only_on_replicas: bool,
     /// It has ended a server without a word.
     has_silenced: bool,
+    /// A replica's machine has failed it. What the next one fails at as well is the read's own.
+    has_met_fault: bool,
     /// What befell it last, should nobody else serve it.
     last: Option<Refusal>,
     /// What a replica has refused.
@@ -186,7 +188,7 @@ impl Client {
             }
             outcome = match self.acquire(end, Some(&again)).await {
                 Ok(mut placed) => {
-                    if again.is_last() || again.only_on_replicas {
+                    if again.is_last() || again.only_on_replicas || again.has_met_fault {
                         placed.repairable = Repairable::No;
                     }
                     let since = (started, Instant::now());
@@ -213,6 +215,12 @@ impl Client {
                 telemetry::retries(cause.name()).increment(1);
                 again.tried.extend(Some(node));
                 again.last = Some(Refusal::Server(misplaced.words));
+            }
+            Cause::Fault => {
+                telemetry::repairs(cause.name(), sqlstate).increment(1);
+                again.tried.extend(Some(node));
+                again.last = Some(Refusal::Server(misplaced.words));
+                again.has_met_fault = true;
             }
             Cause::Schema => {
                 telemetry::repairs(cause.name(), sqlstate).increment(1);

@@ -20,6 +20,8 @@ pub enum Cause {
     Schema,
     /// Replay has cancelled it, to go on.
     Conflict,
+    /// The replica's machine fails: its disk, its memory, its files.
+    Fault,
 }
 
 impl Cause {
@@ -29,13 +31,14 @@ impl Cause {
             Cause::Standby => "standby",
             Cause::Schema => "schema",
             Cause::Conflict => "recovery_conflict",
+            Cause::Fault => "fault",
         }
     }
 }
 
 /// The errors that are no last word. A read alone can't fail to be serialised, nor wait for another
 /// session in a circle: on a standby these two are replay's.
-pub const REPAIRABLE: [(&str, Cause); 12] = [
+pub const REPAIRABLE: [(&str, Cause); 18] = [
     ("25006", Cause::Standby),
     ("0A000", Cause::Standby),
     ("55000", Cause::Standby),
@@ -48,6 +51,12 @@ pub const REPAIRABLE: [(&str, Cause); 12] = [
     ("22P02", Cause::Schema),
     ("40001", Cause::Conflict),
     ("40P01", Cause::Conflict),
+    ("53100", Cause::Fault),
+    ("53200", Cause::Fault),
+    ("58030", Cause::Fault),
+    ("58P01", Cause::Fault),
+    ("XX001", Cause::Fault),
+    ("XX002", Cause::Fault),
 ];
 
 /// Which errors of a server may be repaired.
@@ -210,6 +219,9 @@ mod tests {
             ("0A000", "RevalidateCachedQuery", None),
             ("57014", "ProcessInterrupts", None),
             ("22P02", "enum_in", Some(Cause::Schema)),
+            ("58P01", "internal_load_library", Some(Cause::Fault)),
+            ("XX001", "PageIsVerified", Some(Cause::Fault)),
+            ("XX000", "elog", None),
             ("22P02", "pg_strtoint32", None),
             ("22012", "int4div", None),
             ("42P02", "variable_paramref_hook", None),

@@ -48,6 +48,7 @@ fn nothing_is_seen_of_what_a_replica_could_not_run() {
         ("25006", Cause::Standby),
         ("42P01", Cause::Schema),
         ("40001", Cause::Conflict),
+        ("58P01", Cause::Fault),
     ] {
         let (mut session, mut server) = (session(), server());
         let said = [frame(b'T', b"\0\0"), error(code), ready("I")];
