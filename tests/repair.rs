@@ -227,6 +227,50 @@ fn what_a_replica_has_not_heard_of_is_asked_of_the_primary() {
 }
 
 #[test]
+fn a_read_that_a_full_replica_has_no_server_for_is_the_primarys_while_that_has_room() {
+    let cluster = cluster(1);
+    on_primary(
+        &cluster,
+        "CREATE FUNCTION w_where() RETURNS text LANGUAGE sql AS $$
+             SELECT current_setting('cluster_name') $$",
+    );
+    cluster.wait_caught_up().expect("the replica has it");
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let pool = "[pool]\nsize = 4\ncheckout_timeout = \"100ms\"\n";
+        format!(
+            "{config}\n[routing]\nsafe_functions = [\"w_*\"]\n{pool}\n[consistency]\nlevel = \"eventual\"\n"
+        )
+    });
+    let client = || Client::open(&gateway, "app", "");
+    let fill = |begin: &str, count: usize, node: &str| -> Vec<Client> {
+        let holders: Vec<_> = (0..count).map(|_| client()).collect();
+        for holder in &holders {
+            holder.rows(begin);
+            assert_eq!(holder.one("SELECT w_where()"), node);
+        }
+        holders
+    };
+    let reads = fill("BEGIN READ ONLY", 4, "node1");
+    let reader = client();
+    assert_eq!(reader.one("SELECT w_where()"), "node0");
+    // A half of the primary is not for them.
+    let writes = fill("BEGIN", 2, "node0");
+    let error = reader.error("SELECT w_where()");
+    assert_eq!(error.code().code(), "53300", "{error}");
+    client().rows("SELECT pg_advisory_xact_lock(1)");
+    drop(writes);
+    wait_for("the primary to have room", || {
+        reader
+            .row_or_error("SELECT w_where()")
+            .is_ok_and(|row| row == ["node0"])
+    });
+    drop(reads);
+    wait_for("the replica to have room", || {
+        reader.one("SELECT w_where()") == "node1"
+    });
+}
+
+#[test]
 fn what_a_replicas_machine_fails_at_is_run_once_elsewhere() {
     let cluster = cluster(2);
     let codes = ["53100", "53200", "58030", "58P01", "XX001", "XX002"];

@@ -116,6 +116,15 @@ pub enum CheckoutError {
 }
 
 impl CheckoutError {
+    /// All that there may be are lent.
+    pub fn is_for_lack_of_room(&self) -> bool {
+        match self {
+            CheckoutError::Timeout { .. } => true,
+            CheckoutError::Connect { error, .. } => error.is_full(),
+            CheckoutError::Leaving { .. } => false,
+        }
+    }
+
     /// See [`ConnectError::is_for_primary_to_say`].
     pub fn is_for_primary_to_say(&self) -> bool {
         matches!(self, CheckoutError::Connect { error, .. } if error.is_for_primary_to_say())

@@ -387,6 +387,7 @@ impl Client {
         let mut gate: Option<Instant> = None;
         let mut waited: Option<Instant> = None;
         let mut tried = begun;
+        let mut missed: Option<CheckoutError> = None;
         loop {
             // Made before the look, so that no move after it is missed.
             let mut moved = std::pin::pin!(cluster.moved.notified());
@@ -415,8 +416,11 @@ impl Client {
                             .gate_wait_seconds
                             .record(since.elapsed());
                     }
-                    match self.on_replica(&node, life, &config).await? {
-                        Some(server) => {
+                    let has_waited = missed
+                        .as_ref()
+                        .is_some_and(CheckoutError::is_for_lack_of_room);
+                    match self.on_replica(&node, life, &config, !has_waited).await {
+                        Ok(server) => {
                             let reason = match named {
                                 Some(_) => Reason::NamedReplica,
                                 None if gate.is_some() || waited.is_some() => Reason::Gate,
@@ -430,8 +434,9 @@ impl Client {
                                 repairable,
                             });
                         }
-                        None => {
+                        Err(error) => {
                             tried.extend(Some(node.id()));
+                            missed = error.or(missed);
                             continue;
                         }
                     }
@@ -470,7 +475,7 @@ impl Client {
             self.pin_by(reason);
             let otherwise = otherwise(&config, reason, special);
             if otherwise == Otherwise::Primary {
-                return self.read_on_primary(reason, special).await;
+                return self.read_on_primary(reason, special, missed).await;
             }
             let since = *waited.get_or_insert_with(Instant::now);
             let left = match otherwise {
@@ -483,7 +488,10 @@ impl Client {
             if left.is_zero() {
                 if self.session.roams() {
                     // A transaction is never without a place.
-                    return self.read_on_primary(reason, special).await;
+                    return self.read_on_primary(reason, special, missed).await;
+                }
+                if let Some(error) = missed.take_if(|_| otherwise != THEN_PRIMARY) {
+                    return Err(error.into());
                 }
                 if let Some(node) = named {
                     return Err(Refusal::NamedNode {
@@ -491,8 +499,8 @@ impl Client {
                         reason: reason.name(),
                     });
                 }
-                if otherwise == (Otherwise::Wait { then_primary: true }) {
-                    return self.read_on_primary(reason, special).await;
+                if otherwise == THEN_PRIMARY {
+                    return self.read_on_primary(reason, special, missed).await;
                 }
                 return Err(self.no_replica(reason));
             }
@@ -502,38 +510,46 @@ impl Client {
         }
     }
 
-    /// A server of the replica in this life, or `None` when it can't be had for the node's sake.
+    /// A server of the replica in this life, which is waited for if all are lent and it may be.
+    ///
+    /// # Errors
+    /// There is none: what its client is told if nobody else has one either.
     pub(super) async fn on_replica(
         &mut self,
         node: &Arc<Node>,
         life: Incarnation,
         config: &Config,
-    ) -> Result<Option<Box<Server>>, Refusal> {
+        may_wait: bool,
+    ) -> Result<Box<Server>, Option<CheckoutError>> {
         if let Some(server) = self
             .kept_replica(node.id())
             .filter(|server| server.incarnation == life)
         {
-            return Ok(Some(server));
+            return Ok(server);
         }
         let pool = self.pool(node, config);
+        if !may_wait && pool.is_saturated() {
+            return Err(None);
+        }
         let meetings = node.meetings();
         let checkout = pool.checkout(self.session.settings(), NO_FAVOURITE).await;
         let is_as_judged = || node.incarnation() == life && node.meetings() == meetings;
         match checkout {
-            Ok(server) if server.incarnation == life && is_as_judged() => Ok(Some(server)),
+            Ok(server) if server.incarnation == life && is_as_judged() => Ok(server),
             Ok(_) => {
                 // The node's server was restarted: what is known of its position is of no use.
                 node.wake.notify_one();
-                Ok(None)
+                Err(None)
             }
+            Err(error) if error.is_for_lack_of_room() => Err(Some(error)),
             Err(CheckoutError::Connect { error, .. })
                 if error.is_node_away() || error.is_for_primary_to_say() =>
             {
                 tracing::debug!(node = %node.name, %error, "replica can't be used");
-                Ok(None)
+                Err(None)
             }
-            Err(CheckoutError::Leaving { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(CheckoutError::Leaving { .. }) => Err(None),
+            Err(error) => Err(Some(error)),
         }
     }
 
@@ -583,17 +599,41 @@ impl Client {
         Ok(server.map(|server| Placed::on_primary(server, reason)))
     }
 
-    /// A server of the primary for a read; of the next primary, if the read must see what only that has.
+    /// A server of the primary for a read; of the next primary, if the read must see what only that has. `missed` is
+    /// why the last replica that was tried had none.
     async fn read_on_primary(
         &mut self,
         reason: Reason,
         special: Option<&Special>,
+        missed: Option<CheckoutError>,
     ) -> Result<Placed, Refusal> {
+        let missed = match missed {
+            Some(error) if error.is_for_lack_of_room() && !self.primary_has_room() => {
+                return Err(error.into());
+            }
+            missed => missed,
+        };
         let held = match self.is_ahead(special) {
             true => Some(self.wait_for_history(special).await?),
             false => None,
         };
-        self.on_primary_after(held, reason).await
+        match (self.on_primary_after(held, reason).await, missed) {
+            (Err(Refusal::NoPrimary { .. }), Some(error)) => Err(error.into()),
+            (placed, _) => placed,
+        }
+    }
+
+    /// Whether the primary takes what is too much for a replica: what replicas can't keep up with must not take
+    /// all of its servers, which writes need.
+    fn primary_has_room(&mut self) -> bool {
+        let (primary, config) = {
+            let topology = self.cluster.topology();
+            (topology.primary.clone(), topology.config.clone())
+        };
+        primary.is_some_and(|node| {
+            let census = self.pool(&node, &config).census();
+            census.active < census.size.div_ceil(2)
+        })
     }
 
     /// Whether the planned read must see what is of a newer history than the primary.
@@ -768,6 +808,9 @@ pub(super) fn otherwise(config: &Config, reason: Reason, special: Option<&Specia
         },
     }
 }
+
+/// It waits, and then goes to the primary.
+const THEN_PRIMARY: Otherwise = Otherwise::Wait { then_primary: true };
 
 fn may_use_primary(config: &Config, reason: Reason, special: Option<&Special>) -> bool {
     otherwise(config, reason, special) == Otherwise::Primary

@@ -254,6 +254,51 @@ fn the_servers_own_rules_decide_where_sslmode_leaves_it_open() {
 }
 
 #[test]
+fn a_replica_whose_certificate_has_expired_costs_nobody_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = Authority::new(directory.path(), "ours");
+    let cluster = cluster();
+    let server = ours.issue("pg", &["127.0.0.1"]);
+    if !serve_tls(&cluster, &server, None) {
+        return;
+    }
+    let view = "CREATE VIEW here AS SELECT current_setting('port') AS port; \
+                GRANT SELECT ON here TO app";
+    cluster.primary().sql("app", view).unwrap();
+    cluster.wait_caught_up().unwrap();
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let root = ours.root();
+        let name = format!("name = \"main\"\nsslmode = \"verify-full\"\nsslrootcert = {root:?}\n");
+        config.replacen("name = \"main\"\n", &name, 1)
+    });
+    let at = || {
+        ask(
+            &cluster,
+            &gateway,
+            "host=127.0.0.1",
+            "SELECT port FROM here",
+        )
+        .expect("an answer")
+    };
+    let [primary, replica] = [cluster.primary(), cluster.node(1)];
+    wait_for("the replica to serve", || {
+        at() == replica.port().to_string()
+    });
+    let expired = ours.issue_expired("pg", &["127.0.0.1"]);
+    expired.hand_to_owner_of(cluster.directory(), "server");
+    replica.reload().unwrap();
+    // What is open goes on, and nothing else is opened.
+    wait_for("reads to go elsewhere", || {
+        let end = "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity \
+                   WHERE usename = 'app'";
+        replica.sql("postgres", end).unwrap();
+        at() == primary.port().to_string()
+    });
+    assert_eq!(gateway.metric("tidegate_up", ""), 2.0);
+    assert_eq!(gateway.metric("tidegate_errors_total", ""), 0.0);
+}
+
+#[test]
 fn all_traffic_is_encrypted_on_both_sides() {
     let directory = tempfile::tempdir().unwrap();
     let ours = Authority::new(directory.path(), "ours");
