@@ -682,6 +682,15 @@ impl Cluster {
     }
 }
 
+/// See [`Cluster::vacate`].
+pub struct Vacating(tokio::task::JoinHandle<()>);
+
+impl Drop for Vacating {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// A time as routing counts it.
 pub fn moment(at: Instant) -> Moment {
     /// Long before any time that is asked for, as lags are taken from it.
@@ -692,24 +701,34 @@ pub fn moment(at: Instant) -> Moment {
 }
 
 impl Cluster {
-    /// New servers for all: what is open may be unlike what a new connection would be.
-    pub fn renew(&self) {
-        for node in &self.topology().nodes {
-            node.pools.iter().for_each(|pool| pool.renew());
-        }
+    /// New servers for these: what is open may be unlike what a new connection would be.
+    pub fn renew(&self, whose: impl Fn(&PoolKey) -> bool) {
+        let topology = self.topology();
+        let pools = topology.nodes.iter().flat_map(|node| node.pools.iter());
+        let pools = pools.filter(|pool| whose(pool.key()));
+        pools.for_each(|pool| pool.renew());
     }
 
-    /// Closes what is idle on these databases.
-    pub fn vacate(&self, databases: &[Box<[u8]>]) {
-        let named = |key: &PoolKey| {
-            databases
-                .iter()
-                .any(|name| **name == *key.database.as_bytes())
-        };
-        for node in &self.topology().nodes {
-            let pools = node.pools.iter().filter(|pool| named(pool.key()));
-            pools.for_each(|pool| pool.vacate());
-        }
+    /// Has servers leave these databases that only wait there for clients, for as long as this lives: the primary
+    /// runs a statement that they would stand in the way of.
+    ///
+    /// PostgreSQL refuses at once who may not do that, and waits five seconds for others to leave. So only who may
+    /// has them closed.
+    pub fn vacate(self: &Arc<Self>, databases: Vec<Box<[u8]>>) -> Vacating {
+        const REFUSED_WITHIN: Duration = Duration::from_millis(200);
+        let cluster = self.clone();
+        Vacating(tokio::spawn(async move {
+            let is_named =
+                |key: &PoolKey| (databases.iter()).any(|name| **name == *key.database.as_bytes());
+            loop {
+                tokio::time::sleep(REFUSED_WITHIN).await;
+                let Some(primary) = cluster.topology().primary.clone() else {
+                    continue;
+                };
+                let pools = primary.pools.iter().filter(|pool| is_named(pool.key()));
+                pools.for_each(|pool| pool.make_way());
+            }
+        }))
     }
 }
 

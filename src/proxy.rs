@@ -460,10 +460,6 @@ impl Client {
             self.drop_batch();
             return Some(Ok(()));
         }
-        if !self.batch.databases.is_empty() {
-            // Servers that only wait here for clients must not keep it from being dropped or copied.
-            self.cluster.vacate(&self.batch.databases);
-        }
         let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
         if !local || self.session.roams_on_replica() {
             return None;
@@ -493,6 +489,9 @@ impl Client {
         let retriable = self.may_run_again(replica);
         let opens_on_replica = replica && self.session.is_to_be_opened();
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
+        let databases = std::mem::take(&mut self.batch.databases);
+        // Servers that only wait here for clients must not keep them from being dropped or copied.
+        let _vacating = (!databases.is_empty()).then(|| self.cluster.vacate(databases));
         // What only asks is not counted among what it asks about.
         let counts = !self.batch.only_explains();
         let mut relay = Relay::new(client_side!(self), server);

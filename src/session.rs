@@ -46,6 +46,7 @@ use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use self::token::Token;
 use self::transaction::Roaming;
+use crate::sql::altered::{self, Altered};
 use crate::sql::cache::Classifier;
 use crate::sql::command::{self, Setting};
 use crate::sql::set_config::{self, Changes, Name, Value};
@@ -158,9 +159,11 @@ pub struct Session {
     begun: Option<Modes>,
 }
 
-/// Of the proxy's own settings, what most sessions never have.
+/// What most sessions never have: of the proxy's own settings, but for one.
 #[derive(Default)]
 struct OwnState {
+    /// Whose new sessions have been changed. See [`Session::take_altered`].
+    altered: Vec<Altered>,
     /// The settings with the proxy's own as they are to be shown, while a batch shows them.
     shown: Option<Settings>,
     /// What is set for the open transaction alone.
@@ -171,13 +174,17 @@ struct OwnState {
     any_key: bool,
 }
 
+/// The most roles and databases that are told apart of which one transaction has changed new sessions.
+const ALTERED_MAX: usize = 64;
+
 /// What has been done, as far as others' freshness is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Did {
     /// Something that was not proven to read only.
     pub wrote: bool,
     pub read: bool,
-    /// Roles or databases were changed: servers that are open may be of before.
+    /// Roles or databases were changed: servers that are open may be of before. See
+    /// [`Session::take_altered`].
     pub altered: bool,
     /// The schema was changed, and has been marked so.
     pub reshaped: bool,
@@ -590,7 +597,7 @@ impl Session {
                 }
                 self.look_for_temporary();
             }
-            Verb::Role | Verb::Database => self.did.altered = true,
+            Verb::Role | Verb::Database => self.note_altered(text()),
             Verb::Close => self.pins.look_again(Pin::HeldCursor),
             Verb::Unlisten => self.pins.look_again(Pin::Listen),
             Verb::Routine => {
@@ -609,6 +616,41 @@ impl Session {
         if self.roaming.is_some() {
             self.log(statement, text());
         }
+    }
+
+    /// A role or a database has been created, altered or dropped, by this statement if it is known.
+    #[cold]
+    fn note_altered(&mut self, statement: Option<&[u8]>) {
+        let conforming = self.has_conforming_strings();
+        let read = |statement| altered::altered(statement, conforming);
+        let altered = statement.map_or_else(|| vec![Altered::All], read);
+        let altered = altered.into_iter().map(|altered| match altered {
+            Altered::CurrentRole => match self.settings.role() {
+                None => Altered::SessionRole,
+                Some(Some(role)) => Altered::Role(role.into_bytes().into()),
+                Some(None) => Altered::All,
+            },
+            Altered::SessionRole if self.settings.set_session_authorization() => Altered::All,
+            altered => altered,
+        });
+        let altered: Vec<_> = altered.collect();
+        self.did.altered = true;
+        let known = &mut self.own.get_or_insert_default().altered;
+        for altered in altered {
+            if known.len() >= ALTERED_MAX {
+                *known = vec![Altered::All];
+            }
+            if !known.contains(&altered) {
+                known.push(altered);
+            }
+        }
+    }
+
+    /// Whose new sessions have been changed by what has been [done](Did::altered): by roles and databases, where
+    /// `SessionRole` is who has logged in.
+    pub fn take_altered(&mut self) -> Vec<Altered> {
+        let own = self.own.as_mut();
+        own.map_or_else(Vec::new, |own| std::mem::take(&mut own.altered))
     }
 
     /// Something has been defined or dropped that may be temporary without saying so: by where names are
@@ -928,6 +970,8 @@ fn tracked(
                 | Verb::Prepare
                 | Verb::Deallocate
                 | Verb::Routine
+                | Verb::Role
+                | Verb::Database
                 | Verb::Ddl(Reach::Itself | Reach::Anything)
         ),
     };

@@ -6,6 +6,7 @@
 //! Reading is *proven*; everything else is a write. A text that cannot be parsed, is too large or
 //! too deep, or names a function that is not known to be safe, is a write, never an error.
 
+pub mod altered;
 pub mod cache;
 pub mod catalog;
 pub mod classify;

@@ -134,3 +134,60 @@ fn a_password_that_is_changed_reaches_sessions_that_are_open() {
     wait_for("the catalog", || asked("result=\"ok\"") > before);
     assert_eq!(failed_connects(&gateway) + asked("result=\"failed\""), 0.0);
 }
+
+#[test]
+fn servers_are_renewed_for_whom_it_matters_to() {
+    let cluster = support::cluster_with(0, &[]);
+    with_other(&cluster, "");
+    let gateway = Gateway::start_with(&cluster, |config| configured(&config, ""));
+    let [app, other] = ["app", "other"].map(|user| Client::open(&gateway, user, ""));
+    let pid = |client: &Client| client.one("SELECT pg_backend_pid()");
+    let of_app = pid(&app);
+    let setting = |client: &Client| client.one("SHOW work_mem");
+    for (number, role) in ["other", "CURRENT_USER", "session_user"].iter().enumerate() {
+        let before = pid(&other);
+        let value = format!("{}MB", number + 10);
+        other.rows(&format!("ALTER ROLE {role} SET work_mem = '{value}'"));
+        assert_ne!(pid(&other), before, "{role}");
+        assert_eq!(setting(&other), value, "{role}");
+        assert_eq!(pid(&app), of_app, "{role}");
+    }
+    // A role that was set is another one than who has logged in.
+    let admin = Client::open(&gateway, "postgres", "");
+    let of_other = pid(&other);
+    admin.rows("SET ROLE app");
+    admin.rows("ALTER ROLE CURRENT_ROLE SET work_mem = '20MB'");
+    assert_ne!(pid(&app), of_app);
+    assert_eq!(setting(&app), "20MB");
+    assert_eq!(pid(&other), of_other);
+    admin.rows("RESET ROLE");
+    let of_app = pid(&app);
+    admin.rows("ALTER ROLE ALL SET work_mem = '21MB'");
+    assert_ne!(pid(&other), of_other);
+    assert_ne!(pid(&app), of_app);
+    let of_app = pid(&app);
+    admin.rows("ALTER DATABASE app SET work_mem = '22MB'");
+    assert_ne!(pid(&app), of_app);
+}
+
+#[test]
+fn who_may_not_drop_a_database_closes_nothing_on_it() {
+    let cluster = support::cluster_with(0, &[]);
+    with_other(&cluster, "");
+    cluster
+        .primary()
+        .sql("postgres", "CREATE DATABASE mine OWNER app")
+        .expect("a database");
+    let gateway = Gateway::start_with(&cluster, |config| configured(&config, ""));
+    let [app, other] = ["app", "other"].map(|user| Client::open(&gateway, user, ""));
+    let there = Client::open(&gateway, "app", "dbname=mine");
+    let pid = || there.one("SELECT pg_backend_pid()");
+    let before = pid();
+    for _ in 0..3 {
+        let error = other.error("DROP DATABASE mine");
+        assert_eq!(error.code().code(), "42501");
+    }
+    assert_eq!(pid(), before);
+    // Who may drop it is not kept from that by clients that do nothing.
+    app.rows("DROP DATABASE mine");
+}

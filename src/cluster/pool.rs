@@ -74,10 +74,12 @@ struct Inner {
     drained: bool,
     /// It lends nothing, and who wants something waits, for as long as its database is paused.
     paused: bool,
+    /// When idle servers were last closed for who might only have wanted that.
+    made_way: Option<Instant>,
     /// Servers of an older generation are closed and not lent again.
     generation: u64,
     /// So are those that were opened before this: the last look found them too old.
-    oldest: Instant,
+    oldest: Option<Instant>,
 }
 
 /// What a waiter is given.
@@ -171,8 +173,9 @@ impl Pool {
             closed: false,
             drained,
             paused,
+            made_way: None,
             generation: 0,
-            oldest: Instant::now(),
+            oldest: None,
         };
         Pool {
             node,
@@ -307,7 +310,7 @@ impl Pool {
         }
         server.idle_since = now;
         let mut inner = self.lock();
-        let too_old = server.opened < inner.oldest;
+        let too_old = inner.oldest.is_some_and(|oldest| server.opened < oldest);
         let outdated = server.generation != inner.generation;
         let lends = !(inner.closed || inner.drained || inner.paused);
         let unwanted = !lends || inner.open > inner.limits.size;
@@ -339,7 +342,7 @@ impl Pool {
         let mut old = Vec::new();
         let mut inner = self.lock();
         let limits = inner.limits.clone();
-        inner.oldest = now.checked_sub(limits.lifetime).unwrap_or(inner.oldest);
+        inner.oldest = now.checked_sub(limits.lifetime);
         let over = |server: &Server| {
             now - server.idle_since > limits.idle_timeout || now - server.opened > limits.lifetime
         };
@@ -370,6 +373,18 @@ impl Pool {
         inner.refused = None;
         drop(inner);
         self.vacate();
+    }
+
+    /// Closes every idle server, but seldom: what they stand in the way of is begun by anybody.
+    pub fn make_way(&self) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        let mut inner = self.lock();
+        let now = Instant::now();
+        if inner.made_way.is_none_or(|last| now - last >= PAUSE) && !inner.idle.is_empty() {
+            inner.made_way = Some(now);
+            drop(inner);
+            self.vacate();
+        }
     }
 
     /// Closes every idle server.

@@ -9,9 +9,10 @@ use super::refusal::Broken;
 use super::relay::{ClientSide, Ledger, Relay};
 use super::wishes::needs_samples;
 use super::{Client, Ended, lost};
-use crate::cluster::pool::Server;
+use crate::cluster::pool::{PoolKey, Server};
 use crate::config::Level;
 use crate::net::buffers;
+use crate::sql::altered::Altered;
 use crate::wire::message::Status;
 
 /// The longest that resetting a server may take after its session has gone.
@@ -85,8 +86,7 @@ impl Client {
         }
         if did.altered {
             // Who logs in from now on finds things as they are now.
-            self.cluster.renew();
-            self.registered.proxy.welcomes.forget(&self.cluster.name);
+            self.renew_servers();
         }
         if did.outdated {
             self.catalog.look_again();
@@ -129,6 +129,23 @@ impl Client {
         if samples && may_read_next {
             self.cluster.want_sample(clock.now());
         }
+    }
+
+    #[cold]
+    fn renew_servers(&mut self) {
+        let altered = self.session.take_altered();
+        let login = &self.key.user;
+        let whose = |key: &PoolKey| {
+            altered.iter().any(|altered| match altered {
+                Altered::Role(name) => **name == *key.user.as_bytes(),
+                Altered::Database(name) => **name == *key.database.as_bytes(),
+                Altered::SessionRole => *login == key.user,
+                Altered::CurrentRole | Altered::All => true,
+            })
+        };
+        self.cluster.renew(whose);
+        let welcomes = &self.registered.proxy.welcomes;
+        welcomes.forget(&self.cluster.name, whose);
     }
 
     /// Asks the server what the session has become on it, where its client's words do not tell.

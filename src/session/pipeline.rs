@@ -12,8 +12,7 @@ use super::statements::Prepared;
 use super::transaction::{Control, Within};
 use super::{Session, own, statements, tracked, transaction};
 use crate::sql::catalog::Catalog;
-use crate::sql::lexer::Lexer;
-use crate::sql::{Class, Need, Pin, Statement, Verb, Why, command};
+use crate::sql::{Class, Need, Pin, Statement, Verb, Why, altered, command, lexer};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
@@ -62,15 +61,11 @@ impl ClientFault {
     }
 }
 
-/// The names in a text, each of which may be a database's; and what CREATE DATABASE copies if it
-/// names none.
-fn names(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
-    let mut names = vec![Box::from(&b"template1"[..])];
-    let mut lexer = Lexer::new(sql, conforming);
-    while let Some(token) = lexer.solid() {
-        names.extend(token.name(sql).map(|name| command::clipped(&name).into()));
-    }
-    names
+/// The databases that nobody else may be connected to for the statements of a text to succeed.
+fn to_be_left(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
+    let statements = lexer::statements(sql, conforming).filter_map(|at| sql.get(at));
+    let databases = statements.filter_map(|sql| altered::to_be_left(sql, conforming));
+    databases.collect()
 }
 
 /// Whether what a message of this type means may depend on the statements that there are.
@@ -262,7 +257,7 @@ impl Session {
         batch.executes = true;
         self.statements.drop_unnamed();
         if class.touches_databases() {
-            batch.databases = names(sql, self.has_conforming_strings());
+            batch.databases = to_be_left(sql, self.has_conforming_strings());
         }
         self.judge(&class, need, sql, batch);
         let text = || Text::Query(sql.into());
@@ -342,7 +337,7 @@ impl Session {
         self.take_in(&class, parse.sql, batch);
         self.look_for_own(&class, parse.sql, batch);
         if class.touches_databases() {
-            batch.databases = names(parse.sql, self.has_conforming_strings());
+            batch.databases = to_be_left(parse.sql, self.has_conforming_strings());
         }
         if parse.name.is_empty() {
             let renames = self.renames(&class, parse.sql);

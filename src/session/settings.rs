@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::intern::Interner;
 use super::own::{self, Own, Wanted};
-use crate::sql::{Isolation, Modes};
+use crate::sql::{Isolation, Modes, command};
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
 ///
@@ -107,6 +107,17 @@ impl Settings {
             name => !ENDS_WITH_TRANSACTION.contains(&name),
         };
         Settings::valued(listed.filter(matters))
+    }
+
+    /// The role that is set, if one is, and if it can be told.
+    pub fn role(&self) -> Option<Option<String>> {
+        let role = command::last_value(self.map.get(ROLE)?);
+        (role.as_deref() != Some("none")).then_some(role)
+    }
+
+    /// Whether the session is another user's than who has logged in.
+    pub fn set_session_authorization(&self) -> bool {
+        self.map.contains_key(SESSION_AUTHORIZATION)
     }
 
     /// The names of what is set.

@@ -254,6 +254,21 @@ pub fn value_of_set_config(statement: &[u8]) -> Option<String> {
     string_value(cursor.next()?.text(statement), true)
 }
 
+/// The value at the end of a SET, or in a `SELECT set_config('name', 'value', …)`.
+pub fn last_value(statement: &[u8]) -> Option<String> {
+    let mut cursor = Cursor::new(statement, true);
+    if cursor.at("select") {
+        return value_of_set_config(statement);
+    }
+    loop {
+        let value = cursor.clone();
+        cursor.next()?;
+        if is_over(&mut cursor) {
+            return plain_value(statement, value, true);
+        }
+    }
+}
+
 /// The one value that is left to be read.
 fn plain_value(statement: &[u8], mut cursor: Cursor<'_>, conforming: bool) -> Option<String> {
     let token = cursor.next()?;

@@ -68,10 +68,10 @@ impl Welcomes {
         Ok(params)
     }
 
-    /// What is known of this cluster may no longer be so.
-    pub fn forget(&self, cluster: &str) {
+    /// What is known of these in this cluster may no longer be so.
+    pub fn forget(&self, cluster: &str, whose: impl Fn(&PoolKey) -> bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|(name, _), _| name != cluster);
+        known.retain(|(name, key), _| name != cluster || !whose(key));
     }
 
     fn remembered(&self, cluster: &str, key: &PoolKey, settings: &Settings) -> Option<Params> {
