@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
 use support::client::Client;
 use support::{Gateway, wait_for};
@@ -190,4 +191,21 @@ fn who_may_not_drop_a_database_closes_nothing_on_it() {
     assert_eq!(pid(), before);
     // Who may drop it is not kept from that by clients that do nothing.
     app.rows("DROP DATABASE mine");
+}
+
+#[test]
+fn who_logs_in_waits_for_nobody_who_was_there_before() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "size = 1\ncheckout_timeout = \"10m\"\n")
+    });
+    let holder = Client::open(&gateway, "app", "");
+    holder.rows("BEGIN");
+    holder.rows("SELECT pg_backend_pid()");
+    // What servers report is remembered for 10 s, and is only old after that.
+    thread::sleep(Duration::from_secs(11));
+    for _ in 0..3 {
+        Client::open(&gateway, "app", "");
+    }
+    holder.rows("COMMIT");
 }

@@ -27,12 +27,16 @@ struct Known {
     settings: Settings,
     params: Params,
     at: Instant,
+    /// When somebody began to ask for a newer one.
+    asked: Instant,
 }
 
 impl Welcomes {
     /// How long a report is taken for the present one. What changes later, the session is told at
     /// its first query.
     const LIFE: Duration = Duration::from_secs(10);
+    /// How old one may be that is told while a newer one is asked for, or nobody can be asked at once.
+    const AGE_MAX: Duration = Duration::from_secs(600);
     /// Distinct settings remembered for one database and user, and of these in all.
     const SETTINGS_MAX: usize = 64;
     const KEYS_MAX: usize = 1024;
@@ -45,10 +49,22 @@ impl Welcomes {
         credential: &Proven,
         settings: &Settings,
     ) -> Result<Params, Refusal> {
-        if let Some(params) = self.remembered(&cluster.name, key, settings) {
-            return Ok(params);
-        }
-        let mut server = any_server(cluster, key, credential, settings).await?;
+        let remembered = || self.remembered(&cluster.name, key, settings);
+        let old = match remembered() {
+            Ok(params) => return Ok(params),
+            Err(old) => old,
+        };
+        let server = any_server(cluster, key, credential, settings, old.is_some()).await;
+        let mut server = match (server, old) {
+            (Ok(Some(server)), _) => server,
+            (Ok(None), Some(old)) => return Ok(old),
+            // Whoever was served meanwhile has told what there is to tell.
+            (Err(refusal), old) if refusal.sqlstate() == "53300" => {
+                return remembered().or_else(|later| later.or(old).ok_or(refusal));
+            }
+            (Err(refusal), _) => return Err(refusal),
+            (Ok(None), None) => unreachable!("one is waited for"),
+        };
         for sql in server.state.settings.difference(settings) {
             server.run(&sql).await.map_err(|error| match error {
                 ConnectError::Refused(words) => Refusal::Server(words),
@@ -74,11 +90,29 @@ impl Welcomes {
         known.retain(|(name, key), _| name != cluster || !whose(key));
     }
 
-    fn remembered(&self, cluster: &str, key: &PoolKey, settings: &Settings) -> Option<Params> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = known.get(&(cluster.to_owned(), key.clone()))?;
-        let fresh = |known: &&Known| known.at.elapsed() < Self::LIFE && known.settings == *settings;
-        entries.iter().find(fresh).map(|known| known.params.clone())
+    /// What a login may be told; else it is to ask, and has what is too old to be told if somebody can be asked.
+    fn remembered(
+        &self,
+        cluster: &str,
+        key: &PoolKey,
+        settings: &Settings,
+    ) -> Result<Params, Option<Params>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = known.get_mut(&(cluster.to_owned(), key.clone()));
+        let mut entries = entries.into_iter().flatten();
+        let same = |known: &&mut Known| known.settings == *settings;
+        let Some(known) = entries
+            .find(same)
+            .filter(|known| known.at.elapsed() < Self::AGE_MAX)
+        else {
+            return Err(None);
+        };
+        let params = known.params.clone();
+        if known.at.elapsed() < Self::LIFE || known.asked.elapsed() < Self::LIFE {
+            return Ok(params);
+        }
+        known.asked = Instant::now();
+        Err(Some(params))
     }
 
     fn remember(&self, cluster: &str, key: &PoolKey, settings: &Settings, params: &Params) {
@@ -87,26 +121,32 @@ impl Welcomes {
             known.retain(|_, entries| entries.iter().any(|known| known.at.elapsed() < Self::LIFE));
         }
         let entries = known.entry((cluster.to_owned(), key.clone())).or_default();
-        entries.retain(|known| known.at.elapsed() < Self::LIFE && known.settings != *settings);
+        entries.retain(|known| known.at.elapsed() < Self::AGE_MAX && known.settings != *settings);
+        if entries.len() >= Self::SETTINGS_MAX {
+            entries.retain(|known| known.at.elapsed() < Self::LIFE);
+        }
         if entries.len() < Self::SETTINGS_MAX {
             let (settings, params) = (settings.clone(), params.clone());
+            let now = Instant::now();
             entries.push(Known {
                 settings,
                 params,
-                at: Instant::now(),
+                at: now,
+                asked: now,
             });
         }
     }
 }
 
 /// A server to greet a client with: of any node that is up, replicas first, so that clients can log
-/// in while there is no primary.
+/// in while there is no primary. `None` where it would have to be waited for and need not be.
 async fn any_server(
     cluster: &Arc<Cluster>,
     key: &PoolKey,
     credential: &Proven,
     settings: &Settings,
-) -> Result<Box<Server>, Refusal> {
+    only_at_once: bool,
+) -> Result<Option<Box<Server>>, Refusal> {
     let started = Instant::now();
     loop {
         let (mut nodes, config) = {
@@ -130,10 +170,14 @@ async fn any_server(
         };
         let mut nodes: Vec<_> = nodes.collect();
         nodes.sort_by_key(rank);
+        let all_are_lent = || nodes.iter().all(|(_, pool)| pool.is_saturated());
+        if only_at_once && !nodes.is_empty() && all_are_lent() {
+            return Ok(None);
+        }
         let mut refused = None;
         for (node, pool) in &nodes {
             match pool.checkout(settings, 0).await {
-                Ok(server) => return Ok(server),
+                Ok(server) => return Ok(Some(server)),
                 Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {}
                 Err(CheckoutError::Leaving { .. }) => {}
                 Err(error) if node.role() == Role::Replica && error.is_for_primary_to_say() => {
