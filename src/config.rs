@@ -315,7 +315,7 @@ pub struct Pool {
     pub checkout_timeout: Duration,
     /// How long a server may be idle before it is closed.
     pub idle_timeout: Duration,
-    /// How long a server is used before it is replaced.
+    /// How long a server is used at most before it is replaced.
     pub lifetime: Duration,
     /// How long connecting and logging in to a node may take.
     pub connect_timeout: Duration,

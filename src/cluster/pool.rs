@@ -148,6 +148,7 @@ pub struct Server {
     place: Place,
     worker: usize,
     generation: u64,
+    /// Or somewhat earlier: see [`opened_as_if`].
     opened: Instant,
     idle_since: Instant,
     lent: bool,
@@ -526,9 +527,10 @@ impl Pool {
         const ROOMS_MAX: u32 = 3;
         let mut rooms = 0;
         loop {
-            let (limit, generation) = {
+            let (limit, lifetime, generation) = {
                 let inner = self.lock();
-                (inner.limits.connect_timeout, inner.generation)
+                let limits = &inner.limits;
+                (limits.connect_timeout, limits.lifetime, inner.generation)
             };
             let error = match self.connect(limit).await {
                 Ok((connection, life)) => {
@@ -538,6 +540,7 @@ impl Pool {
                     self.has_grown();
                     let mut server = Server::new(connection, life, place);
                     server.generation = generation;
+                    server.opened = opened_as_if(server.opened, lifetime, rand::random());
                     return Ok(Some(Box::new(server)));
                 }
                 Err(error) => error,
@@ -691,6 +694,13 @@ enum Ready {
     Place(Place),
     /// For so long at most.
     Wait(oneshot::Receiver<Grant>, Option<Duration>),
+}
+
+/// When a server that was opened at `now` is taken to have been: it lives for 80 to 100 % of the `lifetime`, by a number
+/// from 0 to 1, so that those that were opened together, after a failover say, are not all replaced at once.
+fn opened_as_if(now: Instant, lifetime: Duration, random: f64) -> Instant {
+    let earlier = lifetime.mul_f64(random.clamp(0.0, 1.0) / 5.0);
+    now.checked_sub(earlier).unwrap_or(now)
 }
 
 /// Has everybody try again who waits.
@@ -1009,6 +1019,17 @@ mod tests {
             idle_since: now,
             lent: false,
         })
+    }
+
+    #[test]
+    fn servers_that_are_opened_together_are_not_replaced_together() {
+        let (now, lifetime) = (Instant::now(), Duration::from_secs(3600));
+        let lives = |random| lifetime - (now - opened_as_if(now, lifetime, random));
+        assert_eq!(lives(0.0), lifetime);
+        assert_eq!(lives(0.5), lifetime * 9 / 10);
+        assert_eq!(lives(1.0), lifetime * 8 / 10);
+        // The longest that can be configured, and more.
+        opened_as_if(now, Duration::from_secs(u64::MAX / 2), 1.0);
     }
 
     #[test]
