@@ -171,6 +171,12 @@ impl Name {
         self.came.store(0, Ordering::SeqCst);
         self.target.store(node.port(), Ordering::SeqCst);
     }
+
+    /// Who comes now is led nowhere; who is there stays.
+    fn lead_nowhere(&self) {
+        self.came.store(0, Ordering::SeqCst);
+        self.target.store(0, Ordering::SeqCst);
+    }
 }
 
 /// Passes one connection on, both ways, for as long as it is there.
@@ -186,18 +192,46 @@ fn pass(client: TcpStream, port: u16) -> io::Result<()> {
     Ok(())
 }
 
+/// A proxy that knows the node of this name alone.
+fn by_name(cluster: &LocalCluster, name: &Name, hold: &str) -> Gateway {
+    Gateway::start_on(1, |port, http_port| {
+        let config = cluster.config_for(port, http_port);
+        let (config, _) = config.split_once("[[cluster.node]]").expect("nodes");
+        let address = &name.address;
+        format!(
+            "{config}[[cluster.node]]\naddress = \"{address}\"\n[failover]\nhold = \"{hold}\"\n"
+        )
+    })
+}
+
+#[test]
+fn a_node_that_answers_is_not_down_for_connections_that_fail() {
+    let cluster = start(0);
+    let node = cluster.node(0);
+    let name = Name::of(&node);
+    let gateway = by_name(&cluster, &name, "30s");
+    let [within, other] = ["", ""].map(|more| Client::open(&gateway, "app", more));
+    within.rows("BEGIN");
+    within.rows("SELECT 1");
+    name.lead_nowhere();
+    thread::scope(|scope| {
+        let written = scope.spawn(|| other.one(WRITE));
+        wait_for("many connections to fail", || {
+            name.came.load(Ordering::SeqCst) > 60
+        });
+        // It has the server of the other one as soon as that is free.
+        within.rows("COMMIT");
+        assert_eq!(written.join().expect("an answer"), node.port().to_string());
+    });
+    assert!(!gateway.log().contains("node is down"));
+}
+
 #[test]
 fn a_name_that_leads_to_another_server_is_followed() {
     let cluster = start(1);
     let (old, new) = (cluster.node(0), cluster.node(1));
     let name = Name::of(&old);
-    let gateway = Gateway::start_on(1, |port, http_port| {
-        let config = cluster.config_for(port, http_port);
-        let (config, nodes) = config.split_once("[[cluster.node]]").expect("nodes");
-        assert!(nodes.contains(&old.address()));
-        let address = &name.address;
-        format!("{config}[[cluster.node]]\naddress = \"{address}\"\n[failover]\nhold = \"10m\"\n")
-    });
+    let gateway = by_name(&cluster, &name, "10m");
     let [client, within] = ["", ""].map(|more| Client::open(&gateway, "app", more));
     within.rows("BEGIN");
     within.rows("UPDATE t SET v = 7");

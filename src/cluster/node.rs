@@ -64,9 +64,7 @@ pub struct Node {
     latency_us: AtomicU32,
     clock: Clock,
     pub pools: DashMap<PoolKey, Arc<Pool>>,
-    /// Connections in a row that could not be made.
-    failed_connects: AtomicU32,
-    /// New connections fail, or lead to another server than its probe's: that is to connect anew.
+    /// A new connection has led to another server than its probe's: that is to see where others lead.
     doubted: AtomicBool,
     /// Wakes the probe: traffic has met an error, or somebody waits for a position.
     pub wake: Notify,
@@ -144,7 +142,6 @@ impl Node {
             latency_us: AtomicU32::new(0),
             clock: Clock::new(),
             pools: DashMap::new(),
-            failed_connects: AtomicU32::new(0),
             doubted: AtomicBool::new(false),
             wake: Notify::new(),
             metrics: NodeMetrics::default(),
@@ -208,34 +205,18 @@ impl Node {
 
     /// A connection to it has been made, to a server in this life.
     pub fn note_connect(&self, life: Incarnation) {
-        self.failed_connects.store(0, Ordering::Relaxed);
         if !self.may_be_in(life) {
-            self.doubt();
+            self.doubted.store(true, Ordering::SeqCst);
+            self.wake.notify_one();
         }
     }
 
-    /// A connection to it could not be made. The connection of its probe may be an old one, and tell nothing of that.
-    pub fn note_failed_connect(&self) {
-        /// So many in a row are no mishap.
-        const DOUBTED_AFTER: u32 = 3;
-        self.wake.notify_one();
-        if self.failed_connects.fetch_add(1, Ordering::Relaxed) + 1 >= DOUBTED_AFTER {
-            self.failed_connects.store(0, Ordering::Relaxed);
-            self.doubt();
-        }
-    }
-
-    fn doubt(&self) {
-        self.doubted.store(true, Ordering::SeqCst);
-        self.wake.notify_one();
-    }
-
-    /// Whether its probe is to connect anew.
+    /// Whether its probe is to see where new connections lead.
     pub fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::SeqCst)
     }
 
-    /// Its probe connects anew.
+    /// Its probe sees to that.
     pub fn settle_doubt(&self) {
         self.doubted.store(false, Ordering::SeqCst);
     }

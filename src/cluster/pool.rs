@@ -551,7 +551,7 @@ impl Pool {
                 continue;
             }
             if error.is_node_away() {
-                self.node.note_failed_connect();
+                self.node.wake.notify_one();
             }
             let mut inner = self.lock();
             let is_first = inner.refused.is_none();

@@ -18,7 +18,7 @@ use super::node::{Node, Role};
 use super::pool::incarnation;
 use crate::auth::Credential;
 use crate::config::{Config, Monitor};
-use crate::session::consistency::{Lsn, Replica, Tick};
+use crate::session::consistency::{Incarnation, Lsn, Replica, Tick};
 use crate::session::route::Candidate;
 
 /// How long to wait before a node that has failed is asked again, at most.
@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How often nodes are asked while there is no primary, at most.
 const SEARCH: Duration = Duration::from_millis(100);
 
-/// How often its probe connects anew to a node whose name leads now here and now there, at most.
+/// How often the probe of a node whose name leads now here and now there sees where that is, at most.
 const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the node is, in whichever role it has; how far a primary has flushed; which role that is; and the timeline that
@@ -83,8 +83,9 @@ const LATE_SHARE: u32 = 10;
 pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
     let mut trouble = Trouble::default();
     let mut was_cut_off = false;
+    let mut newer = None;
     while !node.is_leaving() {
-        let error = match Probe::open(&cluster, &node).await {
+        let error = match Probe::open(&cluster, &node, newer.take()).await {
             Ok(mut probe) => {
                 if std::mem::take(&mut was_cut_off) {
                     // The network has lost one connection, so it may have lost them all.
@@ -92,7 +93,8 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
                 }
                 trouble.end(&cluster, &node);
                 match probe.run(&cluster, &node).await {
-                    Ok(()) => {
+                    Ok(other) => {
+                        newer = other;
                         node.forget_position();
                         continue;
                     }
@@ -155,6 +157,46 @@ impl ProbeError {
     }
 }
 
+/// A new connection to a node, and the life of the server that it has led to.
+struct Met {
+    connection: Connection,
+    life: Incarnation,
+    /// As whom, and by which configuration that is.
+    monitor: Monitor,
+    config: Arc<Config>,
+}
+
+impl Met {
+    async fn by_connecting(cluster: &Cluster, node: &Node) -> Result<Met, ProbeError> {
+        // What others find from now on may be news.
+        node.settle_doubt();
+        let config = cluster.topology().config.clone();
+        let monitor = config.monitor(&cluster.name);
+        let tls = node.tls.load_full();
+        let target = Target {
+            host: &node.host,
+            port: node.port,
+            tls: &tls,
+            database: &monitor.database,
+            user: &monitor.user,
+            credential: monitor.password.clone().map(Credential::Password),
+            application_name: "tidegate monitor",
+        };
+        let limit = config.health.timeout;
+        let mut connection = connect::connect(&target, limit).await?;
+        let life = match timeout(limit, incarnation(&mut connection)).await {
+            Ok(life) => life?,
+            Err(_) => return Err(ProbeError::Timeout(limit)),
+        };
+        Ok(Met {
+            connection,
+            life,
+            monitor,
+            config,
+        })
+    }
+}
+
 /// An open connection that watches a node.
 struct Probe {
     connection: Connection,
@@ -165,7 +207,8 @@ struct Probe {
     segment: u64,
     /// It has WAIT FOR LSN (PostgreSQL 19).
     can_wait: bool,
-    opened: Instant,
+    /// When it was last seen where new connections lead.
+    met: Instant,
     last_start: Instant,
     steps: Steps,
     /// Polls since the position last changed, while somebody waits for it.
@@ -183,26 +226,19 @@ struct Probe {
 }
 
 impl Probe {
-    async fn open(cluster: &Cluster, node: &Node) -> Result<Probe, ProbeError> {
-        node.settle_doubt();
-        let config = cluster.topology().config.clone();
-        let monitor = config.monitor(&cluster.name);
-        let tls = node.tls.load_full();
-        let target = Target {
-            host: &node.host,
-            port: node.port,
-            tls: &tls,
-            database: &monitor.database,
-            user: &monitor.user,
-            credential: monitor.password.clone().map(Credential::Password),
-            application_name: "tidegate monitor",
+    /// Begins to watch the node, over this connection or a new one.
+    async fn open(cluster: &Cluster, node: &Node, met: Option<Met>) -> Result<Probe, ProbeError> {
+        let met = match met {
+            Some(met) => met,
+            None => Met::by_connecting(cluster, node).await?,
         };
-        let mut connection = connect::connect(&target, config.health.timeout).await?;
+        let Met {
+            connection,
+            life,
+            monitor,
+            config,
+        } = met;
         let limit = config.health.timeout;
-        let life = match timeout(limit, incarnation(&mut connection)).await {
-            Ok(life) => life?,
-            Err(_) => return Err(ProbeError::Timeout(limit)),
-        };
         let mut probe = Probe {
             connection,
             monitor,
@@ -210,7 +246,7 @@ impl Probe {
             block: 0,
             segment: 0,
             can_wait: false,
-            opened: Instant::now(),
+            met: Instant::now(),
             last_start: Instant::now(),
             steps: Steps::new(),
             stalled: 0,
@@ -253,8 +289,8 @@ impl Probe {
     }
 
     /// Samples as often as somebody needs it, and at the heartbeat otherwise, until the node
-    /// leaves, or somebody else is to ask.
-    async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<(), ProbeError> {
+    /// leaves, or somebody else is to ask: over the connection that is returned, if any.
+    async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<Option<Met>, ProbeError> {
         while !node.is_leaving() {
             let config = cluster.topology().config.clone();
             if !Arc::ptr_eq(&config, &self.config) {
@@ -263,9 +299,9 @@ impl Probe {
                 }
                 self.config = config.clone();
             }
-            if node.is_doubted() && self.opened.elapsed() >= DOUBT_PAUSE {
-                tracing::info!(cluster = %cluster.name, %node.name, "node is connected to anew: other connections fail, or lead to another server");
-                break;
+            if let Some(other) = self.look_elsewhere(cluster, node).await {
+                tracing::info!(cluster = %cluster.name, node = %node.name, "node's name leads to another server now");
+                return Ok(Some(other));
             }
             let poll = config.consistency.poll_interval;
             let pause = self.pause(cluster, node, poll);
@@ -277,7 +313,18 @@ impl Probe {
             }
             self.sample(cluster, node, &config).await?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Sees where new connections lead, if others have been led to another server: one to that, if this is. Where none
+    /// can be made, or it leads here, this one is as good as it was.
+    async fn look_elsewhere(&mut self, cluster: &Cluster, node: &Node) -> Option<Met> {
+        if !node.is_doubted() || self.met.elapsed() < DOUBT_PAUSE {
+            return None;
+        }
+        let met = Met::by_connecting(cluster, node).await;
+        self.met = Instant::now();
+        met.ok().filter(|met| met.life != node.incarnation())
     }
 
     /// How long to wait between two questions while somebody needs the answer.
