@@ -5,6 +5,7 @@
 //! the database last: that one may connect to it, and every role may read the catalog. A replica is
 //! asked while there is no primary. One answer is of one snapshot.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use crate::auth::{Credential, Proven};
 use crate::config::{self, Config};
 use crate::net::tls::Material;
 use crate::session::catalog::{Doubt, Known};
+use crate::session::consistency::Replica;
 use crate::session::effects;
 use crate::sql::catalog::{self, Catalog};
 use crate::sql::functions::Rules;
@@ -57,6 +59,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How many databases of a cluster are asked at a time: of those that nothing is known of yet, and of those that are
 /// asked again. A question is dear, for the primary and in memory, and after a failover every database is asked.
 const AT_ONCE: usize = 2;
+
+/// How long a question keeps others from being asked. One that waits for a lock costs nobody anything, and may do so for
+/// long; as many more as come by then make no crowd.
+const TURN: Duration = Duration::from_secs(2);
 
 /// How long a session that is the first of its database waits for the answer before its reads go to
 /// the primary.
@@ -277,13 +283,22 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
             true => &cluster.catalogs.first,
             false => &cluster.catalogs.again,
         };
-        let turn = turns.acquire().await;
-        let changed = cluster.changed.notified();
-        let began = Instant::now();
-        let version = watched.known.version();
-        let answer = timeout(ANSWER, ask(&cluster, &watched)).await;
-        drop(turn);
-        let asked = answer.unwrap_or(Err(AskError::Timeout));
+        let question = async {
+            let changed = cluster.changed.notified();
+            let began = Instant::now();
+            let version = watched.known.version();
+            let asked = tokio::select! {
+                biased;
+                () = another_primary(&cluster) => None,
+                answer = timeout(ANSWER, ask(&cluster, &watched)) => {
+                    Some(answer.unwrap_or(Err(AskError::Timeout)))
+                }
+            };
+            (changed, began, version, asked)
+        };
+        let (changed, began, version, asked) = in_turn(turns, TURN, question).await;
+        // What the last primary would have said, if anything, is of no use.
+        let Some(asked) = asked else { continue };
         let took = began.elapsed();
         cluster.catalogs.seconds.record(took);
         let interval = cluster.topology().config.routing.catalog_interval;
@@ -321,6 +336,35 @@ async fn watch(cluster: Arc<Cluster>, watched: Arc<Watched>) {
         if cluster.is_gone() {
             return;
         }
+    }
+}
+
+/// Does this when it has a turn, and gives that back after `limit`.
+async fn in_turn<T>(turns: &Semaphore, limit: Duration, work: impl Future<Output = T>) -> T {
+    let turn = turns.acquire().await;
+    let mut work = pin!(work);
+    if let Ok(done) = timeout(limit, &mut work).await {
+        return done;
+    }
+    drop(turn);
+    work.await
+}
+
+/// Waits until there is another primary than now, or the same has been met anew.
+async fn another_primary(cluster: &Cluster) {
+    let present = || {
+        let topology = cluster.topology();
+        let primary = topology.primary.as_ref();
+        primary.map(|primary| (primary.id(), topology.primary_meetings))
+    };
+    let old = present();
+    loop {
+        let changed = cluster.changed.notified();
+        let new = present();
+        if new.is_some() && new != old {
+            return;
+        }
+        changed.await;
     }
 }
 
@@ -563,5 +607,29 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
             // The runtime is shut down, and this task with it.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_hangs_gives_its_turn_back() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let turns = Semaphore::new(1);
+        let hanging = |limit| in_turn(&turns, limit, std::future::pending::<()>());
+        let other = || in_turn(&turns, LONG, async {});
+        tokio::select! {
+            biased;
+            () = hanging(LONG) => unreachable!(),
+            () = other() => panic!("it had no turn"),
+            () = tokio::task::yield_now() => {}
+        }
+        tokio::select! {
+            biased;
+            () = hanging(Duration::ZERO) => unreachable!(),
+            () = other() => {}
+        }
     }
 }
