@@ -190,6 +190,8 @@ impl Node {
         match self.loss.load(Ordering::SeqCst) {
             1 => Some(Loss::Superseded),
             2 if !self.is_up() => Some(Loss::Down),
+            // Nobody decides that any more.
+            _ if self.is_leaving() && !self.is_up() => Some(Loss::Down),
             _ => None,
         }
     }
@@ -579,6 +581,16 @@ mod tests {
         // But many are told from one.
         (0..100).for_each(|_| node.note_latency(ms(1000)));
         assert!(node.latency() > ms(900), "{:?}", node.latency());
+    }
+
+    #[test]
+    fn what_is_down_when_it_leaves_is_lost() {
+        let node = node();
+        assert_eq!(node.loss(), None, "it may be up soon");
+        node.leave();
+        assert_eq!(node.loss(), Some(Loss::Down));
+        node.set_up(true);
+        assert_eq!(node.loss(), None, "it finishes what it has begun");
     }
 
     #[test]
