@@ -112,7 +112,7 @@ impl Client {
     }
 
     /// Something is wanted of the session while it waits for an answer: it ends, or goes on where the server is
-    /// looked at.
+    /// looked at, if it may be lost.
     #[cold]
     fn leave_ordinary(&mut self) -> Option<Next> {
         let handle = &self.registered.handle;
@@ -120,6 +120,13 @@ impl Client {
             return Some(Next::Stop);
         }
         if !handle.is_to_look() {
+            return None;
+        }
+        let server = &self.under_way.as_ref()?.placed.server;
+        let node = server.node();
+        let seems_well = node.loss().is_none() && node.may_be_in(server.incarnation);
+        if seems_well && server.stream.retransmissions() == 0 {
+            handle.takes_look();
             return None;
         }
         let under_way = self.under_way.take()?;

@@ -211,8 +211,9 @@ impl Sessions {
     /// those whose server is on a node that is lost.
     pub fn look_at_servers(&self, all: bool) {
         for session in &self.by_pid {
-            let server = keys::find(session.server.load(Ordering::Relaxed));
-            if server.is_some_and(|server| all || server.node.loss().is_some()) {
+            let number = session.server.load(Ordering::Relaxed);
+            let is_lost = || keys::find(number).is_some_and(|key| key.node.loss().is_some());
+            if number != 0 && (all || is_lost()) {
                 session.want(LOOK_AT_SERVER);
             }
         }
