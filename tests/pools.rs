@@ -54,6 +54,41 @@ fn a_role_that_may_have_few_connections_shares_them() {
 }
 
 #[test]
+fn nobody_waits_for_a_replica_that_gives_few_servers() {
+    let cluster = support::cluster_with(1, &[]);
+    with_other(&cluster, "CONNECTION LIMIT 3");
+    cluster.wait_caught_up().expect("the role everywhere");
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "size = 20\ncheckout_timeout = \"10m\"\n")
+    });
+    let client = Client::open(&gateway, "other", "");
+    let reads_on = |route| gateway.metric("tidegate_queries_total", &format!("route=\"{route}\""));
+    wait_for("a read on the replica", || {
+        client.rows("SELECT 1");
+        reads_on("replica") > 0.0
+    });
+    // Others have all but one of the replica's places, and a client has that one.
+    let replica = cluster.node(1);
+    let others = [(); 2].map(|()| Client::try_direct(&replica, "other").expect("room"));
+    let holder = Client::open(&gateway, "other", "");
+    holder.rows("BEGIN READ ONLY");
+    holder.rows("SELECT 1");
+    let before = reads_on("primary");
+    for _ in 0..3 {
+        client.rows("SELECT 1");
+    }
+    wait_for("reads on the primary", || {
+        reads_on("primary") >= before + 3.0
+    });
+    assert!(
+        failed_connects(&gateway) > 0.0,
+        "the limit has not been felt"
+    );
+    drop(others);
+    holder.rows("COMMIT");
+}
+
+#[test]
 fn who_waits_in_vain_for_room_is_told_by_the_server_why() {
     let cluster = support::cluster_with(0, &[]);
     with_other(&cluster, "CONNECTION LIMIT 2");

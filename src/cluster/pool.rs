@@ -239,9 +239,33 @@ impl Pool {
         wanted: &Settings,
         favourite: u64,
     ) -> Result<Box<Server>, CheckoutError> {
+        self.checkout_patiently(wanted, favourite, true).await
+    }
+
+    /// The same for who has other nodes to go to: waits only if there are as many as the pool may have, and not
+    /// because the node gives no more.
+    ///
+    /// # Errors
+    /// As those of [`checkout`](Self::checkout).
+    pub async fn checkout_unless_short(
+        self: &Arc<Self>,
+        wanted: &Settings,
+    ) -> Result<Box<Server>, CheckoutError> {
+        self.checkout_patiently(wanted, NO_FAVOURITE, false).await
+    }
+
+    async fn checkout_patiently(
+        self: &Arc<Self>,
+        wanted: &Settings,
+        favourite: u64,
+        waits_for_room: bool,
+    ) -> Result<Box<Server>, CheckoutError> {
         // When it began to wait for a server, if it has: its turn is by that.
         let mut since = None;
         loop {
+            if !waits_for_room && self.is_short() {
+                return Err(self.waited_in_vain(Duration::ZERO));
+            }
             let (waiter, timeout) = match self.try_checkout(wanted, favourite, since)? {
                 Ready::Server(server) => match server.lend() {
                     Some(server) => return Ok(server),
@@ -334,6 +358,12 @@ impl Pool {
     pub fn is_saturated(&self) -> bool {
         let inner = self.lock();
         inner.idle.is_empty() && (inner.open >= inner.limits.size || inner.has_all_it_gets())
+    }
+
+    /// Whether none is free because the node gives no more than there are.
+    fn is_short(&self) -> bool {
+        let inner = self.lock();
+        inner.idle.is_empty() && inner.has_all_it_gets()
     }
 
     /// Closes what has been idle or alive for too long, and has one try who waits for lack of room at the node.

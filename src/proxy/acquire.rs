@@ -419,7 +419,11 @@ impl Client {
                     let has_waited = missed
                         .as_ref()
                         .is_some_and(CheckoutError::is_for_lack_of_room);
-                    match self.on_replica(&node, life, &config, !has_waited).await {
+                    let is_named = named.is_some();
+                    match self
+                        .on_replica(&node, life, &config, !has_waited, is_named)
+                        .await
+                    {
                         Ok(server) => {
                             let reason = match named {
                                 Some(_) => Reason::NamedReplica,
@@ -510,7 +514,9 @@ impl Client {
         }
     }
 
-    /// A server of the replica in this life, which is waited for if all are lent and it may be.
+    /// A server of the replica in this life, which is waited for if all are lent and it may be. Only who has named the
+    /// replica waits where it gives fewer servers than there may be: it would seem the least busy of all, and have
+    /// every read wait for one of these.
     ///
     /// # Errors
     /// There is none: what its client is told if nobody else has one either.
@@ -520,6 +526,7 @@ impl Client {
         life: Incarnation,
         config: &Config,
         may_wait: bool,
+        is_named: bool,
     ) -> Result<Box<Server>, Option<CheckoutError>> {
         if let Some(server) = self
             .kept_replica(node.id())
@@ -532,7 +539,11 @@ impl Client {
             return Err(None);
         }
         let meetings = node.meetings();
-        let checkout = pool.checkout(self.session.settings(), NO_FAVOURITE).await;
+        let settings = self.session.settings();
+        let checkout = match is_named {
+            true => pool.checkout(settings, NO_FAVOURITE).await,
+            false => pool.checkout_unless_short(settings).await,
+        };
         let is_as_judged = || node.incarnation() == life && node.meetings() == meetings;
         match checkout {
             Ok(server) if server.incarnation == life && is_as_judged() => Ok(server),
@@ -541,7 +552,8 @@ impl Client {
                 node.wake.notify_one();
                 Err(None)
             }
-            Err(error) if error.is_for_lack_of_room() => Err(Some(error)),
+            Err(error @ CheckoutError::Timeout { .. }) => Err(Some(error)),
+            Err(error) if is_named && error.is_for_lack_of_room() => Err(Some(error)),
             Err(CheckoutError::Connect { error, .. })
                 if error.is_node_away() || error.is_for_primary_to_say() =>
             {
