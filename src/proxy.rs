@@ -602,6 +602,8 @@ impl Client {
             self.catalog.look_again();
         }
         let within_message = server.state.is_within_message();
+        let (pool, life) = (server.pool().clone(), server.incarnation);
+        drop(server);
         self.answer.clear();
         match goes_on {
             true => {
@@ -636,7 +638,8 @@ impl Client {
             let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
             Failed::Retry(Box::new(Loss {
                 refusal,
-                server,
+                pool,
+                life,
                 replica,
                 by,
             }))

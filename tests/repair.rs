@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
 use support::forms::{Form, Speaker};
+use support::tap::Tap;
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 
@@ -607,6 +608,55 @@ fn who_loses_a_server_of_the_primary_is_told() {
         assert_eq!(error.code().code(), told, "{keeps}");
     }
     assert_eq!(gateway.metric("tidegate_retries_total", ""), 0.0);
+}
+
+#[test]
+fn a_read_on_a_primary_whose_connections_are_forgotten_is_run_again() {
+    let cluster = cluster(0);
+    let tap = Tap::open(cluster.node(0).port());
+    let address = cluster.node(0).address();
+    let gateway = Gateway::start_with(&cluster, |config| {
+        config.replace(&address, &format!("127.0.0.1:{}", tap.port))
+    });
+    let retries = || gateway.metric("tidegate_retries_total", "reason=\"connection_lost\"");
+    for (round, form) in (1..).zip(Form::ALL) {
+        let mut sessions: Vec<_> = (0..3).map(|_| Speaker::start(gateway.port)).collect();
+        for sql in ["BEGIN", "COMMIT"] {
+            // Each has a server of its own.
+            for session in &mut sessions {
+                assert_eq!(session.ask(form, sql), Ok(String::new()));
+            }
+        }
+        tap.forget();
+        for session in &mut sessions {
+            assert_eq!(
+                session.ask(form, "SELECT 1"),
+                Ok("1".to_owned()),
+                "{form:?}"
+            );
+        }
+        // The others that were idle are not tried.
+        assert_eq!(retries(), f64::from(round), "{form:?}");
+    }
+}
+
+#[test]
+fn a_read_on_a_primary_that_dies_is_run_on_the_next() {
+    let cluster = with_a_slow_node();
+    let gateway = gateway(&cluster, "primary");
+    on_primary(&cluster, "UPDATE slow SET node = 'node0'");
+    cluster.wait_caught_up().expect("replicas have it");
+    let mut session = Speaker::start(gateway.port);
+    let answer = thread::scope(|scope| {
+        let asked = scope.spawn(|| session.ask(Form::Simple, "SELECT w_where()"));
+        wait_for("the read to stand still", || {
+            asleep(&cluster.node(0)).is_some()
+        });
+        cluster.node(0).kill();
+        cluster.node(2).promote().expect("promoted");
+        asked.join().expect("an answer")
+    });
+    assert_eq!(answer, Ok("node2".to_owned()));
 }
 
 #[test]

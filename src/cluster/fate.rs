@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::connect::ConnectError;
-use super::pool::Server;
+use super::pool::Pool;
+use crate::session::consistency::Incarnation;
 
 /// The longest that a node is asked. Who waits for it has waited for a server to fail already.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two questions to one that does not say what it does.
+/// Between the first two questions to one that does not say what it does; twice as long each time.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// What there is of a node.
@@ -26,24 +27,33 @@ pub enum Fate {
     Gone,
 }
 
-/// What has become of the node of a lost server, by a new connection. A postmaster that is told to stop, or sees a
-/// process crash, refuses these before it ends any process for that.
-pub async fn of_node(server: &Server) -> Fate {
-    let node = server.node();
+/// What has become of the node of a server that was lost in this life, by a new connection of its pool. A postmaster
+/// that is told to stop, or sees a process crash, refuses these before it ends any process for that.
+pub async fn of_node(pool: &Pool, life: Incarnation) -> Fate {
     let until = Instant::now() + PATIENCE;
-    while node.is_up() {
+    let (mut pause, mut is_cut) = (PAUSE, false);
+    loop {
         let left = until.saturating_duration_since(Instant::now());
-        match server.pool().connect(left).await {
-            Ok((_, life)) if life == server.incarnation => return Fate::Lives,
+        match pool.connect(left).await {
+            // Who was cut off meanwhile may have met the end of a crash, which does not change the life.
+            Ok((_, now)) if now == life && is_cut => return Fate::Unwell,
+            Ok((_, now)) if now == life => return Fate::Lives,
             Ok(_) => return Fate::Gone,
             Err(error) => match told_by(&error) {
                 Some(fate) => return fate,
-                None if left.is_zero() => return Fate::Unwell,
-                None => sleep(PAUSE).await,
+                None => is_cut |= !matches!(error, ConnectError::Timeout(_)),
             },
         }
+        if until <= Instant::now() + pause {
+            // Nobody has answered, nor the probe.
+            return match is_cut || pool.node().is_up() {
+                true => Fate::Unwell,
+                false => Fate::Gone,
+            };
+        }
+        sleep(pause).await;
+        pause *= 2;
     }
-    Fate::Gone
 }
 
 /// What a failed attempt to connect tells, if it does.

@@ -825,7 +825,7 @@ impl Server {
         &self.place.pool.node
     }
 
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &Arc<Pool> {
         &self.place.pool
     }
 

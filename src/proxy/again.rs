@@ -1,6 +1,7 @@
 //! Owns: what is done about a batch that a server has failed before its client has seen anything of
 //! the answer. Never: has a write run twice.
 
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,10 +9,10 @@ use std::time::Instant;
 use super::refusal::{Broken, Refusal};
 use super::{Client, Ended, Failed};
 use crate::cluster::fate::{self, Fate};
-use crate::cluster::pool::Server;
+use crate::cluster::pool::Pool;
 use crate::session::answers::ServerFault;
 use crate::session::batch::End;
-use crate::session::consistency::NodeId;
+use crate::session::consistency::{Incarnation, NodeId};
 use crate::session::repair::{Cause, Misplaced, REPAIRABLE, Repairable};
 use crate::session::route::{Reason, Tried};
 use crate::sql::Class;
@@ -26,7 +27,9 @@ const RETRIES_MAX: u32 = 3;
 pub(super) struct Loss {
     /// For a client whose read is not run again.
     pub refusal: Refusal,
-    pub server: Box<Server>,
+    /// The pool and the life that its server was of.
+    pub pool: Arc<Pool>,
+    pub life: Incarnation,
     /// It was on this replica.
     pub replica: Option<NodeId>,
     pub by: By,
@@ -37,7 +40,7 @@ pub(super) struct Loss {
 pub(super) enum By {
     /// Another process of its node has crashed: whoever crashes says nothing.
     Crash,
-    /// Nobody waited for it any longer.
+    /// Nobody waited for it any longer, or the network has lost it.
     NodeLost,
     /// It ended without a word that explains it, or said what nobody understands. The read itself may have crashed it.
     Silence,
@@ -88,6 +91,8 @@ impl By {
             },
             Broken::Server(_) => By::Nonsense,
             Broken::NodeLost(_) => By::NodeLost,
+            // The system's word, or the proxy's: nothing came through for long.
+            Broken::ServerIo(error) if error.kind() == ErrorKind::TimedOut => By::NodeLost,
             _ => By::Silence,
         })
     }
@@ -123,27 +128,37 @@ impl Again {
     /// # Errors
     /// It is not run again: what to tell its client.
     async fn after_loss(&mut self, loss: Loss) -> Result<(), Refusal> {
-        let is_silent = matches!(loss.by, By::Silence | By::Nonsense);
-        // What may have crashed a server has one more, and never the primary's twice.
-        let is_over = is_silent
-            && (loss.replica.is_none() || std::mem::replace(&mut self.has_silenced, true));
-        if self.is_last() || is_over {
+        if self.is_last() {
             return Err(loss.refusal);
         }
+        let is_silent = matches!(loss.by, By::Silence | By::Nonsense);
         let fate = match is_silent || loss.by == By::Termination {
-            true => fate::of_node(&loss.server).await,
+            true => fate::of_node(&loss.pool, loss.life).await,
             false => Fate::Unwell,
         };
-        match fate {
-            // Somebody wanted it to end.
-            Fate::Lives if !is_silent => return Err(loss.refusal),
-            // Only the connection was lost: the node will do, but others of that age may be as bad.
-            Fate::Lives => loss.server.pool().vacate(),
-            Fate::Unwell | Fate::Gone => self.tried.extend(loss.replica),
+        if is_silent || loss.by == By::NodeLost {
+            // Others of that age may be as bad.
+            loss.pool.vacate();
         }
+        // Nothing that a read does has a node vanish.
+        let may_have_crashed = is_silent && fate != Fate::Gone;
+        let is_over = match fate {
+            // Somebody wanted it to end.
+            Fate::Lives => !is_silent,
+            // What may have crashed the primary is not run there again; nor anywhere else.
+            Fate::Unwell => is_silent && loss.replica.is_none(),
+            Fate::Gone => false,
+        };
+        // What may have crashed a server has one more.
+        if is_over || may_have_crashed && std::mem::replace(&mut self.has_silenced, true) {
+            return Err(loss.refusal);
+        }
+        // Where only the connection was lost, the node will do.
+        self.tried
+            .extend(loss.replica.filter(|_| fate != Fate::Lives));
         if is_silent {
-            // Nothing that a read does has a node vanish.
-            self.only_on_replicas = fate != Fate::Gone;
+            // Where the primary lives, nothing has crashed.
+            self.only_on_replicas = may_have_crashed && loss.replica.is_some();
         }
         self.times += 1;
         telemetry::retries(loss.by.name()).increment(1);
@@ -305,5 +320,7 @@ mod tests {
         }
         let closed = std::io::ErrorKind::UnexpectedEof.into();
         assert_eq!(By::of(&Broken::ServerIo(closed)), Some(By::Silence));
+        let lost = std::io::ErrorKind::TimedOut.into();
+        assert_eq!(By::of(&Broken::ServerIo(lost)), Some(By::NodeLost));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -16,6 +17,8 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub struct Tap {
     pub port: u16,
     cut: Arc<Mutex<Option<Cut>>>,
+    /// How often it has forgotten all connections.
+    forgot: Arc<AtomicUsize>,
 }
 
 /// The server that completes a statement with this tag says these words behind its ReadyForQuery, in the same
@@ -31,12 +34,13 @@ impl Tap {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let cut = Arc::new(Mutex::new(None));
-        let tap = Tap { port, cut };
-        let cut = tap.cut.clone();
+        let forgot = Arc::new(AtomicUsize::new(0));
+        let tap = Tap { port, cut, forgot };
+        let (cut, forgot) = (tap.cut.clone(), tap.forgot.clone());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let cut = cut.clone();
-                thread::spawn(move || pass(client, server, &cut));
+                let (cut, forgot) = (cut.clone(), forgot.clone());
+                thread::spawn(move || pass(client, server, &cut, forgot));
             }
         });
         tap
@@ -52,10 +56,22 @@ impl Tap {
     pub fn has_cut(&self) -> bool {
         self.cut.lock().expect("no panic").is_none()
     }
+
+    /// Forgets all connections that there are: each ends when something is next sent on it to the server, which does
+    /// not get that.
+    pub fn forget(&self) {
+        self.forgot.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Passes one connection, whose ends may go at any time.
-fn pass(mut client: TcpStream, server: u16, cut: &Mutex<Option<Cut>>) -> Option<()> {
+fn pass(
+    mut client: TcpStream,
+    server: u16,
+    cut: &Mutex<Option<Cut>>,
+    forgot: Arc<AtomicUsize>,
+) -> Option<()> {
+    let began = forgot.load(Ordering::SeqCst);
     let mut server = TcpStream::connect(("127.0.0.1", server)).ok()?;
     let mut first = [0; 8];
     client.read_exact(&mut first).ok()?;
@@ -65,7 +81,13 @@ fn pass(mut client: TcpStream, server: u16, cut: &Mutex<Option<Cut>>) -> Option<
     }
     let (mut from, mut to) = (client.try_clone().ok()?, server.try_clone().ok()?);
     thread::spawn(move || {
-        let _ = std::io::copy(&mut from, &mut to);
+        let mut chunk = [0; 4096];
+        while let Ok(n) = from.read(&mut chunk)
+            && n > 0
+            && forgot.load(Ordering::SeqCst) == began
+            && to.write_all(&chunk[..n]).is_ok()
+        {}
+        let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     });
     let went = answer(&mut server, &mut client, cut);
