@@ -439,9 +439,12 @@ fn a_primary_that_refuses_its_monitor_is_written_to() {
         let sql = format!("ALTER ROLE tidegate CONNECTION LIMIT {limit}");
         node.sql("postgres", &sql).expect("altered");
     };
+    let pid = || client.one("SELECT pg_backend_pid()");
+    let server = pid();
     limit(0);
     node.sql("postgres", END_MONITOR).expect("ended");
     wait_for("the monitor to be refused", || refuses_monitor(&gateway));
+    assert_eq!(pid(), server, "another role's servers are not in its way");
     write(&client, 1);
     let new = Client::open(&gateway, "app", "");
     write(&new, 2);
@@ -487,7 +490,8 @@ fn a_primary_whose_connections_are_all_idle_servers_is_watched_again() {
         let is_there = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'tidegate' AND state = 'idle')";
         node.sql("postgres", is_there).expect("asked") == "t"
     });
-    assert!(idle() < 16.0, "idle servers make room");
+    // One at a time, until there is room.
+    assert!((8.0..16.0).contains(&idle()), "{} are idle", idle());
     write(&client, 1);
     assert_eq!(gateway.metric("tidegate_up", ""), 1.0);
 }

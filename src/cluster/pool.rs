@@ -643,35 +643,43 @@ impl Pool {
         /// A pool that has servers takes none from another one that has only just used them, and would take them
         /// back.
         const IDLE_ENOUGH: Duration = Duration::from_secs(1);
-        let takes_room = |pool: &Pool| match error.routine() {
-            // The limits of a role and of a database.
-            Some(b"InitializeSessionUserId") => pool.key.user == self.key.user,
-            Some(b"CheckMyDatabase") => pool.key.database == self.key.database,
-            _ => true,
-        };
         let idle_min = match self.lock().open > 1 {
             true => IDLE_ENOUGH,
             false => Duration::ZERO,
         };
-        let pools = self.node.pools.iter();
-        let others = pools.filter(|pool| !std::ptr::eq(&***pool, self) && takes_room(pool));
-        let idle = others.filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
-        let longest = idle.min_by_key(|(since, _)| *since);
+        let PoolKey { database, user } = &self.key;
+        let pools = self.node.pools.iter().map(|pool| pool.clone());
+        let others = pools
+            .filter(|pool| !std::ptr::eq(&**pool, self) && pool.takes_room(error, database, user));
+        let longest = longest_idle(others);
         let Some((_, pool)) = longest.filter(|(since, _)| since.elapsed() >= idle_min) else {
             return false;
         };
-        let (server, limit) = {
-            let mut inner = pool.lock();
-            let server = (!inner.idle.is_empty()).then(|| inner.idle.remove(0));
-            (server, inner.limits.connect_timeout)
-        };
+        let limit = pool.lock().limits.connect_timeout;
         // If it has just been lent, another one may be idle.
-        if let Some(server) = server {
+        if let Some(server) = pool.take_longest_idle() {
             let (key, to) = (&pool.key, &self.key);
             tracing::debug!(node = %self.node.name, ?key, ?to, "idle server closed to make room");
             server.close(limit).await;
         }
         true
+    }
+
+    /// Whether its servers take the room which this error says there is none of for whoever connects to that database as
+    /// that user.
+    pub(super) fn takes_room(&self, error: &ConnectError, database: &str, user: &str) -> bool {
+        match error.routine() {
+            // The limits of a role and of a database.
+            Some(b"InitializeSessionUserId") => *self.key.user == *user,
+            Some(b"CheckMyDatabase") => *self.key.database == *database,
+            _ => true,
+        }
+    }
+
+    /// The server that has been idle longest, if there is one.
+    pub(super) fn take_longest_idle(&self) -> Option<Box<Server>> {
+        let mut inner = self.lock();
+        (!inner.idle.is_empty()).then(|| inner.idle.remove(0))
     }
 
     /// Since when the server has been idle that has been for longest.
@@ -731,6 +739,12 @@ enum Ready {
 fn opened_as_if(now: Instant, lifetime: Duration, random: f64) -> Instant {
     let earlier = lifetime.mul_f64(random.clamp(0.0, 1.0) / 5.0);
     now.checked_sub(earlier).unwrap_or(now)
+}
+
+/// Of these, the pool that has the server which has been idle longest, and since when that has.
+pub(super) fn longest_idle(pools: impl Iterator<Item = Arc<Pool>>) -> Option<(Instant, Arc<Pool>)> {
+    let idle = pools.filter_map(|pool| Some((pool.idle_since()?, pool)));
+    idle.min_by_key(|(since, _)| *since)
 }
 
 /// Has everybody try again who waits.

@@ -10,8 +10,8 @@ use crate::cluster::Cluster;
 use crate::cluster::node::Node;
 use crate::config::Health;
 
-/// The first pause before a node without a free connection is asked again: those that have been closed for it are gone
-/// by then.
+/// The first pause before a node without a free connection is asked again: one that has been closed for it is mostly
+/// gone by then.
 const ROOM: Duration = Duration::from_millis(20);
 
 /// The longest pause before a node is asked again that answers, and always the same.
@@ -68,8 +68,11 @@ impl Trouble {
             true => (self.failures, self.refusals) = (0, self.refusals.saturating_add(1)),
             false => (self.failures, self.refusals) = (self.failures.saturating_add(1), 0),
         }
-        if self.last == Answer::Full {
-            node.make_room();
+        if let ProbeError::Connect(error) = error
+            && error.is_full()
+        {
+            let monitor = cluster.topology().config.monitor(&cluster.name);
+            node.make_room(error, &monitor);
         }
         let (cluster, name) = (&cluster.name, &node.name);
         if self.failures.max(self.refusals) < health.failures {
@@ -128,7 +131,7 @@ impl Trouble {
 
 fn answer(error: &ProbeError) -> Answer {
     match error {
-        ProbeError::Connect(error) if error.sqlstate() == Some(b"53300") => Answer::Full,
+        ProbeError::Connect(error) if error.is_full() => Answer::Full,
         ProbeError::Connect(error) if error.sqlstate().is_some() && error.is_node_away() => {
             Answer::Away
         }
