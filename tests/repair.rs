@@ -30,6 +30,10 @@ fn gateway(cluster: &LocalCluster, level: &str) -> Gateway {
 }
 
 fn gateway_in_mode(cluster: &LocalCluster, level: &str, mode: &str) -> Gateway {
+    gateway_with(cluster, &format!("level = \"{level}\""), mode)
+}
+
+fn gateway_with(cluster: &LocalCluster, consistency: &str, mode: &str) -> Gateway {
     let first = format!("address = \"{}\"", cluster.node(1).address());
     Gateway::start_with(cluster, |config| {
         let config = config.replace(&first, &format!("{first}\nweight = 1000"));
@@ -37,8 +41,18 @@ fn gateway_in_mode(cluster: &LocalCluster, level: &str, mode: &str) -> Gateway {
         let rules = "[routing]\nsafe_functions = [\"w_*\"]\n";
         let lag = "[lag]\nmax = \"1h\"\nmax_bytes = \"1GB\"\n";
         let pool = format!("[pool]\nmode = \"{mode}\"\n");
-        format!("{config}\n{rules}\n{lag}\n{pool}\n[consistency]\nlevel = \"{level}\"\n")
+        format!("{config}\n{rules}\n{lag}\n{pool}\n[consistency]\n{consistency}\n")
     })
+}
+
+/// A proxy that reaches its primary by a tap.
+fn by_tap(cluster: &LocalCluster) -> (Tap, Gateway) {
+    let tap = Tap::open(cluster.node(0).port());
+    let address = cluster.node(0).address();
+    let gateway = Gateway::start_with(cluster, |config| {
+        config.replace(&address, &format!("127.0.0.1:{}", tap.port))
+    });
+    (tap, gateway)
 }
 
 /// Runs a script on the primary, past the proxy.
@@ -531,6 +545,23 @@ fn a_read_that_crashes_its_servers_is_not_brought_to_the_primary() {
 }
 
 #[test]
+fn a_read_that_may_have_crashed_a_replica_waits_for_another_if_reads_do() {
+    let cluster = with_a_slow_node();
+    let consistency = "level = \"eventual\"\non_no_replica = \"wait\"\nwait_timeout = \"10m\"";
+    let gateway = gateway_with(&cluster, consistency, "transaction");
+    let mut session = on_slow_node(&cluster, &gateway);
+    cluster.node(2).stop(StopMode::Fast).expect("stop");
+    let answer = thread::scope(|scope| {
+        let asked = scope.spawn(|| session.ask(Form::Simple, "SELECT w_where()"));
+        crash(&standing_still(&cluster));
+        wait_for("node 1", || cluster.node(1).sql("app", "SELECT 1").is_ok());
+        cluster.node(2).start().expect("start");
+        asked.join().expect("an answer")
+    });
+    assert_eq!(answer, Ok("node2".to_owned()));
+}
+
+#[test]
 fn what_is_cut_off_for_good_is_told() {
     let cluster = with_a_slow_node();
     let gateway = gateway(&cluster, "session");
@@ -613,11 +644,7 @@ fn who_loses_a_server_of_the_primary_is_told() {
 #[test]
 fn a_read_on_a_primary_whose_connections_are_forgotten_is_run_again() {
     let cluster = cluster(0);
-    let tap = Tap::open(cluster.node(0).port());
-    let address = cluster.node(0).address();
-    let gateway = Gateway::start_with(&cluster, |config| {
-        config.replace(&address, &format!("127.0.0.1:{}", tap.port))
-    });
+    let (tap, gateway) = by_tap(&cluster);
     let retries = || gateway.metric("tidegate_retries_total", "reason=\"connection_lost\"");
     for (round, form) in (1..).zip(Form::ALL) {
         let mut sessions: Vec<_> = (0..3).map(|_| Speaker::start(gateway.port)).collect();
@@ -638,6 +665,26 @@ fn a_read_on_a_primary_whose_connections_are_forgotten_is_run_again() {
         // The others that were idle are not tried.
         assert_eq!(retries(), f64::from(round), "{form:?}");
     }
+}
+
+#[test]
+fn a_read_whose_server_is_lost_can_be_cancelled_while_its_node_is_asked() {
+    let cluster = cluster(0);
+    let (tap, gateway) = by_tap(&cluster);
+    let client = Client::open(&gateway, "app", "");
+    client.rows("SELECT 1");
+    // New connections are accepted by the kernel alone.
+    cluster.node(0).freeze();
+    tap.forget();
+    let error = thread::scope(|scope| {
+        let asked = scope.spawn(|| client.error("SELECT 1"));
+        while !asked.is_finished() {
+            client.cancel();
+        }
+        asked.join().expect("an answer")
+    });
+    assert_eq!(error.code().code(), "57014", "{error}");
+    cluster.node(0).thaw();
 }
 
 #[test]

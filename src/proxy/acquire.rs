@@ -12,6 +12,7 @@ use super::refusal::Refusal;
 use super::sessions::Handle;
 use super::wishes::{Base, Special};
 use super::{Client, cancelled, going_down};
+use crate::cluster::fate::{self, Fate};
 use crate::cluster::node::Node;
 use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Pool, Server};
 use crate::cluster::{self, Cluster, Topology};
@@ -79,8 +80,10 @@ impl Client {
         }
         let needs_primary = again.and_then(|again| again.primary);
         let needs_primary = needs_primary.or_else(|| self.needs_primary(end));
-        if let Some(reason) = needs_primary {
-            self.check_primary(reason, again)?;
+        if let Some(reason) = needs_primary
+            && is_only_for_replicas(again)
+        {
+            return Err(self.no_replica(reason));
         }
         if let Some(placed) = self.at_once(needs_primary, again)? {
             return Ok(placed);
@@ -120,47 +123,37 @@ impl Client {
         end: End,
         again: Option<&Again>,
     ) -> Result<Placed, Refusal> {
-        let fails_alone = end == End::Ready && self.batch.beyond == 0 && self.held.is_none();
+        let fails_alone = self.fails_alone(end);
         let handle = self.registered.handle.clone();
         // Nothing is said to the client meanwhile, but it is seen when it goes.
         let stream = std::mem::replace(&mut self.stream, Stream::Closed);
-        let placed = self
-            .while_wanted(&handle, &stream, fails_alone, needs_primary, again)
-            .await;
+        let finding = self.find(needs_primary, again);
+        let placed = while_wanted(&handle, &stream, fails_alone, finding).await;
         self.stream = stream;
         placed
     }
 
-    async fn while_wanted(
-        &mut self,
-        handle: &Handle,
-        stream: &Stream,
-        fails_alone: bool,
-        needs_primary: Option<Reason>,
-        again: Option<&Again>,
-    ) -> Result<Placed, Refusal> {
-        let mut finding = std::pin::pin!(self.find(needs_primary, again));
-        loop {
-            // Made before the look, so that nothing that is told after it is missed.
-            let mut told = std::pin::pin!(handle.cancelled.notified());
-            told.as_mut().enable();
-            if handle.must_end(false) {
-                return Err(going_down());
-            }
-            tokio::select! {
-                placed = &mut finding => return placed,
-                () = told => {
-                    if fails_alone && !handle.must_end(false) {
-                        return Err(cancelled());
-                    }
-                }
-                () = sleep(GONE_STEP) => {
-                    if stream.is_ended() {
-                        return Err(Refusal::protocol("08006", "connection to client lost"));
-                    }
-                }
-            }
-        }
+    /// Whether the batch can fail and nothing else with it.
+    fn fails_alone(&self, end: End) -> bool {
+        end == End::Ready && self.batch.beyond == 0 && self.held.is_none()
+    }
+
+    /// What has become of the node of a lost server, unless the client wants its batch no more.
+    ///
+    /// # Errors
+    /// As with [`acquire`](Self::acquire).
+    pub(super) async fn fate_of(
+        &self,
+        pool: &Pool,
+        life: Incarnation,
+        end: End,
+    ) -> Result<Fate, Refusal> {
+        let handle = &self.registered.handle;
+        let asking = async { Ok(fate::of_node(pool, life).await) };
+        handle.waits(true);
+        let fate = while_wanted(handle, &self.stream, self.fails_alone(end), asking).await;
+        handle.waits(false);
+        fate
     }
 
     async fn find(
@@ -358,14 +351,6 @@ impl Client {
         )
     }
 
-    /// Whether a batch that has come to `again` may go to the primary, for this reason.
-    fn check_primary(&self, reason: Reason, again: Option<&Again>) -> Result<(), Refusal> {
-        match again.is_some_and(|again| again.only_on_replicas) {
-            true => Err(self.no_replica(reason)),
-            false => Ok(()),
-        }
-    }
-
     fn no_replica(&self, reason: Reason) -> Refusal {
         Refusal::NoReplica {
             cluster: self.cluster.name.clone(),
@@ -375,6 +360,7 @@ impl Client {
 
     async fn acquire_for_read(&mut self, again: Option<&Again>) -> Result<Placed, Refusal> {
         let begun = again.map(|again| again.tried).unwrap_or_default();
+        let is_only = is_only_for_replicas(again);
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         // As of now, however long the read has to wait: what others do meanwhile is not waited for.
@@ -475,9 +461,14 @@ impl Client {
                     reason
                 }
             };
-            self.check_primary(reason, again)?;
+            let otherwise = match otherwise(&config, reason, special) {
+                Otherwise::Primary if is_only => return Err(self.no_replica(reason)),
+                THEN_PRIMARY if is_only => Otherwise::Wait {
+                    then_primary: false,
+                },
+                otherwise => otherwise,
+            };
             self.pin_by(reason);
-            let otherwise = otherwise(&config, reason, special);
             if otherwise == Otherwise::Primary {
                 return self.read_on_primary(reason, special, missed).await;
             }
@@ -490,7 +481,7 @@ impl Client {
                     .saturating_sub(since.elapsed()),
             };
             if left.is_zero() {
-                if self.session.roams() {
+                if self.session.roams() && !is_only {
                     // A transaction is never without a place.
                     return self.read_on_primary(reason, special, missed).await;
                 }
@@ -738,6 +729,38 @@ impl Client {
     }
 }
 
+/// Waits for what a batch needs, unless its session is killed, its client cancels it and it `fails_alone`, or its
+/// client has gone.
+async fn while_wanted<T>(
+    handle: &Handle,
+    stream: &Stream,
+    fails_alone: bool,
+    needed: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let mut needed = std::pin::pin!(needed);
+    loop {
+        // Made before the look, so that nothing that is told after it is missed.
+        let mut told = std::pin::pin!(handle.cancelled.notified());
+        told.as_mut().enable();
+        if handle.must_end(false) {
+            return Err(going_down());
+        }
+        tokio::select! {
+            got = &mut needed => return got,
+            () = told => {
+                if fails_alone && !handle.must_end(false) {
+                    return Err(cancelled());
+                }
+            }
+            () = sleep(GONE_STEP) => {
+                if stream.is_ended() {
+                    return Err(Refusal::protocol("08006", "connection to client lost"));
+                }
+            }
+        }
+    }
+}
+
 /// A batch that waits for a primary, for as long as this lives.
 struct Held {
     since: Instant,
@@ -819,6 +842,11 @@ pub(super) fn otherwise(config: &Config, reason: Reason, special: Option<&Specia
             then_primary: may_primary && on_no_replica == OnNoReplica::Wait,
         },
     }
+}
+
+/// Whether a batch that has come to `again` may not go to the primary.
+fn is_only_for_replicas(again: Option<&Again>) -> bool {
+    again.is_some_and(|again| again.only_on_replicas)
 }
 
 /// It waits, and then goes to the primary.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::refusal::{Broken, Refusal};
 use super::{Client, Ended, Failed};
-use crate::cluster::fate::{self, Fate};
+use crate::cluster::fate::Fate;
 use crate::cluster::pool::Pool;
 use crate::session::answers::ServerFault;
 use crate::session::batch::End;
@@ -78,6 +78,11 @@ impl By {
         }
     }
 
+    /// The read itself may have done it.
+    fn is_silent(self) -> bool {
+        matches!(self, By::Silence | By::Nonsense)
+    }
+
     /// `None` if it is the client's to know: a time limit, say.
     pub(super) fn of(broken: &Broken) -> Option<By> {
         Some(match broken {
@@ -123,19 +128,15 @@ impl Again {
         self.times >= RETRIES_MAX
     }
 
-    /// It was a read, and its server was lost.
+    /// It was a read, and its server was lost with this fate of its node.
     ///
     /// # Errors
     /// It is not run again: what to tell its client.
-    async fn after_loss(&mut self, loss: Loss) -> Result<(), Refusal> {
+    fn after_loss(&mut self, loss: Loss, fate: Fate) -> Result<(), Refusal> {
         if self.is_last() {
             return Err(loss.refusal);
         }
-        let is_silent = matches!(loss.by, By::Silence | By::Nonsense);
-        let fate = match is_silent || loss.by == By::Termination {
-            true => fate::of_node(&loss.pool, loss.life).await,
-            false => Fate::Unwell,
-        };
+        let is_silent = loss.by.is_silent();
         if is_silent || loss.by == By::NodeLost {
             // Others of that age may be as bad.
             loss.pool.vacate();
@@ -191,8 +192,18 @@ impl Client {
                 // The rest of the pipeline goes on elsewhere.
                 Ok(ControlFlow::Continue(next)) => (end, again) = (next, Again::default()),
                 Err(Failed::Retry(loss)) => {
-                    if let Err(refusal) = again.after_loss(*loss).await {
-                        return self.refuse(refusal, end).await;
+                    let fate = match loss.by.is_silent() || loss.by == By::Termination {
+                        true => Box::pin(self.fate_of(&loss.pool, loss.life, end)).await,
+                        false => Ok(Fate::Unwell),
+                    };
+                    match fate.map(|fate| again.after_loss(*loss, fate)) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(refusal)) => return self.refuse(refusal, end).await,
+                        // Nobody wants it any more.
+                        Err(refusal) => {
+                            outcome = Err(self.not_found(refusal));
+                            continue;
+                        }
                     }
                 }
                 Err(Failed::Misplaced(misplaced, node)) => {

@@ -54,6 +54,14 @@ impl Client {
         Ok(Client { runtime, client })
     }
 
+    /// Asks for what it is doing to be cancelled, from another thread.
+    pub fn cancel(&self) {
+        let token = self.client.cancel_token();
+        self.runtime
+            .block_on(token.cancel_query(NoTls))
+            .expect("a cancel request is taken");
+    }
+
     /// The rows that a simple query shows, as text.
     pub fn rows(&self, sql: &str) -> Vec<Row> {
         self.ask(sql)
