@@ -10,6 +10,7 @@ mod demand;
 mod failover;
 pub mod fate;
 mod gate;
+mod identity;
 pub mod keys;
 pub mod lag;
 mod metrics;
@@ -80,7 +81,8 @@ pub struct Cluster {
     pub moved: Notify,
     /// There is another primary, or none, or one again.
     pub changed: Notify,
-    system: Mutex<Option<String>>,
+    /// What has last been told of nodes that are of different systems.
+    dispute: Mutex<Option<String>>,
     roles: Roles,
     keys: Keys,
     /// Where they are shared with other proxies.
@@ -89,8 +91,11 @@ pub struct Cluster {
 }
 
 /// What everybody sees of a cluster at one time.
+#[derive(Clone)]
 pub struct Topology {
     pub nodes: Vec<Arc<Node>>,
+    /// The identifier of the system that the cluster is of; 0 while that is open.
+    system: u64,
     pub primary: Option<Arc<Node>>,
     /// How often it had been met when this was decided: it may have lost what it told of before.
     primary_meetings: u64,
@@ -124,6 +129,7 @@ impl Cluster {
         let nodes = cluster.nodes.iter().map(|node| Arc::new(new(node)));
         let topology = Topology {
             nodes: nodes.collect(),
+            system: 0,
             primary: None,
             primary_meetings: 0,
             last_primary: None,
@@ -149,7 +155,7 @@ impl Cluster {
             gate: Gate::default(),
             moved: Notify::new(),
             changed: Notify::new(),
-            system: Mutex::new(None),
+            dispute: Mutex::default(),
             roles: Roles::start(),
             keys: Keys::new(),
             store: ArcSwapOption::empty(),
@@ -497,24 +503,9 @@ impl Cluster {
         });
     }
 
-    /// Accepts a node by its system identifier: the first one seen is the cluster's.
-    fn admit(&self, system: &str) -> Result<(), String> {
-        let mut known = self.system.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some(expected) if expected != system => Err(expected.clone()),
-            _ => {
-                *known = Some(system.to_owned());
-                Ok(())
-            }
-        }
-    }
-
-    /// The system identifier; 0 while no node has told it.
+    /// The system identifier; 0 while it is not known.
     pub fn system(&self) -> u64 {
-        let known = self.system.lock().unwrap_or_else(PoisonError::into_inner);
-        // PostgreSQL shows it as a signed number.
-        let number = known.as_ref().and_then(|text| text.parse::<i64>().ok());
-        number.map_or(0, i64::cast_unsigned)
+        self.clock.system().get()
     }
 
     /// Has nobody wait for a server of a node that is down: another one may do. Only the end of a pause is waited for
@@ -559,6 +550,7 @@ impl Cluster {
         });
         let topology = Topology {
             nodes: nodes.clone(),
+            system: old.system,
             primary,
             primary_meetings: old.primary_meetings,
             last_primary,

@@ -279,7 +279,7 @@ impl Client {
         let last_write = welcome.cluster.last_write_mark();
         session.floors.begin(last_write);
         session.set_schema(welcome.cluster.schema(database));
-        session.set_system(welcome.cluster.system());
+        session.set_system(welcome.cluster.clock.system().clone());
         if let Some(token) = token {
             session.receive_token(&token);
         }

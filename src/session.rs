@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 
-use self::consistency::{Clock, Floors};
+use self::consistency::{Clock, Floors, System};
 use self::effects::{Effects, Suspicion};
 use self::own::Own;
 use self::pins::Pins;
@@ -145,8 +145,8 @@ pub struct Session {
     /// The beginning of the client's last message was not said.
     swallows: bool,
     pins: Pins,
-    /// The identifier of the cluster's system; 0 while that is not known.
-    system: u64,
+    /// The cluster's system.
+    system: System,
     /// Of the proxy's own settings, what most sessions never have.
     own: Option<Box<OwnState>>,
     /// The batch has met an error.
@@ -228,7 +228,7 @@ impl Session {
             failed: false,
             swallows: false,
             pins: Pins::default(),
-            system: 0,
+            system: System::default(),
             own: None,
             erred: false,
             foretold: None,
@@ -258,12 +258,13 @@ impl Session {
     }
 
     /// Whose tokens the session takes.
-    pub fn set_system(&mut self, system: u64) {
+    pub fn set_system(&mut self, system: System) {
         self.system = system;
     }
 
+    /// The identifier of the cluster's system; 0 while that is not known.
     pub fn system(&self) -> u64 {
-        self.system
+        self.system.get()
     }
 
     /// What has been done that no floor has been raised for.
@@ -765,7 +766,7 @@ impl Session {
     /// A token that has been found to be of this cluster.
     pub fn receive_token(&mut self, text: &str) {
         if let Ok(token) = Token::parse(text)
-            && token.system == self.system
+            && token.system == self.system.get()
         {
             self.floors.receive(token);
         }

@@ -28,8 +28,11 @@ impl Cluster {
     /// Decides again who is the primary.
     pub(super) fn reconsider(&self) {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.topology.load_full();
+        let old = self.settle();
         let (primary, split_brain) = elect(&old, self.clock.timeline());
+        if primary.is_none() {
+            self.tell_dispute(&old);
+        }
         let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
         let same = id(&primary) == id(&old.primary);
         let meetings = primary.as_ref().map_or(0, |node| node.meetings());
@@ -61,6 +64,7 @@ impl Cluster {
         };
         let topology = Topology {
             nodes,
+            system: old.system,
             primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
@@ -157,7 +161,8 @@ pub(super) fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, b
     };
     let writes = |node: &&Arc<Node>| {
         let is_writable = node.is_up() && node.role() == Role::Primary;
-        is_writable && !node.is_leaving() && node.timeline() >= oldest
+        let is_ours = node.system() == topology.system;
+        is_writable && is_ours && !node.is_leaving() && node.timeline() >= oldest
     };
     let writable = || topology.nodes.iter().filter(writes);
     let Some(newest) = writable().map(|node| node.timeline()).max() else {

@@ -51,6 +51,10 @@ pub struct Node {
     last_life: AtomicU64,
     /// How often its probe has met it.
     meetings: AtomicU64,
+    /// Its probe has been told what it is, and has not lost it since.
+    watched: AtomicBool,
+    /// The identifier of the system that it was of when it was last asked; 0 if it has told none.
+    system: AtomicU64,
     /// 0 while it is not known, or not known to be of the primary's history.
     position: AtomicU64,
     /// The one it writes, or has been found to replay; 0 while that is not known.
@@ -134,6 +138,8 @@ impl Node {
             incarnation: AtomicU64::new(0),
             last_life: AtomicU64::new(0),
             meetings: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
+            system: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
             lag_us: AtomicU64::new(LAG_UNKNOWN),
@@ -323,6 +329,34 @@ impl Node {
         self.meetings.load(Ordering::SeqCst)
     }
 
+    /// The identifier of the system that it was of when it was last asked; 0 if it has told none.
+    pub fn system(&self) -> u64 {
+        self.system.load(Ordering::SeqCst)
+    }
+
+    pub fn set_system(&self, system: u64) {
+        self.system.store(system, Ordering::SeqCst);
+    }
+
+    /// Whether its probe has been told what it is, and has not lost it since.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst)
+    }
+
+    /// Its probe has been told what it is.
+    pub fn set_watched(&self) {
+        self.watched.store(true, Ordering::SeqCst);
+        self.set_probed();
+    }
+
+    /// Nothing counts that has been known of it: it has to be asked what it is.
+    pub fn begin_anew(&self) {
+        self.set_up(false);
+        self.set_role(Role::Unknown);
+        self.set_timeline(0);
+        self.probed.store(false, Ordering::SeqCst);
+    }
+
     /// The probe has met the server, in this life. Positions from before count no more, though the life be the
     /// same: a server that restarts after the crash of a backend keeps it, and may have gone back.
     pub fn meet(&self, life: Incarnation) {
@@ -344,6 +378,7 @@ impl Node {
 
     /// Where the node stands is not known from now on.
     pub fn forget_position(&self) {
+        self.watched.store(false, Ordering::SeqCst);
         self.incarnation.store(0, Ordering::SeqCst);
         self.forget_as_of();
         self.forget_lag();

@@ -131,7 +131,7 @@ enum ProbeError {
     #[error("answer {0:?} to a probe is not understood")]
     Answer(Vec<Vec<Option<String>>>),
     #[error("it belongs to another cluster: its system identifier is {found}, not {expected}")]
-    OtherSystem { found: String, expected: String },
+    OtherSystem { found: u64, expected: u64 },
 }
 
 impl ProbeError {
@@ -261,17 +261,16 @@ impl Probe {
         else {
             return Err(ProbeError::Answer(rows));
         };
-        let (Ok(block), Ok(segment)) = (block.parse(), segment.parse()) else {
+        // PostgreSQL shows it as a signed number.
+        let system = system.parse().map(i64::cast_unsigned);
+        let (Ok(block), Ok(segment), Ok(system)) = (block.parse(), segment.parse(), system) else {
             return Err(ProbeError::Answer(rows));
         };
         (probe.block, probe.segment) = (block, segment);
         probe.can_wait = can_wait == "t";
-        if let Err(expected) = cluster.admit(system) {
-            return Err(ProbeError::OtherSystem {
-                found: system.clone(),
-                expected,
-            });
-        }
+        node.set_system(system);
+        cluster.reconsider();
+        refuse_stranger(cluster, node)?;
         if node.incarnation() != life {
             for pool in &node.pools {
                 pool.close_stale(life);
@@ -279,11 +278,7 @@ impl Probe {
         }
         node.meet(life);
         probe.sample(cluster, node, &config).await?;
-        if !node.is_up() {
-            node.set_up(true);
-            tracing::info!(cluster = %cluster.name, node = %node.name, role = ?node.role(), "node is up");
-        }
-        node.set_probed();
+        node.set_watched();
         cluster.reconsider();
         Ok(probe)
     }
@@ -292,6 +287,7 @@ impl Probe {
     /// leaves, or somebody else is to ask: over the connection that is returned, if any.
     async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<Option<Met>, ProbeError> {
         while !node.is_leaving() {
+            refuse_stranger(cluster, node)?;
             let config = cluster.topology().config.clone();
             if !Arc::ptr_eq(&config, &self.config) {
                 if config.monitor(&cluster.name) != self.monitor {
@@ -649,6 +645,18 @@ impl Probe {
             Ok(rows) => Ok(rows?),
             Err(_) => Err(ProbeError::Timeout(limit)),
         }
+    }
+}
+
+/// A node of another system than the cluster's is not watched: what it says of itself is of no use.
+fn refuse_stranger(cluster: &Cluster, node: &Node) -> Result<(), ProbeError> {
+    let topology = cluster.topology();
+    match topology.is_stranger(node) {
+        true => Err(ProbeError::OtherSystem {
+            found: node.system(),
+            expected: topology.system,
+        }),
+        false => Ok(()),
     }
 }
 

@@ -40,6 +40,7 @@ fn rivals(lives: [u64; 2]) -> Topology {
     });
     Topology {
         nodes: nodes.collect(),
+        system: 0,
         primary: None,
         primary_meetings: 0,
         last_primary: None,
@@ -293,6 +294,144 @@ fn a_schema_that_nobody_uses_is_forgotten_but_not_that_it_was_changed() {
         assert_ne!(schema.version(), 0, "its sessions are to heed the mark");
         assert_eq!(schema.mark(&cluster.clock).1, mark);
     }
+}
+
+/// What its probe does about a node that is of this system and takes writes, or does not. `false` if it is not
+/// watched for that.
+fn hear(unwatched: &Unwatched, index: usize, (system, timeline): (u64, u32), role: Role) -> bool {
+    let (cluster, node) = (&unwatched.cluster, unwatched.node(index));
+    node.set_system(system);
+    cluster.reconsider();
+    if cluster.topology().is_stranger(&node) {
+        lose(unwatched, index);
+        return false;
+    }
+    node.meet(Incarnation(system * 100 + index as u64));
+    node.set_timeline(timeline);
+    node.set_role(role);
+    node.set_watched();
+    cluster.reconsider();
+    true
+}
+
+/// The same about one that does not answer any more.
+fn lose(unwatched: &Unwatched, index: usize) {
+    let node = unwatched.node(index);
+    node.forget_position();
+    node.set_probed();
+    node.set_up(false);
+    unwatched.cluster.reconsider();
+}
+
+const ADDRESSES: &[&str] = &["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"];
+
+#[test]
+fn a_stranger_is_not_the_primary_whoever_answers_first() {
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let unwatched = Unwatched::new(&config(ADDRESSES));
+        for index in order {
+            assert_eq!(unwatched.primary(), None, "{order:?}");
+            let (told, role) = match index {
+                0 => ((8, 9), Role::Primary),
+                1 => ((7, 1), Role::Primary),
+                _ => ((7, 1), Role::Replica),
+            };
+            hear(&unwatched, index, told, role);
+        }
+        let primary = unwatched.node(1);
+        assert_eq!(unwatched.primary(), Some(primary.id()), "{order:?}");
+        assert_eq!(unwatched.cluster.system(), 7);
+        let up = [0, 1, 2].map(|index| unwatched.node(index).is_up());
+        assert_eq!(up, [false, true, true], "{order:?}");
+        let is_stranger = |node: &Node| unwatched.cluster.topology().is_stranger(node);
+        assert!(is_stranger(&unwatched.node(0)) && !is_stranger(&primary));
+    }
+}
+
+#[test]
+fn who_can_be_of_either_system_is_not_the_primary() {
+    let unwatched = Unwatched::new(&config(&ADDRESSES[..2]));
+    for (index, told) in [(0, (8, 1)), (1, (7, 1))] {
+        assert!(
+            hear(&unwatched, index, told, Role::Primary),
+            "it is watched"
+        );
+    }
+    assert_eq!(unwatched.primary(), None);
+    let dispute = unwatched.cluster.topology().dispute().expect("a reason");
+    assert!(
+        dispute.contains("127.0.0.1:1 of 8, 127.0.0.1:2 of 7"),
+        "{dispute}"
+    );
+    unwatched.reload(&config(&ADDRESSES[1..2]));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+    assert_eq!(unwatched.cluster.topology().dispute(), None);
+}
+
+#[test]
+fn a_stranger_is_not_the_primary_while_the_others_are_away() {
+    let unwatched = Unwatched::new(&config(ADDRESSES));
+    hear(&unwatched, 0, (7, 1), Role::Primary);
+    hear(&unwatched, 1, (7, 1), Role::Replica);
+    assert!(!hear(&unwatched, 2, (8, 9), Role::Primary));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+    lose(&unwatched, 0);
+    lose(&unwatched, 1);
+    assert!(!hear(&unwatched, 2, (8, 9), Role::Primary));
+    assert_eq!(unwatched.primary(), None);
+    assert!(unwatched.cluster.topology().dispute().is_some());
+    // Nor if the address of one leads there.
+    assert!(!hear(&unwatched, 0, (8, 9), Role::Primary));
+    assert_eq!(unwatched.primary(), None);
+    assert!(hear(&unwatched, 1, (7, 2), Role::Primary));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(1).id()));
+}
+
+#[test]
+fn a_cluster_whose_nodes_are_all_of_another_system_has_another_history() {
+    let unwatched = Unwatched::new(&config(&ADDRESSES[..2]));
+    let cluster = &unwatched.cluster;
+    hear(&unwatched, 0, (7, 5), Role::Primary);
+    hear(&unwatched, 1, (7, 5), Role::Replica);
+    let before = cluster.clock.now();
+    cluster.sampled(cluster.clock.begin(), Lsn(1000), Instant::now());
+    assert!(cluster.clock.after(before).is_some());
+    lose(&unwatched, 0);
+    lose(&unwatched, 1);
+    assert!(!hear(&unwatched, 0, (8, 1), Role::Primary));
+    assert_eq!((unwatched.primary(), cluster.system()), (None, 7));
+    assert!(hear(&unwatched, 1, (8, 1), Role::Replica));
+    assert_eq!((unwatched.primary(), cluster.system()), (None, 8));
+    // All are asked again what they are.
+    assert!(!unwatched.node(0).is_probed());
+    assert!(hear(&unwatched, 0, (8, 1), Role::Primary));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+    assert_eq!(cluster.clock.timeline(), 1);
+    assert_eq!(cluster.clock.after(before), None, "it is of the other one");
+    let topology = cluster.topology();
+    assert!(topology.is_behind(2) && topology.dispute().is_none());
+}
+
+#[test]
+fn a_cluster_whose_nodes_are_all_replaced_may_be_of_another_system() {
+    let unwatched = Unwatched::new(&config(&ADDRESSES[..1]));
+    hear(&unwatched, 0, (7, 5), Role::Primary);
+    unwatched.reload(&config(&ADDRESSES[1..]));
+    assert!(hear(&unwatched, 0, (8, 1), Role::Primary));
+    assert_eq!(unwatched.primary(), None, "the other may be of the old one");
+    assert!(hear(&unwatched, 1, (8, 1), Role::Replica));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
+    // And of the same as well.
+    unwatched.reload(&config(&ADDRESSES[..1]));
+    assert!(hear(&unwatched, 0, (8, 1), Role::Primary));
+    assert_eq!(unwatched.primary(), Some(unwatched.node(0).id()));
 }
 
 #[test]

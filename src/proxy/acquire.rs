@@ -642,7 +642,7 @@ impl Client {
     /// Whether the planned read must see what is of a newer history than the primary.
     pub(super) fn is_ahead(&self, special: Option<&Special>) -> bool {
         let by_key = special.map_or(0, |special| special.bounds.timeline());
-        let timeline = by_key.max(self.session.floors.timeline());
+        let timeline = by_key.max(self.session.floors.timeline(&self.cluster.clock));
         let level = special.map_or(self.base.level, |special| special.policy.level);
         timeline > 0 && level >= Level::Session && self.cluster.topology().is_behind(timeline)
     }
@@ -784,10 +784,7 @@ impl Held {
         let hold = cluster.topology().config.failover.hold;
         let left = hold.saturating_sub(waited);
         if left.is_zero() {
-            return Err(Refusal::NoPrimary {
-                cluster: cluster.name.clone(),
-                waited_ms: waited.as_millis(),
-            });
+            return Err(Refusal::no_primary(cluster, waited));
         }
         tokio::select! {
             () = changed => {}

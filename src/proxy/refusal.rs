@@ -1,9 +1,12 @@
 //! Owns: what a client is told when the proxy cannot do what it asks. Never: hides a server's own
 //! words.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 
 use crate::auth::AuthError;
+use crate::cluster::Cluster;
 use crate::cluster::connect::ConnectError;
 use crate::cluster::node::Loss;
 use crate::cluster::pool::CheckoutError;
@@ -24,8 +27,16 @@ pub enum Refusal {
     Server(Vec<u8>),
     #[error("{0}")]
     Checkout(CheckoutError),
-    #[error("no primary is available in cluster \"{cluster}\" (waited {waited_ms} ms)")]
-    NoPrimary { cluster: String, waited_ms: u128 },
+    #[error(
+        "no primary is available in cluster \"{cluster}\" (waited {waited_ms} ms){}",
+        because(.dispute.as_deref())
+    )]
+    NoPrimary {
+        cluster: String,
+        waited_ms: u128,
+        /// See [`Topology::dispute`](crate::cluster::Topology::dispute).
+        dispute: Option<String>,
+    },
     #[error("no replica of cluster \"{cluster}\" may serve this read: {reason}")]
     NoReplica {
         cluster: String,
@@ -58,6 +69,10 @@ pub enum Refusal {
     },
 }
 
+fn because(dispute: Option<&str>) -> String {
+    dispute.map_or(String::new(), |dispute| format!(": {dispute}"))
+}
+
 fn server_words(error: &[u8]) -> String {
     let field = |code| String::from_utf8_lossy(message::error_field(error, code).unwrap_or(b"?"));
     format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
@@ -81,6 +96,17 @@ impl Refusal {
             sqlstate,
             message: message.into(),
             hint: Some(hint),
+        }
+    }
+
+    /// The cluster has had no primary for so long.
+    pub fn no_primary(cluster: &Cluster, waited: Duration) -> Refusal {
+        let topology = cluster.topology();
+        let dispute = || topology.dispute();
+        Refusal::NoPrimary {
+            cluster: cluster.name.clone(),
+            waited_ms: waited.as_millis(),
+            dispute: topology.primary.is_none().then(dispute).flatten(),
         }
     }
 
@@ -135,6 +161,11 @@ impl Refusal {
             Refusal::Checkout(CheckoutError::Timeout { .. }) => {
                 Some("Raise pool.size, or look for transactions that stay open.")
             }
+            Refusal::NoPrimary {
+                dispute: Some(_), ..
+            } => Some(
+                "Take out of Tidegate's configuration whatever is not of this cluster, or is no more.",
+            ),
             Refusal::NoPrimary { .. } => {
                 Some("Retry when a primary is up; failover.hold sets how long to wait.")
             }

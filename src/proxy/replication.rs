@@ -118,8 +118,7 @@ impl Upstream {
             }
             let left = config.failover.hold.saturating_sub(started.elapsed());
             if left.is_zero() {
-                let (cluster, waited_ms) = (cluster.name.clone(), started.elapsed().as_millis());
-                return Err(Refusal::NoPrimary { cluster, waited_ms });
+                return Err(Refusal::no_primary(cluster, started.elapsed()));
             }
             tokio::select! {
                 () = changed => {}

@@ -263,18 +263,19 @@ impl Client {
     /// after `shown`, too.
     pub(super) fn token_now(&self, shown: Option<Tick>) -> Option<Token> {
         let cluster = &self.cluster;
-        let timeline = cluster.clock.timeline();
+        let history = || (cluster.system(), cluster.clock.timeline());
+        let (system, timeline) = history();
         let position = {
             let nodes = &cluster.topology().nodes;
             self.session.floors.position(&cluster.clock, nodes)
         };
-        let is_of_it = timeline != 0 && timeline == cluster.clock.timeline();
+        let is_of_it = timeline != 0 && (system, timeline) == history();
         let shown = match shown {
             Some(moment) => cluster.clock.after(moment)?.lsn,
             None => Lsn(0),
         };
         position.filter(|_| is_of_it).map(|lsn| Token {
-            system: self.session.system(),
+            system,
             timeline,
             lsn: lsn.max(shown),
         })

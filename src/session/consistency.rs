@@ -6,6 +6,7 @@
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::schema::Schema;
@@ -70,6 +71,21 @@ pub struct Sample {
     pub lsn: Lsn,
 }
 
+/// The identifier of the system that a cluster is of, for all who have to know what it is by now; 0 while it is not
+/// known.
+#[derive(Clone, Debug, Default)]
+pub struct System(Arc<AtomicU64>);
+
+impl System {
+    pub fn get(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+
+    pub fn set(&self, identifier: u64) {
+        self.0.store(identifier, SeqCst);
+    }
+}
+
 /// Numbered samples of one node's position, taken one after the other by one task and read by
 /// everybody without a lock.
 ///
@@ -85,6 +101,8 @@ pub struct Clock {
     epoch: AtomicU64,
     /// Whose positions these are; 0 while that is not known.
     timeline: AtomicU32,
+    /// Of which system that is one.
+    system: System,
     ring: Box<[Slot]>,
 }
 
@@ -107,6 +125,7 @@ impl Clock {
             completed: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
+            system: System::default(),
             ring: (0..Self::SAMPLES).map(|_| Slot::default()).collect(),
         }
     }
@@ -128,6 +147,11 @@ impl Clock {
         slot.lsn.store(lsn.0, SeqCst);
         slot.tick.store(tick.0, SeqCst);
         self.completed.store(tick.0, SeqCst);
+    }
+
+    /// The system of the present history.
+    pub fn system(&self) -> &System {
+        &self.system
     }
 
     /// The timeline of the present history.
@@ -300,12 +324,27 @@ impl Seen {
 impl Token {
     /// What must be replayed for it, in the present history. Of a history that has ended only what was
     /// carried over is left, and all of that is before the first sample of the present one. Of one that
-    /// has not been met nothing is known.
+    /// has not been met nothing is known. One of another system has ended too: the cluster was of that before.
     fn position(&self, primary: &Clock) -> Option<Lsn> {
-        match self.timeline.cmp(&primary.timeline()) {
-            std::cmp::Ordering::Equal => Some(self.lsn),
-            std::cmp::Ordering::Less => primary.after(Tick(0)).map(|sample| sample.lsn),
+        match self.timeline_at(primary).cmp(&primary.timeline()) {
+            std::cmp::Ordering::Equal if self.is_at(primary) => Some(self.lsn),
+            std::cmp::Ordering::Less | std::cmp::Ordering::Equal => {
+                primary.after(Tick(0)).map(|sample| sample.lsn)
+            }
             std::cmp::Ordering::Greater => None,
+        }
+    }
+
+    /// Whether it is of the primary's system.
+    fn is_at(&self, primary: &Clock) -> bool {
+        self.system == primary.system.get()
+    }
+
+    /// Its timeline, if that is one of the primary's system, or else 0.
+    fn timeline_at(&self, primary: &Clock) -> u32 {
+        match self.is_at(primary) {
+            true => self.timeline,
+            false => 0,
         }
     }
 
@@ -359,15 +398,17 @@ impl Floors {
     pub fn receive(&mut self, token: Token) {
         let rank = |token: &Token| (token.timeline, token.lsn);
         let known = self.token.as_deref();
-        if known.is_none_or(|known| rank(&token) > rank(known)) {
+        let is_newer = |known: &Token| token.system != known.system || rank(&token) > rank(known);
+        if known.is_none_or(is_newer) {
             self.token = Some(Box::new(token));
         }
     }
 
-    /// The timeline of what has been brought from elsewhere; 0 if nothing has.
+    /// The timeline of what has been brought from elsewhere, of the primary's system; 0 if nothing has.
     #[inline]
-    pub fn timeline(&self) -> u32 {
-        self.token.as_ref().map_or(0, |token| token.timeline)
+    pub fn timeline(&self, primary: &Clock) -> u32 {
+        let token = self.token.as_ref();
+        token.map_or(0, |token| token.timeline_at(primary))
     }
 
     /// A position that covers all that the session has written and seen, in the present history.

@@ -562,7 +562,7 @@ impl Session {
             batch.shows_own = true;
             batch.shows_token |= own::mentions(sql, b"token");
         }
-        if let Err(complaint) = own::check(sql, self.has_conforming_strings(), self.system) {
+        if let Err(complaint) = own::check(sql, self.has_conforming_strings(), self.system()) {
             batch.refuse(complaint);
         }
     }

@@ -343,8 +343,8 @@ async fn write(
     store: &Store,
     connection: &mut MultiplexedConnection,
 ) -> Result<(), RedisError> {
-    let system = cluster.system();
     loop {
+        let system = cluster.system();
         let (mut floors, last) = {
             let pending = store.pending();
             let floors = pending.floors.iter();
@@ -369,7 +369,7 @@ async fn write(
             let Some(sample) = Mark::new(*moment).resolved(&cluster.clock).sample else {
                 return false;
             };
-            if timeline == 0 || timeline != cluster.clock.timeline() {
+            if timeline == 0 || (system, timeline) != (cluster.system(), cluster.clock.timeline()) {
                 // Another history has begun meanwhile.
                 return false;
             }

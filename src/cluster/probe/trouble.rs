@@ -36,6 +36,7 @@ enum Told {
     Nothing,
     Down,
     Refused,
+    OtherSystem,
 }
 
 /// What a node has said to its probe.
@@ -75,16 +76,25 @@ impl Trouble {
             node.make_room(error, &monitor);
         }
         let (cluster, name) = (&cluster.name, &node.name);
-        if self.failures.max(self.refusals) < health.failures {
+        if matches!(error, ProbeError::OtherSystem { .. }) {
+            // At once: whoever goes there now goes to another database.
+            node.set_up(false);
+            if std::mem::replace(&mut self.told, Told::OtherSystem) != Told::OtherSystem {
+                tracing::error!(%cluster, node = %name, %error, "node gets nothing");
+            }
+        } else if self.failures.max(self.refusals) < health.failures {
             tracing::info!(%cluster, node = %name, %error, "probe failed");
         } else if self.refusals > 0 {
             if std::mem::replace(&mut self.told, Told::Refused) != Told::Refused {
                 let advice = error.advice();
                 tracing::error!(%cluster, node = %name, %error, "node refuses its monitor, so where it is and what becomes of it is not known: {advice}");
             }
-        } else if std::mem::replace(&mut self.told, Told::Down) != Told::Down {
+        } else {
+            // Each time: another node's probe may have it up that has looked before this was lost.
             node.set_up(false);
-            tracing::warn!(%cluster, node = %name, %error, "node is down");
+            if std::mem::replace(&mut self.told, Told::Down) != Told::Down {
+                tracing::warn!(%cluster, node = %name, %error, "node is down");
+            }
         }
     }
 
@@ -135,6 +145,7 @@ fn answer(error: &ProbeError) -> Answer {
         ProbeError::Connect(error) if error.sqlstate().is_some() && error.is_node_away() => {
             Answer::Away
         }
+        ProbeError::OtherSystem { .. } => Answer::Away,
         error if error.lives() => Answer::Refused,
         _ => Answer::None,
     }

@@ -71,6 +71,7 @@ fn a_token_is_reached_in_its_own_history() {
         timeline,
         lsn: Lsn(lsn),
     };
+    clock.system().set(1);
     let mut floors = Floors::default();
     floors.receive(token(1, 50));
     assert_eq!(judge(&floors), Freshness::MissesToken, "no history yet");
@@ -96,7 +97,23 @@ fn a_token_is_reached_in_its_own_history() {
     assert_eq!(judge(&floors), Freshness::Fresh);
     floors.receive(token(3, 1));
     assert_eq!(judge(&floors), Freshness::MissesToken, "of what is to come");
-    assert_eq!((floors.timeline(), Floors::default().timeline()), (3, 0));
+    assert_eq!(floors.timeline(&clock), 3);
+    assert_eq!(Floors::default().timeline(&clock), 0);
+
+    // The cluster is of another system now: what it had been told before is over.
+    clock.set_timeline(1);
+    clock.new_epoch();
+    clock.system().set(2);
+    assert_eq!(floors.timeline(&clock), 0);
+    assert_eq!(judge(&floors), Freshness::MissesToken);
+    sample(&clock, 60);
+    assert_eq!(judge(&floors), Freshness::Fresh);
+    floors.receive(Token {
+        system: 2,
+        ..token(1, 61)
+    });
+    assert_eq!(judge(&floors), Freshness::MissesToken);
+    assert_eq!(floors.position(&clock, &nodes), Some(Lsn(61)));
 }
 
 #[test]
