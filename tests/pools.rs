@@ -85,6 +85,11 @@ fn nobody_waits_for_a_replica_that_gives_few_servers() {
         "the limit has not been felt"
     );
     drop(others);
+    let before = reads_on("replica");
+    wait_for("another server of the replica", || {
+        client.rows("SELECT 1");
+        reads_on("replica") > before + 3.0
+    });
     holder.rows("COMMIT");
 }
 
@@ -223,6 +228,9 @@ fn who_may_not_drop_a_database_closes_nothing_on_it() {
         let error = other.error("DROP DATABASE mine");
         assert_eq!(error.code().code(), "42501");
     }
+    // Nor does who keeps PostgreSQL busy before it refuses that.
+    let error = other.error("SELECT pg_sleep(2); DROP DATABASE mine");
+    assert_eq!(error.code().code(), "25001");
     assert_eq!(pid(), before);
     // Who may drop it is not kept from that by clients that do nothing.
     app.rows("DROP DATABASE mine");
@@ -243,4 +251,20 @@ fn who_logs_in_waits_for_nobody_who_was_there_before() {
         Client::open(&gateway, "app", "");
     }
     holder.rows("COMMIT");
+}
+
+#[test]
+fn who_is_refused_is_refused_again() {
+    let cluster = support::cluster_with(0, &[]);
+    let run = |sql: &str| cluster.primary().sql("postgres", sql).expect(sql);
+    run("CREATE DATABASE mine");
+    let gateway = Gateway::start_with(&cluster, |config| configured(&config, ""));
+    drop(Client::open(&gateway, "app", "dbname=mine"));
+    run("DROP DATABASE mine WITH (FORCE)");
+    // What servers report is remembered for 10 s, and is only old after that.
+    thread::sleep(Duration::from_secs(11));
+    for _ in 0..3 {
+        let error = Client::refused(&gateway, "app", "dbname=mine");
+        assert_eq!(error.code().code(), "3D000");
+    }
 }

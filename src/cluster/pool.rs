@@ -263,9 +263,6 @@ impl Pool {
         // When it began to wait for a server, if it has: its turn is by that.
         let mut since = None;
         loop {
-            if !waits_for_room && self.is_short() {
-                return Err(self.waited_in_vain(Duration::ZERO));
-            }
             let (waiter, timeout) = match self.try_checkout(wanted, favourite, since)? {
                 Ready::Server(server) => match server.lend() {
                     Some(server) => return Ok(server),
@@ -275,6 +272,9 @@ impl Pool {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
+                Ready::Wait(..) if !waits_for_room && self.lock().has_all_it_gets() => {
+                    return Err(self.waited_in_vain(Duration::ZERO));
+                }
                 Ready::Wait(waiter, timeout) => (waiter, timeout),
             };
             let started = Instant::now();
@@ -358,12 +358,6 @@ impl Pool {
     pub fn is_saturated(&self) -> bool {
         let inner = self.lock();
         inner.idle.is_empty() && (inner.open >= inner.limits.size || inner.has_all_it_gets())
-    }
-
-    /// Whether none is free because the node gives no more than there are.
-    fn is_short(&self) -> bool {
-        let inner = self.lock();
-        inner.idle.is_empty() && inner.has_all_it_gets()
     }
 
     /// Closes what has been idle or alive for too long, and has one try who waits for lack of room at the node.

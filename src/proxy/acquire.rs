@@ -374,6 +374,9 @@ impl Client {
         let mut waited: Option<Instant> = None;
         let mut tried = begun;
         let mut missed: Option<CheckoutError> = None;
+        let mut has_waited = false;
+        // Whether it waits where a node gives fewer servers than there may be.
+        let mut is_patient = named.is_some();
         loop {
             // Made before the look, so that no move after it is missed.
             let mut moved = std::pin::pin!(cluster.moved.notified());
@@ -402,12 +405,8 @@ impl Client {
                             .gate_wait_seconds
                             .record(since.elapsed());
                     }
-                    let has_waited = missed
-                        .as_ref()
-                        .is_some_and(CheckoutError::is_for_lack_of_room);
-                    let is_named = named.is_some();
                     match self
-                        .on_replica(&node, life, &config, !has_waited, is_named)
+                        .on_replica(&node, life, &config, !has_waited, is_patient)
                         .await
                     {
                         Ok(server) => {
@@ -426,6 +425,11 @@ impl Client {
                         }
                         Err(error) => {
                             tried.extend(Some(node.id()));
+                            has_waited |= match &error {
+                                Some(CheckoutError::Timeout { .. }) => true,
+                                Some(error) => is_patient && error.is_for_lack_of_room(),
+                                None => false,
+                            };
                             missed = error.or(missed);
                             continue;
                         }
@@ -470,6 +474,14 @@ impl Client {
             };
             self.pin_by(reason);
             if otherwise == Otherwise::Primary {
+                let is_crowded = missed
+                    .as_ref()
+                    .is_some_and(CheckoutError::is_for_lack_of_room);
+                if is_crowded && !has_waited && !is_patient && !self.primary_has_room() {
+                    // Nobody has a server for it now.
+                    (tried, missed, is_patient) = (begun, None, true);
+                    continue;
+                }
                 return self.read_on_primary(reason, special, missed).await;
             }
             let since = *waited.get_or_insert_with(Instant::now);
@@ -505,9 +517,9 @@ impl Client {
         }
     }
 
-    /// A server of the replica in this life, which is waited for if all are lent and it may be. Only who has named the
-    /// replica waits where it gives fewer servers than there may be: it would seem the least busy of all, and have
-    /// every read wait for one of these.
+    /// A server of the replica in this life, which is waited for if all are lent and it may be. Only who is patient
+    /// waits where the node gives fewer than there may be: it would seem the least busy of all, and have every read
+    /// wait for one of these.
     ///
     /// # Errors
     /// There is none: what its client is told if nobody else has one either.
@@ -517,7 +529,7 @@ impl Client {
         life: Incarnation,
         config: &Config,
         may_wait: bool,
-        is_named: bool,
+        is_patient: bool,
     ) -> Result<Box<Server>, Option<CheckoutError>> {
         if let Some(server) = self
             .kept_replica(node.id())
@@ -531,7 +543,7 @@ impl Client {
         }
         let meetings = node.meetings();
         let settings = self.session.settings();
-        let checkout = match is_named {
+        let checkout = match is_patient {
             true => pool.checkout(settings, NO_FAVOURITE).await,
             false => pool.checkout_unless_short(settings).await,
         };
@@ -543,8 +555,7 @@ impl Client {
                 node.wake.notify_one();
                 Err(None)
             }
-            Err(error @ CheckoutError::Timeout { .. }) => Err(Some(error)),
-            Err(error) if is_named && error.is_for_lack_of_room() => Err(Some(error)),
+            Err(error) if error.is_for_lack_of_room() => Err(Some(error)),
             Err(CheckoutError::Connect { error, .. })
                 if error.is_node_away() || error.is_for_primary_to_say() =>
             {
