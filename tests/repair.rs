@@ -285,10 +285,9 @@ fn a_read_that_a_full_replica_has_no_server_for_is_the_primarys_while_that_has_r
     });
 }
 
-#[test]
-fn what_a_replicas_machine_fails_at_is_run_once_elsewhere() {
-    let cluster = cluster(2);
-    let codes = ["53100", "53200", "58030", "58P01", "XX001", "XX002"];
+/// A function that fails, by the code that it is given, on the nodes that a table names.
+fn with_faults(replicas: usize) -> LocalCluster {
+    let cluster = cluster(replicas);
     on_primary(
         &cluster,
         "CREATE TABLE faulty (node text); GRANT SELECT ON faulty TO app;
@@ -300,6 +299,30 @@ fn what_a_replicas_machine_fails_at_is_run_once_elsewhere() {
          END $$",
     );
     cluster.wait_caught_up().expect("replicas have it");
+    cluster
+}
+
+#[test]
+fn what_fills_a_replica_does_not_fill_the_primary() {
+    let cluster = with_faults(1);
+    let gateway = gateway(&cluster, "eventual");
+    let ask = |code: &str| {
+        let sql = format!("SELECT w_fault('{code}')");
+        Speaker::start(gateway.port).ask(Form::Simple, &sql)
+    };
+    wait_for("reads on node 1", || ask("") == Ok("node1".to_owned()));
+    on_primary(&cluster, "INSERT INTO faulty VALUES ('node1')");
+    cluster.wait_caught_up().expect("the replica has it");
+    for code in ["53100", "53200"] {
+        assert_eq!(ask(code), Err(code.to_owned()));
+    }
+    assert_eq!(ask("58030"), Ok("node0".to_owned()));
+}
+
+#[test]
+fn what_a_replicas_machine_fails_at_is_run_once_elsewhere() {
+    let cluster = with_faults(2);
+    let codes = ["53100", "53200", "58030", "58P01", "XX001", "XX002"];
     let gateway = gateway(&cluster, "eventual");
     let repairs = || gateway.metric("tidegate_repairs_total", "reason=\"fault\"");
     let ask = |code: &str, form: Form| {

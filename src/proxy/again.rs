@@ -110,7 +110,7 @@ pub(super) struct Again {
     /// It is the primary's now, and why.
     pub primary: Option<Reason>,
     pub tried: Tried,
-    /// It is not run on the primary: it may have crashed a replica.
+    /// It is not run on the primary: it may have crashed a replica, or has filled its disk.
     pub only_on_replicas: bool,
     /// It has ended a server without a word.
     has_silenced: bool,
@@ -247,6 +247,8 @@ impl Client {
                 again.tried.extend(Some(node));
                 again.last = Some(Refusal::Server(misplaced.words));
                 again.has_met_fault = true;
+                // What fills a disk or memory would fill those of the primary as well.
+                again.only_on_replicas |= matches!(sqlstate, "53100" | "53200");
             }
             Cause::Schema => {
                 telemetry::repairs(cause.name(), sqlstate).increment(1);
