@@ -701,24 +701,26 @@ impl Cluster {
         pools.for_each(|pool| pool.renew());
     }
 
-    /// Has servers leave these databases that only wait there for clients, for as long as this lives: the primary
+    /// Has servers leave this database that only wait there for clients, for as long as this lives: the primary
     /// runs a statement that they would stand in the way of.
     ///
     /// PostgreSQL refuses at once who may not do that, and waits five seconds for others to leave. So only who may
-    /// has them closed.
-    pub fn vacate(self: &Arc<Self>, databases: Vec<Box<[u8]>>) -> Vacating {
-        const REFUSED_WITHIN: Duration = Duration::from_millis(200);
+    /// has them closed, and no longer than that is waited for.
+    pub fn vacate(self: &Arc<Self>, database: Box<[u8]>) -> Vacating {
+        const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(200);
+        const GIVEN_UP_WITHIN: Duration = Duration::from_secs(6);
         let cluster = self.clone();
         Vacating(tokio::spawn(async move {
-            let is_named =
-                |key: &PoolKey| (databases.iter()).any(|name| **name == *key.database.as_bytes());
-            loop {
-                tokio::time::sleep(REFUSED_WITHIN).await;
-                let Some(primary) = cluster.topology().primary.clone() else {
-                    continue;
-                };
-                let pools = primary.pools.iter().filter(|pool| is_named(pool.key()));
-                pools.for_each(|pool| pool.make_way());
+            let began = Instant::now();
+            tokio::time::sleep(REFUSED_WITHIN).await;
+            while began.elapsed() < GIVEN_UP_WITHIN {
+                if let Some(primary) = cluster.topology().primary.clone() {
+                    let is_there = |key: &PoolKey| *database == *key.database.as_bytes();
+                    let pools = primary.pools.iter().filter(|pool| is_there(pool.key()));
+                    pools.for_each(|pool| pool.make_way());
+                }
+                tokio::time::sleep(PAUSE).await;
             }
         }))
     }

@@ -489,9 +489,12 @@ impl Client {
         let retriable = self.may_run_again(replica);
         let opens_on_replica = replica && self.session.is_to_be_opened();
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
-        let databases = std::mem::take(&mut self.batch.databases);
-        // Servers that only wait here for clients must not keep them from being dropped or copied.
-        let _vacating = (!databases.is_empty()).then(|| self.cluster.vacate(databases));
+        // Servers that only wait here for clients must not keep a database from being dropped or copied.
+        let database = match self.batch.touches_databases {
+            true => self.session.to_be_left(&self.batch, &self.inbox),
+            false => None,
+        };
+        let _vacating = database.map(|database| self.cluster.vacate(database));
         // What only asks is not counted among what it asks about.
         let counts = !self.batch.only_explains();
         let mut relay = Relay::new(client_side!(self), server);

@@ -79,8 +79,8 @@ pub struct Batch {
     pub explains: bool,
     /// It must not be done, and why.
     pub(super) refused: Option<Arc<Complaint>>,
-    /// It creates, alters or drops a database: every name that its text has.
-    pub databases: Vec<Box<[u8]>>,
+    /// Something in it creates, alters or drops a database.
+    pub touches_databases: bool,
     pub(super) end: Option<End>,
     pub(super) flushed: bool,
     /// It executes what drops statements: which of them are left is known when that is answered.
@@ -264,7 +264,7 @@ impl Batch {
             shows_token: false,
             explains: false,
             refused: None,
-            databases: Vec::new(),
+            touches_databases: false,
             end: None,
             flushed: false,
             forgets: false,
@@ -302,7 +302,7 @@ impl Batch {
             shows_token,
             explains,
             refused,
-            databases,
+            touches_databases,
             end,
             flushed,
             forgets,
@@ -319,9 +319,8 @@ impl Batch {
         (*within, *portals_left, *words) = (Within::Stays, 0, 0);
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
-        (*explains, *redefines) = (false, false);
+        (*explains, *redefines, *touches_databases) = (false, false, false);
         unjudged.clear();
-        databases.clear();
         steps.clear();
         if steps.capacity() > MESSAGES_KEPT {
             steps.shrink_to(MESSAGES_KEPT);
@@ -424,6 +423,32 @@ impl Batch {
             Step::Bind { of, .. } => of.text().map(|(_, sql)| sql),
             _ => None,
         })
+    }
+
+    /// The text of what it runs, if that is one and nothing else is to come.
+    pub(super) fn only_text<'a>(&'a self, client: &'a [u8]) -> Option<&'a [u8]> {
+        let runs = |step: &&Step| {
+            matches!(
+                step,
+                Step::Query { .. }
+                    | Step::Renamed { .. }
+                    | Step::Explain { .. }
+                    | Step::Bind { .. }
+                    | Step::BindExplained { .. }
+                    | Step::FunctionCall { .. }
+            )
+        };
+        let executes = |step: &&Step| matches!(step, Step::Execute { .. });
+        let mut run = self.steps.iter().filter(runs);
+        let executed = self.steps.iter().filter(executes).count();
+        match (run.next(), run.next(), executed) {
+            _ if self.end != Some(End::Ready) => None,
+            (Some(Step::Query { at, .. }), None, 0) => {
+                message::query(body(client.get(at.clone())?)).ok()
+            }
+            (Some(Step::Bind { of, .. }), None, 1) => of.text().map(|(_, sql)| sql),
+            _ => None,
+        }
     }
 
     /// Whether it executes something, and more of its pipeline is to come that is not known.

@@ -33,7 +33,7 @@ impl Session {
         usual
             && batch.end == Some(End::Ready)
             && batch.beyond == 0
-            && batch.databases.is_empty()
+            && !batch.touches_databases
             && batch.hints.is_none()
             && batch.refused.is_none()
             && !batch.may_read_sequences()

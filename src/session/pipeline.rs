@@ -61,13 +61,6 @@ impl ClientFault {
     }
 }
 
-/// The databases that nobody else may be connected to for the statements of a text to succeed.
-fn to_be_left(sql: &[u8], conforming: bool) -> Vec<Box<[u8]>> {
-    let statements = lexer::statements(sql, conforming).filter_map(|at| sql.get(at));
-    let databases = statements.filter_map(|sql| altered::to_be_left(sql, conforming));
-    databases.collect()
-}
-
 /// Whether what a message of this type means may depend on the statements that there are.
 pub fn may_name_statement(tag: u8) -> bool {
     matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C')
@@ -143,6 +136,21 @@ impl Session {
     fn open(&self, batch: &mut Batch) -> Planned {
         batch.end = Some(End::Open);
         Planned::Batch(End::Open)
+    }
+
+    /// The database that nobody else may be connected to for a batch to succeed. What copies, renames or drops one runs
+    /// by itself: with anything else, PostgreSQL refuses it when its turn comes.
+    #[cold]
+    pub fn to_be_left(&self, batch: &Batch, client: &[u8]) -> Option<Box<[u8]>> {
+        let sql = batch.only_text(client)?;
+        let conforming = self.has_conforming_strings();
+        let mut statements = lexer::statements(sql, conforming);
+        match (statements.next(), statements.next()) {
+            (Some(at), None) if self.status == Status::Idle => {
+                altered::to_be_left(sql.get(at)?, conforming)
+            }
+            _ => None,
+        }
     }
 
     /// Plans one whole message; `true` when the batch ends with it.
@@ -256,9 +264,7 @@ impl Session {
         let need = self.take_in(&class, sql, batch);
         batch.executes = true;
         self.statements.drop_unnamed();
-        if class.touches_databases() {
-            batch.databases = to_be_left(sql, self.has_conforming_strings());
-        }
+        batch.touches_databases |= class.touches_databases();
         self.judge(&class, need, sql, batch);
         let text = || Text::Query(sql.into());
         let keeps = self.keeps_words(batch);
@@ -336,9 +342,7 @@ impl Session {
         let class = self.classify(parse.sql);
         self.take_in(&class, parse.sql, batch);
         self.look_for_own(&class, parse.sql, batch);
-        if class.touches_databases() {
-            batch.databases = to_be_left(parse.sql, self.has_conforming_strings());
-        }
+        batch.touches_databases |= class.touches_databases();
         if parse.name.is_empty() {
             let renames = self.renames(&class, parse.sql);
             let unnamed = self

@@ -272,3 +272,28 @@ fn what_found_no_server_has_set_nothing() {
     assert_eq!(session.settings().names().collect::<Vec<_>>(), ["a.b"]);
     assert!(session.before.is_none());
 }
+
+#[test]
+fn a_database_is_left_for_what_runs_by_itself() {
+    let query = |sql: &str| frame(b'Q', format!("{sql}\0").as_bytes());
+    let (drop, sleep) = ("DROP DATABASE d", "SELECT pg_sleep(3600)");
+    let run = |parsed: &[u8], bound: &str| [parsed, &bind(bound), &execute(), SYNC].concat();
+    let both = [parse("a", drop), parse("b", sleep)].concat();
+    let twice = [&both[..], &bind("b"), &execute(), &bind("a"), &execute()].concat();
+    for (client, is_left) in [
+        (query(&format!("{drop};")), true),
+        (query(&format!("{sleep}; {drop}")), false),
+        (query(&format!("{drop}; {drop}")), false),
+        (run(&parse("", drop), ""), true),
+        (run(&both, "a"), true),
+        (run(&both, "b"), false),
+        ([&twice[..], SYNC].concat(), false),
+    ] {
+        let (session, mut batch) = (&mut session(), Batch::new());
+        let planned = session.plan(&client, &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        assert!(batch.touches_databases);
+        let left = session.to_be_left(&batch, &client);
+        assert_eq!(left.is_some(), is_left, "{}", client.escape_ascii());
+    }
+}
