@@ -62,7 +62,13 @@ impl Welcomes {
             (Err(refusal), old) if refusal.sqlstate() == "53300" => {
                 return remembered().or_else(|later| later.or(old).ok_or(refusal));
             }
-            (Err(refusal), _) => return Err(refusal),
+            (Err(refusal), _) => {
+                // The next are to be refused as well, though not by nodes that are away.
+                if refusal.sqlstate() != "57P03" {
+                    self.forget_one(&cluster.name, key, settings);
+                }
+                return Err(refusal);
+            }
             (Ok(None), None) => unreachable!("one is waited for"),
         };
         for sql in server.state.settings.difference(settings) {
@@ -88,6 +94,13 @@ impl Welcomes {
     pub fn forget(&self, cluster: &str, whose: impl Fn(&PoolKey) -> bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(name, key), _| name != cluster || !whose(key));
+    }
+
+    fn forget_one(&self, cluster: &str, key: &PoolKey, settings: &Settings) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entries) = known.get_mut(&(cluster.to_owned(), key.clone())) {
+            entries.retain(|known| known.settings != *settings);
+        }
     }
 
     /// What a login may be told; else it is to ask, and has what is too old to be told if somebody can be asked.
