@@ -115,7 +115,10 @@ impl Client {
             if let Some(placed) = self.lend_replica(id, life, Reason::SessionState, repairable) {
                 return Ok(placed);
             }
-            if let Ok(server) = self.on_replica(&node, life, &topology.config, true, true).await {
+            if let Ok(server) = self
+                .on_replica(&node, life, &topology.config, true, true)
+                .await
+            {
                 return Ok(Placed {
                     server,
                     replica: true,
