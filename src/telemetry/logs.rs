@@ -119,7 +119,7 @@ impl Queue {
         loop {
             let lost = self.take(&mut lines);
             // Nobody is left to be told of a failure.
-            let _ = out.write_all(&lines).and_then(|()| out.flush());
+            let _ = write_whole(&mut out, &lines).and_then(|()| out.flush());
             lines.clear();
             lines.shrink_to(KEPT_MAX);
             if lost > told {
@@ -153,6 +153,21 @@ impl Queue {
         // What is not written by then nobody reads.
         let _ = self.changed.wait_timeout_while(waiting, limit, is_owed);
     }
+}
+
+/// Writes all of it, also where the other end has been made not to block: whoever shares it may do that.
+fn write_whole(out: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or(&[]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Takes whole lines.
@@ -217,6 +232,31 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn who_does_not_block_gets_all_the_same() {
+        /// Takes one byte at every other time.
+        struct Reluctant(Vec<u8>, bool);
+
+        impl Write for Reluctant {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                self.0.extend_from_slice(&bytes[..1]);
+                Ok(1)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let mut out = Reluctant(Vec::new(), false);
+        write_whole(&mut out, b"line\n").expect("written");
+        assert_eq!(out.0, b"line\n");
     }
 
     #[test]
