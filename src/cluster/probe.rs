@@ -142,11 +142,17 @@ impl ProbeError {
 
     /// What is to be done about it, if the server lives.
     fn advice(&self) -> &'static str {
-        let sqlstate = match self {
-            ProbeError::Connect(error) => error.sqlstate(),
-            _ => None,
+        let (sqlstate, routine) = match self {
+            ProbeError::Connect(error) => (error.sqlstate(), error.routine()),
+            _ => (None, None),
         };
         match sqlstate {
+            Some(b"53300") if routine == Some(&b"InitializeSessionUserId"[..]) => {
+                "raise the CONNECTION LIMIT of the monitor's role"
+            }
+            Some(b"53300") if routine == Some(&b"CheckMyDatabase"[..]) => {
+                "raise the CONNECTION LIMIT of the monitor's database"
+            }
             Some(b"53300") => {
                 "raise max_connections or lower pool.size, or keep connections for the monitor \
                  (reserved_connections and pg_use_reserved_connections of PostgreSQL 16)"
