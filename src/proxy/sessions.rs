@@ -66,7 +66,7 @@ pub struct Handle {
     /// Since when it waits for a server, as [`now`] counts; 0 when it does not.
     waits_since: AtomicU64,
     /// Wakes the session when it is [asked to end](Self::ask_to_stop), if it has no task that
-    /// [listens](Self::listen).
+    /// listens.
     pub stop: Notify,
     /// The task to wake when something is wanted of it.
     task: Mutex<Option<Waker>>,
