@@ -240,7 +240,7 @@ fn a_name_that_leads_to_another_server_is_followed() {
     client.rows("SELECT 1");
     new.promote().expect("promoted");
     name.lead_to(&new);
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+    let end = "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity \
         WHERE usename = 'app' AND state = 'idle'";
     old.sql("postgres", end).expect("ended");
     assert_eq!(client.one(WRITE), new.port().to_string());
