@@ -239,7 +239,7 @@ impl Pool {
         wanted: &Settings,
         favourite: u64,
     ) -> Result<Box<Server>, CheckoutError> {
-        self.checkout_patiently(wanted, favourite, true).await
+        self.lend_in_turn(wanted, favourite, true).await
     }
 
     /// The same for who has other nodes to go to: waits only if there are as many as the pool may have, and not
@@ -251,10 +251,10 @@ impl Pool {
         self: &Arc<Self>,
         wanted: &Settings,
     ) -> Result<Box<Server>, CheckoutError> {
-        self.checkout_patiently(wanted, NO_FAVOURITE, false).await
+        self.lend_in_turn(wanted, NO_FAVOURITE, false).await
     }
 
-    async fn checkout_patiently(
+    async fn lend_in_turn(
         self: &Arc<Self>,
         wanted: &Settings,
         favourite: u64,
