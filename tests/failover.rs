@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
-use support::{Gateway, cluster_with, wait_for};
+use support::{Gateway, cluster_of, wait_for};
 use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 
 const SCHEMA: &str = "
@@ -28,10 +28,7 @@ const NOTHING_WRITTEN_OUT: &[(&str, &str)] =
     &[("bgwriter_lru_maxpages", "0"), ("checkpoint_timeout", "1h")];
 
 fn start(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster {
-    let cluster = cluster_with(replicas, settings);
-    cluster.primary().sql("app", SCHEMA).expect("schema");
-    cluster.wait_caught_up().expect("caught up");
-    cluster
+    cluster_of(replicas, settings, SCHEMA)
 }
 
 /// A proxy that lets replicas be as late as they are.

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use support::client::Client;
-use support::{Gateway, cluster_with, wait_for};
+use support::{Gateway, cluster_of, wait_for};
 use tidegate::demo::{LocalCluster, LocalNode, StopMode};
 
 const TABLE: &str =
@@ -15,10 +15,7 @@ const TABLE: &str =
 const WRITE: &str = "INSERT INTO t VALUES (1) RETURNING current_setting('port')";
 
 fn start(replicas: usize) -> LocalCluster {
-    let cluster = cluster_with(replicas, &[]);
-    cluster.primary().sql("app", TABLE).expect("a table");
-    cluster.wait_caught_up().expect("caught up");
-    cluster
+    cluster_of(replicas, &[], TABLE)
 }
 
 /// Nobody waits for long.

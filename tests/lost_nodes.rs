@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 
 use support::client::Client;
-use support::{Gateway, cluster_with, wait_for};
+use support::{Gateway, cluster_of, wait_for};
 use tidegate::demo::{LocalCluster, LocalNode};
 
 const SCHEMA: &str = "
@@ -21,10 +21,7 @@ const SCHEMA: &str = "
 const WRITE: &str = "UPDATE t SET v = v + 1 WHERE id = 1 RETURNING current_setting('port')";
 
 fn start(replicas: usize) -> LocalCluster {
-    let cluster = cluster_with(replicas, &[]);
-    cluster.primary().sql("app", SCHEMA).expect("schema");
-    cluster.wait_caught_up().expect("caught up");
-    cluster
+    cluster_of(replicas, &[], SCHEMA)
 }
 
 /// A proxy that waits for `hold` where there is no primary.

@@ -4,7 +4,7 @@ mod support;
 
 use support::client::Client;
 use support::raw::{Raw, VERSION_3_0};
-use support::{Gateway, cluster_with, wait_for};
+use support::{Gateway, cluster_of, wait_for};
 use tidegate::demo::LocalCluster;
 use tidegate::wire::encode;
 use tidegate::wire::frame::body;
@@ -17,9 +17,7 @@ const SCHEMA: &str = "
     GRANT SELECT, UPDATE ON t, here TO app;";
 
 fn start() -> (LocalCluster, Gateway) {
-    let cluster = cluster_with(1, &[]);
-    cluster.primary().sql("app", SCHEMA).expect("schema");
-    cluster.wait_caught_up().expect("caught up");
+    let cluster = cluster_of(1, &[], SCHEMA);
     let gateway = Gateway::start_with(&cluster, |config| {
         format!("{config}\n[lag]\nmax = \"10m\"\n")
     });

@@ -30,6 +30,14 @@ pub fn cluster_with(replicas: usize, settings: &[(&str, &str)]) -> LocalCluster 
     .expect("a cluster")
 }
 
+/// The same, with what the text makes in its database; the replicas have it on return.
+pub fn cluster_of(replicas: usize, settings: &[(&str, &str)], schema: &str) -> LocalCluster {
+    let cluster = cluster_with(replicas, settings);
+    cluster.primary().sql("app", schema).expect("schema");
+    cluster.wait_caught_up().expect("caught up");
+    cluster
+}
+
 /// A proxy process in front of a cluster; killed when dropped.
 pub struct Gateway {
     pub port: u16,
