@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::cluster::node::Role;
 use crate::proxy::Proxy;
 use crate::telemetry::{self, Scrape};
 
@@ -96,26 +97,31 @@ fn answer(request: &Request<Incoming>, proxy: &Proxy) -> Response<Full<Bytes>> {
     }
 }
 
-/// Ready means that every cluster has a primary and the proxy takes clients.
+/// Ready means that the proxy takes clients and has, for each cluster, some node to run something on. A primary need not
+/// be there: reads go on without one and writes wait for the next, at every proxy alike, so that a balancer which
+/// went by that would be left with none of them.
 fn readiness(proxy: &Proxy) -> Response<Full<Bytes>> {
-    let clusters = proxy.clusters.all();
-    let missing: Vec<_> = clusters
-        .iter()
-        .filter(|c| c.topology().primary.is_none())
-        .collect();
     if proxy.draining.load(Ordering::Relaxed) {
         return text(
             StatusCode::SERVICE_UNAVAILABLE,
             "shutting down\n".to_owned(),
         );
     }
-    match missing.first() {
-        None => text(StatusCode::OK, "ready\n".to_owned()),
-        Some(cluster) => {
-            let reason = format!("no primary is available in cluster \"{}\"\n", cluster.name);
-            text(StatusCode::SERVICE_UNAVAILABLE, reason)
+    let mut answer = "ready\n".to_owned();
+    let clusters = proxy.clusters.all();
+    for cluster in clusters.iter() {
+        let topology = cluster.topology();
+        if topology.primary.is_some() {
+            continue;
         }
+        let (name, mut nodes) = (&cluster.name, topology.nodes.iter());
+        if !nodes.any(|node| node.is_up() && node.role() == Role::Replica) {
+            let reason = format!("no node of cluster \"{name}\" can be used\n");
+            return text(StatusCode::SERVICE_UNAVAILABLE, reason);
+        }
+        answer += &format!("cluster \"{name}\" has no primary: its writes wait for one\n");
     }
+    text(StatusCode::OK, answer)
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -213,6 +213,29 @@ fn a_primary_that_has_been_left_is_not_the_first_that_there_is() {
     assert_eq!((pools(&old), pools(&new) > 0), (0, true));
 }
 
+#[test]
+fn a_proxy_is_ready_while_it_has_a_node_to_run_anything_on() {
+    let cluster = start(1, &[]);
+    let (primary, replica) = (cluster.node(0), cluster.node(1));
+    let gateway = with_wide_limits(&cluster);
+    let is = |status: &str, words: &str| {
+        let answer = gateway.get("/readyz").expect("an answer");
+        answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(words)
+    };
+    primary.kill();
+    wait_for("it to tell of the primary", || {
+        is("200", "cluster \"main\" has no primary")
+    });
+    replica.kill();
+    wait_for("it not to be ready", || {
+        is("503", "no node of cluster \"main\" can be used")
+    });
+    replica.start().expect("started");
+    wait_for("it to be ready", || is("200", "has no primary"));
+    replica.promote().expect("promoted");
+    wait_for("a primary", || is("200", "\r\n\r\nready\n"));
+}
+
 /// A proxy with one server for each node, for which clients wait for as long as it takes.
 fn with_one_server(cluster: &LocalCluster) -> Gateway {
     Gateway::start_with(cluster, |config| {

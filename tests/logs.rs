@@ -44,7 +44,7 @@ impl Piped {
             _directory: directory,
         };
         wait_for("the proxy", || {
-            piped.get("/readyz").starts_with("HTTP/1.1 200")
+            piped.get("/readyz").ends_with("\r\n\r\nready\n")
         });
         piped
     }

@@ -108,7 +108,8 @@ impl Gateway {
 
     /// Whether it has a primary and knows `nodes` nodes.
     pub fn is_ready(&self, nodes: usize) -> bool {
-        let has_primary = |answer: String| answer.starts_with("HTTP/1.1 200 ");
+        // Without a primary it would be ready all the same, and say so.
+        let has_primary = |answer: String| answer.ends_with("\r\n\r\nready\n");
         get(self.http_port, "/readyz").is_ok_and(has_primary)
             && self
                 .metrics()

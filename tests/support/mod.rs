@@ -101,7 +101,7 @@ impl Gateway {
                     && are("tidegate_replay_lag_seconds{", " NaN") == 0
             };
             self.get("/readyz")
-                .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+                .is_some_and(|answer| answer.ends_with("\r\n\r\nready\n"))
                 && self.get("/metrics").is_some_and(known)
         });
     }
