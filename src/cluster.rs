@@ -11,6 +11,7 @@ mod failover;
 pub mod fate;
 mod gate;
 mod identity;
+mod incarnation;
 pub mod keys;
 pub mod lag;
 mod metrics;

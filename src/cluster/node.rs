@@ -9,10 +9,9 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
-use super::connect::ConnectError;
 use super::metrics::NodeMetrics;
 use super::pauses::Pauses;
-use super::pool::{Pool, PoolKey, longest_idle};
+use super::pool::{Pool, PoolKey};
 use crate::config;
 use crate::net::tls::NodeSide;
 use crate::session::consistency::{Clock, Incarnation, Lsn, NodeId, Replica};
@@ -265,17 +264,6 @@ impl Node {
         self.drained.store(drained, Ordering::SeqCst);
         // A pool that is made meanwhile looks at the node, and is either seen here or has seen that.
         self.pools.iter().for_each(|pool| pool.set_drained(drained));
-    }
-
-    /// Closes the server that has been idle longest on it, among those that take the room which this error says there is
-    /// none of for the monitor: that may not wait for one, and needs it more.
-    pub fn make_room(&self, error: &ConnectError, monitor: &config::Monitor) {
-        let pools = self.pools.iter().map(|pool| pool.clone());
-        let in_the_way =
-            pools.filter(|pool| pool.takes_room(error, &monitor.database, &monitor.user));
-        if let Some((_, pool)) = longest_idle(in_the_way) {
-            drop(pool.take_longest_idle());
-        }
     }
 
     /// Whether it is known to answer, and takes what it is given.

@@ -1,40 +1,29 @@
 //! Owns: the servers of one node, database and user: lending them to sessions, first come first
 //! served. Never: lends a server that something is still owed on.
 
+mod open;
 mod refused;
+mod room;
+pub mod server;
 mod waiters;
 
-use std::hash::BuildHasher;
-use std::io;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant as Deadline;
 
 use self::refused::Refused;
+use self::server::Server;
 use self::waiters::Waiters;
-use super::connect::{self, ConnectError, Connection, Rows, Target};
-use super::keys::{CancelKey, Listed};
+use super::connect::ConnectError;
 use super::node::Node;
 use crate::auth::Proven;
 use crate::config;
 use crate::net;
-use crate::net::stream::Stream;
-use crate::session::answers::hear_idle;
-use crate::session::consistency::{Incarnation, Replica, Tick};
-use crate::session::server::ServerState;
+use crate::session::consistency::Incarnation;
 use crate::session::settings::Settings;
-use crate::sql::Isolation;
 use crate::telemetry;
-use crate::wire::encode;
-use crate::wire::frame::{Header, body, header};
-use crate::wire::message::{self, Status};
-
-/// Statements kept prepared on one server; the least recently used go first.
-const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
 
 /// No server's number: none is preferred for what a session has done on it.
 pub const NO_FAVOURITE: u64 = 0;
@@ -78,7 +67,7 @@ struct Inner {
     made_way: Option<Instant>,
     /// Servers of an older generation are closed and not lent again.
     generation: u64,
-    /// So are those that were opened before this: the last look found them too old.
+    /// So are those whose age is counted from before this: the last look found them too old.
     oldest: Option<Instant>,
 }
 
@@ -131,27 +120,6 @@ impl CheckoutError {
     pub fn is_for_primary_to_say(&self) -> bool {
         matches!(self, CheckoutError::Connect { error, .. } if error.is_for_primary_to_say())
     }
-}
-
-/// One connection to a server, lent to a session or idle in its pool.
-pub struct Server {
-    pub stream: Stream,
-    pub state: ServerState,
-    /// The life of the node's server that it is connected to.
-    pub incarnation: Incarnation,
-    /// When it was last lent, on the clock of its node's positions.
-    pub lent_at: Tick,
-    /// The beginning of a message that has not wholly come yet.
-    pub unread: BytesMut,
-    /// Where its cancel key is found.
-    pub listed: Listed,
-    place: Place,
-    worker: usize,
-    generation: u64,
-    /// Or somewhat earlier: see [`opened_as_if`].
-    opened: Instant,
-    idle_since: Instant,
-    lent: bool,
 }
 
 /// A pool's permission for one server to exist; given up when dropped.
@@ -335,7 +303,7 @@ impl Pool {
         }
         server.idle_since = now;
         let mut inner = self.lock();
-        let too_old = inner.oldest.is_some_and(|oldest| server.opened < oldest);
+        let too_old = inner.oldest.is_some_and(|oldest| server.aged_from < oldest);
         let outdated = server.generation != inner.generation;
         let lends = !(inner.closed || inner.drained || inner.paused);
         let unwanted = !lends || inner.open > inner.limits.size;
@@ -369,7 +337,8 @@ impl Pool {
         let limits = inner.limits.clone();
         inner.oldest = now.checked_sub(limits.lifetime);
         let over = |server: &Server| {
-            now - server.idle_since > limits.idle_timeout || now - server.opened > limits.lifetime
+            now - server.idle_since > limits.idle_timeout
+                || now - server.aged_from > limits.lifetime
         };
         let mut index = 0;
         while index < inner.idle.len() {
@@ -542,146 +511,6 @@ impl Pool {
         Ok(Ready::Wait(receiver, Some(inner.limits.checkout_timeout)))
     }
 
-    /// Opens a server; `None` where the node has no room for another one, and the pool may have some.
-    async fn open(
-        self: &Arc<Self>,
-        mut place: Place,
-    ) -> Result<Option<Box<Server>>, CheckoutError> {
-        /// How often room is made for it: others may be quicker to take that.
-        const ROOMS_MAX: u32 = 3;
-        let mut rooms = 0;
-        loop {
-            let (limit, lifetime, generation) = {
-                let inner = self.lock();
-                let limits = &inner.limits;
-                (limits.connect_timeout, limits.lifetime, inner.generation)
-            };
-            let error = match self.connect(limit).await {
-                Ok((connection, life)) => {
-                    telemetry::metrics().server_connects.increment(1);
-                    self.node.note_connect(life);
-                    self.node.begin_use();
-                    self.has_grown();
-                    let mut server = Server::new(connection, life, place);
-                    server.generation = generation;
-                    server.opened = opened_as_if(server.opened, lifetime, rand::random());
-                    return Ok(Some(Box::new(server)));
-                }
-                Err(error) => error,
-            };
-            telemetry::metrics().server_connect_failures.increment(1);
-            if error.is_full() && rooms < ROOMS_MAX && self.make_room(&error).await {
-                rooms += 1;
-                continue;
-            }
-            if error.is_node_away() {
-                self.node.wake.notify_one();
-            }
-            let mut inner = self.lock();
-            let is_first = inner.refused.is_none();
-            place.is_refused = Refused::note(&mut inner.refused, &error, Instant::now());
-            drop(inner);
-            drop(place);
-            if is_first && error.is_full() {
-                let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
-                tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
-            }
-            return match error.is_full() {
-                true => Ok(None),
-                false => Err(self.cannot_connect(error)),
-            };
-        }
-    }
-
-    /// A new connection, which is of no pool, and the life of the node's server that it is to; within `limit`.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being made.
-    pub async fn connect(
-        &self,
-        limit: Duration,
-    ) -> Result<(Connection, Incarnation), ConnectError> {
-        let credential = self.credential().credential;
-        let tls = self.node.tls.load_full();
-        let target = Target {
-            host: &self.node.host,
-            port: self.node.port,
-            tls: &tls,
-            database: &self.key.database,
-            user: &self.key.user,
-            credential,
-            // As if the session had connected itself: its own name, if any, comes with its settings.
-            application_name: "",
-        };
-        let opened = async {
-            let mut connection = connect::connect(&target, limit).await?;
-            let life = meet(&mut connection).await?;
-            Ok((connection, life))
-        };
-        match tokio::time::timeout(limit, opened).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ConnectError::Timeout(limit)),
-        }
-    }
-
-    /// One more server has been opened. If others wait for lack of room, there may be some for the next.
-    fn has_grown(self: &Arc<Self>) {
-        if self.lock().refused.is_some() && !self.grow() {
-            self.lock().refused = None;
-        }
-    }
-
-    /// Closes the server that has been idle longest in another pool of the node, among those that take the room
-    /// which this error says there is none of. `false` if there is none to close.
-    async fn make_room(&self, error: &ConnectError) -> bool {
-        /// A pool that has servers takes none from another one that has only just used them, and would take them
-        /// back.
-        const IDLE_ENOUGH: Duration = Duration::from_secs(1);
-        let idle_min = match self.lock().open > 1 {
-            true => IDLE_ENOUGH,
-            false => Duration::ZERO,
-        };
-        let PoolKey { database, user } = &self.key;
-        let pools = self.node.pools.iter().map(|pool| pool.clone());
-        let others = pools
-            .filter(|pool| !std::ptr::eq(&**pool, self) && pool.takes_room(error, database, user));
-        let longest = longest_idle(others);
-        let Some((_, pool)) = longest.filter(|(since, _)| since.elapsed() >= idle_min) else {
-            return false;
-        };
-        let limit = pool.lock().limits.connect_timeout;
-        // If it has just been lent, another one may be idle.
-        if let Some(server) = pool.take_longest_idle() {
-            let (key, to) = (&pool.key, &self.key);
-            tracing::debug!(node = %self.node.name, ?key, ?to, "idle server closed to make room");
-            server.close(limit).await;
-        }
-        true
-    }
-
-    /// Whether its servers take the room which this error says there is none of for whoever connects to that database as
-    /// that user.
-    pub(super) fn takes_room(&self, error: &ConnectError, database: &str, user: &str) -> bool {
-        match error.routine() {
-            // The limits of a role and of a database.
-            Some(b"InitializeSessionUserId") => *self.key.user == *user,
-            Some(b"CheckMyDatabase") => *self.key.database == *database,
-            _ => true,
-        }
-    }
-
-    /// The server that has been idle longest, if there is one.
-    pub(super) fn take_longest_idle(&self) -> Option<Box<Server>> {
-        let mut inner = self.lock();
-        (!inner.idle.is_empty()).then(|| inner.idle.remove(0))
-    }
-
-    /// Since when the server has been idle that has been for longest.
-    fn idle_since(&self) -> Option<Instant> {
-        // The last given back is the last of them.
-        self.lock().idle.first().map(|server| server.idle_since)
-    }
-
     /// Why there is none for who has waited for so long: too few may be open here, or on the node.
     fn waited_in_vain(&self, waited: Duration) -> CheckoutError {
         let inner = self.lock();
@@ -728,19 +557,6 @@ enum Ready {
     Wait(oneshot::Receiver<Grant>, Option<Duration>),
 }
 
-/// When a server that was opened at `now` is taken to have been: it lives for 80 to 100 % of the `lifetime`, by a number
-/// from 0 to 1, so that those that were opened together, after a failover say, are not all replaced at once.
-fn opened_as_if(now: Instant, lifetime: Duration, random: f64) -> Instant {
-    let earlier = lifetime.mul_f64(random.clamp(0.0, 1.0) / 5.0);
-    now.checked_sub(earlier).unwrap_or(now)
-}
-
-/// Of these, the pool that has the server which has been idle longest, and since when that has.
-pub(super) fn longest_idle(pools: impl Iterator<Item = Arc<Pool>>) -> Option<(Instant, Arc<Pool>)> {
-    let idle = pools.filter_map(|pool| Some((pool.idle_since()?, pool)));
-    idle.min_by_key(|(since, _)| *since)
-}
-
 /// Has everybody try again who waits.
 fn give_turns(mut waiters: Waiters<Grant>) {
     while let Some(waiter) = waiters.first() {
@@ -773,199 +589,6 @@ fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<S
         }
     }
     (best_score >= 0).then(|| idle.remove(best))
-}
-
-/// In which life of the node's server a connection is. Numbers, as a date's text would depend on the
-/// settings that roles have of their own.
-const LIFE: &str = "SELECT (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) \
-    * 1000000)::pg_catalog.int8, system_identifier FROM pg_catalog.pg_control_system()";
-
-/// What a session may not have said: it is of its role, its database and the server.
-const DEFAULTS: &str = "SELECT pg_catalog.current_setting('default_transaction_isolation')";
-
-/// Asks in which life of the node's server the connection is.
-pub async fn incarnation(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
-    let rows = connection.query(LIFE).await?;
-    Ok(numbered(&rows))
-}
-
-/// Asks all that a pool's new connection has to be asked, in one go.
-async fn meet(connection: &mut Connection) -> Result<Incarnation, ConnectError> {
-    let mut rows = connection.query(&format!("{LIFE}; {DEFAULTS}")).await?;
-    let isolation = rows.pop().and_then(|row| row.into_iter().next().flatten());
-    let isolation = isolation.and_then(|name| Isolation::named(&name));
-    connection.params.set_isolation(isolation);
-    Ok(numbered(&rows))
-}
-
-/// The same life has the same number whoever asks, by fixed seeds.
-fn numbered(rows: &Rows) -> Incarnation {
-    let hash = foldhash::quality::FixedState::with_seed(0).hash_one(rows);
-    Incarnation(hash.max(1))
-}
-
-impl Server {
-    fn new(connection: Connection, incarnation: Incarnation, place: Place) -> Server {
-        let now = Instant::now();
-        let mut state = ServerState::new(connection.params, STATEMENTS_MAX);
-        state.pid = connection.pid;
-        Server {
-            stream: connection.stream,
-            state,
-            incarnation,
-            lent_at: place.pool.node.clock().now(),
-            unread: BytesMut::new(),
-            listed: Listed::new(CancelKey {
-                node: place.pool.node.clone(),
-                pid: connection.pid,
-                secret: connection.secret,
-            }),
-            place,
-            worker: net::worker(),
-            generation: 0,
-            opened: now,
-            idle_since: now,
-            lent: true,
-        }
-    }
-
-    pub fn node(&self) -> &Arc<Node> {
-        &self.place.pool.node
-    }
-
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.place.pool
-    }
-
-    /// Lends it if it is [good](Self::checked).
-    fn lend(self: Box<Self>) -> Option<Box<Server>> {
-        let mut server = self.checked()?;
-        server.lent = true;
-        server.node().begin_use();
-        Some(server)
-    }
-
-    /// Whether it can be used: alive, quiet, and on this thread's runtime. It is dropped otherwise.
-    pub fn checked(mut self: Box<Self>) -> Option<Box<Server>> {
-        self.lent_at = self.node().clock().now();
-        let mut said = BytesMut::new();
-        // Before it is moved: a runtime that it is new to has not heard yet what has come.
-        match self.stream.read_now(&mut said) {
-            None => {}
-            Some(Ok(n)) if n > 0 && hear_idle(&mut self.state, &said) => {}
-            Some(_) => {
-                // It has said goodbye; so probably have its siblings.
-                self.node().wake.notify_one();
-                return None;
-            }
-        }
-        match net::worker() == self.worker {
-            true => Some(self),
-            false => self.moved_here(),
-        }
-    }
-
-    fn moved_here(self: Box<Self>) -> Option<Box<Server>> {
-        // Taken apart and put together again: a socket can only be moved by value.
-        let mut server = self;
-        let stream = std::mem::replace(&mut server.stream, Stream::Closed);
-        server.stream = stream.moved_here().ok()?;
-        server.worker = net::worker();
-        Some(server)
-    }
-
-    /// Gives the server back. Nothing may be owed on it and no transaction open.
-    pub fn give_back(self: Box<Self>) {
-        let pool = self.place.pool.clone();
-        pool.take_back(self, Instant::now());
-    }
-
-    /// Runs `sql` with no client looking on.
-    ///
-    /// # Errors
-    /// When the server is of no more use: it is lost, or could not do what it was asked.
-    pub async fn run(&mut self, sql: &[u8]) -> Result<(), ConnectError> {
-        let mut out = BytesMut::new();
-        encode::query(&mut out, sql);
-        self.state.drop_unnamed();
-        self.stream.write_all(&out).await?;
-        let mut buf = BytesMut::new();
-        loop {
-            while let Some(Header { tag, len }) = header(&buf)?
-                && buf.len() >= len
-            {
-                let frame = buf.split_to(len);
-                match (tag, body(&frame)) {
-                    (b'Z', status) => {
-                        self.state.status = message::ready(status)?;
-                        return Ok(());
-                    }
-                    (b'S', status) => {
-                        let (name, value) = message::parameter_status(status)?;
-                        self.state.params.set(name, value);
-                    }
-                    (b'E', error) => return Err(ConnectError::Refused(error.to_vec())),
-                    _ => {}
-                }
-            }
-            if self.stream.read(&mut buf).await? == 0 {
-                return Err(ConnectError::Closed);
-            }
-            debug_assert!(buf.has_remaining());
-        }
-    }
-
-    /// Makes the server as good as new, whatever its last session has left on it, and gives it
-    /// back; closes it if that fails.
-    pub async fn clean(mut self: Box<Self>, limit: Duration, discard: bool) {
-        let clean = async {
-            if self.state.status != Status::Idle {
-                self.run(b"ROLLBACK").await?;
-            }
-            if discard {
-                self.run(b"DISCARD ALL").await?;
-                self.state.reset();
-            }
-            Ok::<(), ConnectError>(())
-        };
-        match tokio::time::timeout(limit, clean).await {
-            Ok(Ok(())) => self.give_back(),
-            Ok(Err(error)) => {
-                tracing::debug!(node = %self.node().name, %error, "server not reused")
-            }
-            Err(_) => tracing::debug!(node = %self.node().name, "server not reused: no answer"),
-        }
-    }
-
-    /// Closes it, and waits until its process has gone: only then has the node room for another one.
-    async fn close(self: Box<Self>, limit: Duration) {
-        let Some(mut server) = self.moved_here() else {
-            return;
-        };
-        let gone = async {
-            server.stream.write_all(encode::TERMINATE).await?;
-            let mut said = BytesMut::new();
-            while server.stream.read(&mut said).await? > 0 {
-                said.clear();
-            }
-            Ok::<(), io::Error>(())
-        };
-        // It may have gone already; and one that does not go makes no room.
-        let _ = tokio::time::timeout(limit, gone).await;
-    }
-
-    fn end_use(&mut self) {
-        if std::mem::take(&mut self.lent) {
-            self.node().end_use();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.end_use();
-        self.stream.write_now(encode::TERMINATE);
-    }
 }
 
 impl Place {
@@ -1003,90 +626,5 @@ impl Drop for Place {
         let waiters = std::mem::take(&mut inner.waiters);
         drop(inner);
         give_turns(waiters);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::thread;
-
-    use tokio::net::UnixStream;
-    use tokio::runtime::{Builder, Runtime};
-
-    use super::*;
-    use crate::config::Config;
-    use crate::session::server::Params;
-
-    /// Has this thread be a worker.
-    fn work_as(worker: usize) -> Runtime {
-        net::set_worker(worker);
-        let mut runtime = Builder::new_current_thread();
-        runtime.enable_all().build().expect("a runtime")
-    }
-
-    fn server(stream: Stream) -> Box<Server> {
-        let text = "[[auth.user]]\nname = \"a\"\npassword = \"a\"\n[[cluster]]\nname = \"c\"\n\
-            databases = [\"*\"]\n[[cluster.node]]\naddress = \"127.0.0.1:1\"\n";
-        let config = Config::parse(text, "test").expect("valid");
-        let (tls, pauses) = (Arc::default(), Arc::default());
-        let node = &config.clusters[0].nodes[0];
-        let node = Arc::new(Node::new("c", node, &config.routing, tls, pauses));
-        let key = PoolKey {
-            database: "d".into(),
-            user: "a".into(),
-        };
-        let pool = Pool::new(node.clone(), key, Proven::now(None), config.pool);
-        pool.lock().open = 1;
-        let now = Instant::now();
-        Box::new(Server {
-            stream,
-            state: ServerState::new(Params::new(Vec::new()), STATEMENTS_MAX),
-            incarnation: Incarnation(1),
-            lent_at: Tick(0),
-            unread: BytesMut::new(),
-            listed: Listed::new(CancelKey {
-                node,
-                pid: 1,
-                secret: Vec::new(),
-            }),
-            place: Place::of(&Arc::new(pool)),
-            worker: net::worker(),
-            generation: 0,
-            opened: now,
-            idle_since: now,
-            lent: false,
-        })
-    }
-
-    #[test]
-    fn servers_that_are_opened_together_are_not_replaced_together() {
-        let (now, lifetime) = (Instant::now(), Duration::from_secs(3600));
-        let lives = |random| lifetime - (now - opened_as_if(now, lifetime, random));
-        assert_eq!(lives(0.0), lifetime);
-        assert_eq!(lives(0.5), lifetime * 9 / 10);
-        assert_eq!(lives(1.0), lifetime * 8 / 10);
-        // The longest that can be configured, and more.
-        opened_as_if(now, Duration::from_secs(u64::MAX / 2), 1.0);
-    }
-
-    #[test]
-    fn a_server_that_has_gone_is_lent_on_no_thread() {
-        let runtime = work_as(1);
-        let (gone, there, _peer) = runtime.block_on(async {
-            let [(peer, gone), (other, there)] =
-                [(); 2].map(|()| UnixStream::pair().expect("pair"));
-            let [mut gone, there] = [gone, there].map(|stream| server(Stream::Unix(stream)));
-            drop(peer);
-            let heard = poll_fn(|cx| gone.stream.poll_readable(cx));
-            heard.await.expect("the end");
-            (gone, there, other)
-        });
-        let elsewhere = thread::spawn(|| {
-            let runtime = work_as(2);
-            let _entered = runtime.enter();
-            [gone, there].map(|server| server.checked().is_some())
-        });
-        assert_eq!(elsewhere.join().expect("no panic"), [false, true]);
     }
 }

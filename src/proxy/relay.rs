@@ -11,7 +11,7 @@ use super::refusal::Broken;
 use super::sessions::Handle;
 use crate::cluster::Cluster;
 use crate::cluster::node::Loss;
-use crate::cluster::pool::Server;
+use crate::cluster::pool::server::Server;
 use crate::config::TransactionReads;
 use crate::net::buffers;
 use crate::net::flow::Flow;

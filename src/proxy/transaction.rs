@@ -4,7 +4,7 @@
 use super::Client;
 use super::acquire::Placed;
 use super::refusal::Refusal;
-use crate::cluster::pool::Server;
+use crate::cluster::pool::server::Server;
 use crate::config::TransactionReads;
 use crate::session::consistency::Replica;
 use crate::session::repair::Repairable;
