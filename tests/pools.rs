@@ -7,6 +7,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::client::Client;
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, Options};
@@ -91,6 +93,52 @@ fn nobody_waits_for_a_replica_that_gives_few_servers() {
         reads_on("replica") > before + 3.0
     });
     holder.rows("COMMIT");
+}
+
+#[test]
+fn nobody_waits_for_a_replica_that_answers_no_new_connection() {
+    const READS: u32 = 50;
+    let cluster = support::cluster_with(1, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        configured(&config, "connect_timeout = \"200ms\"\n")
+    });
+    let reads_on = |route| gateway.metric("tidegate_queries_total", &format!("route=\"{route}\""));
+    let holder = Client::open(&gateway, "app", "");
+    wait_for("a transaction on the replica", || {
+        holder.rows("BEGIN READ ONLY");
+        holder.rows("SELECT 1");
+        let is_there = reads_on("replica") > 0.0;
+        if !is_there {
+            holder.rows("COMMIT");
+        }
+        is_there
+    });
+    // Of the replica the process that accepts stands still: what is open is served as ever.
+    let replica = cluster.node(1);
+    let postmaster = Pid::from_raw(replica.pid().expect("it runs").cast_signed());
+    kill(postmaster, Signal::SIGSTOP).expect("stopped");
+    let client = Client::open(&gateway, "app", "");
+    let (before, failed) = (reads_on("primary"), failed_connects(&gateway));
+    for _ in 0..READS {
+        client.rows("SELECT 1");
+    }
+    wait_for("reads on the primary", || {
+        reads_on("primary") >= before + f64::from(READS)
+    });
+    let failed = failed_connects(&gateway) - failed;
+    assert!(failed > 0.0, "nobody has tried");
+    assert!(
+        failed < f64::from(READS) / 2.0,
+        "{failed} reads have waited"
+    );
+    holder.rows("SELECT 1");
+    holder.rows("COMMIT");
+    kill(postmaster, Signal::SIGCONT).expect("goes on");
+    let before = reads_on("replica");
+    wait_for("reads on the replica", || {
+        client.rows("SELECT 1");
+        reads_on("replica") > before + 3.0
+    });
 }
 
 #[test]

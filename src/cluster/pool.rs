@@ -492,10 +492,10 @@ impl Pool {
         let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
         let may_open = match &mut inner.refused {
             Some(refused) if may_open => {
-                let is_full = refused.is_full() && others;
+                let others_may_do = others && refused.is_for_new_ones_alone();
                 // Who waits goes first.
-                let may_try = !(is_full && waits) && refused.may_try(now);
-                if !may_try && !is_full {
+                let may_try = !(others_may_do && waits) && refused.may_try(now);
+                if !may_try && !others_may_do {
                     return Err(self.cannot_connect(refused.error()));
                 }
                 may_try
@@ -544,9 +544,10 @@ impl Pool {
 }
 
 impl Inner {
-    /// Whether the node has no room for more than it has.
+    /// Whether the node gives no more than there are.
     fn has_all_it_gets(&self) -> bool {
-        self.open > 0 && self.refused.as_ref().is_some_and(Refused::is_full)
+        let refused = self.refused.as_ref();
+        self.open > 0 && refused.is_some_and(Refused::is_for_new_ones_alone)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::session::consistency::Incarnation;
 use crate::telemetry;
 
 impl Pool {
-    /// Opens a server; `None` where the node has no room for another one, and the pool may have some.
+    /// Opens a server; `None` where the node gives no other one, and the pool may have some.
     pub(super) async fn open(
         self: &Arc<Self>,
         mut place: Place,
@@ -50,16 +50,27 @@ impl Pool {
             let mut inner = self.lock();
             let is_first = inner.refused.is_none();
             place.is_refused = Refused::note(&mut inner.refused, &error, Instant::now());
+            let refused = inner.refused.as_ref().filter(|_| place.is_refused);
+            let others_may_do = refused.is_some_and(Refused::is_for_new_ones_alone);
             drop(inner);
             drop(place);
-            if is_first && error.is_full() {
-                let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
-                tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
+            if is_first && others_may_do {
+                self.warn_of(&error);
             }
-            return match error.is_full() {
+            return match others_may_do {
                 true => Ok(None),
                 false => Err(self.cannot_connect(error)),
             };
+        }
+    }
+
+    /// The node gives no more servers than there are.
+    fn warn_of(&self, error: &ConnectError) {
+        let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
+        if error.is_full() {
+            tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
+        } else if self.node.is_up() {
+            tracing::warn!(%node, %database, %user, %error, "node does not answer new connections: what there are of open ones serve on");
         }
     }
 
