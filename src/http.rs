@@ -115,7 +115,7 @@ fn readiness(proxy: &Proxy) -> Response<Full<Bytes>> {
             continue;
         }
         let (name, mut nodes) = (&cluster.name, topology.nodes.iter());
-        if !nodes.any(|node| node.is_up() && node.role() == Role::Replica) {
+        if !nodes.any(|node| node.is_open() && node.role() == Role::Replica) {
             let reason = format!("no node of cluster \"{name}\" can be used\n");
             return text(StatusCode::SERVICE_UNAVAILABLE, reason);
         }

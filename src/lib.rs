@@ -1,4 +1,4 @@
-//! Tidegate: a read/write-splitting PostgreSQL proxy whose sessions always read their own writes.
+//! Tidegate: a read/write-splitting PostgreSQL proxy whose sessions read their own writes.
 //!
 //! The modules from the top down: each may use those below it and none above, and a test holds them
 //! to that. `ARCHITECTURE.md` is the map.

@@ -24,7 +24,7 @@ const EXIT_FAILED: u8 = 1;
 /// The configuration is bad, as the command line is: nothing was started.
 const EXIT_CONFIG: u8 = 2;
 
-/// A read/write-splitting PostgreSQL proxy whose sessions always read their own writes.
+/// A read/write-splitting PostgreSQL proxy whose sessions read their own writes.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {

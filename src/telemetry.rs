@@ -210,7 +210,10 @@ fn describe() {
         "tidegate_queries_total",
         "Batches of queries, by where they went and why."
     );
-    gauge!("tidegate_clients", "Clients that are connected.");
+    gauge!(
+        "tidegate_clients",
+        "Connections of clients, logged in or not."
+    );
     counter!(
         "tidegate_client_connects_total",
         "Clients that have connected."

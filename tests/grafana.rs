@@ -1,5 +1,5 @@
 //! The dashboard and the alerts name metrics that a proxy under traffic has, and none is missing from
-//! the dashboard. Where Prometheus is installed, every panel shows something and every alert does what
+//! the dashboard or the documents. Where Prometheus is installed, every panel shows something and every alert does what
 //! its test says.
 
 mod support;
@@ -19,6 +19,7 @@ use tokio_postgres::NoTls;
 
 const DASHBOARD: &str = include_str!("../grafana/tidegate.json");
 const ALERTS: &str = include_str!("../grafana/alerts.yml");
+const DOCS: &str = include_str!("../docs/operations.md");
 
 #[test]
 fn dashboard_and_alerts_fit_a_proxy_under_traffic() {
@@ -61,6 +62,10 @@ fn dashboard_and_alerts_fit_a_proxy_under_traffic() {
         .filter(|name| !shown.contains(*name) && !shown.contains(&format!("{name}_bucket")))
         .collect();
     assert!(unseen.is_empty(), "no panel shows {unseen:?}");
+    let untold: Vec<_> = types(&metrics)
+        .filter(|name| name.starts_with("tidegate_") && !DOCS.contains(&format!("| `{name}` |")))
+        .collect();
+    assert!(untold.is_empty(), "no document tells of {untold:?}");
 
     match find("prometheus") {
         Some(program) => {

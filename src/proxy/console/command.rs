@@ -103,7 +103,7 @@ pub const OTHERS: [(&str, &str); 7] = [
     ),
     (
         "PAUSE [database]",
-        "has clients wait with what is new; ends when what is open is done and its servers are closed",
+        "has clients wait with what is new; comes back when what is open is done and its servers are closed",
     ),
     (
         "RESUME [database]",
