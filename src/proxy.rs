@@ -47,7 +47,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 
-use self::acquire::Placed;
+use self::acquire::{Placed, Side};
 use self::again::{By, Loss};
 use self::handshake::{Admitted, Welcome};
 use self::ordinary::{Lead, Listening, Next, UnderWay};
@@ -250,12 +250,15 @@ impl Counters {
         static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| {
             again::announce();
             Counters {
-                queries: Reason::ALL.map(|reason| match reason.is_for_replica() {
-                    true => telemetry::queries("replica", reason.name()),
-                    false => telemetry::queries("primary", reason.name()),
+                queries: Reason::ALL.map(|reason| {
+                    let side = match reason.is_for_replica() {
+                        true => Side::Replica,
+                        false => Side::Primary,
+                    };
+                    telemetry::queries(side.name(), reason.name())
                 }),
-                primary_seconds: telemetry::query_seconds("primary"),
-                replica_seconds: telemetry::query_seconds("replica"),
+                primary_seconds: telemetry::query_seconds(Side::Primary.name()),
+                replica_seconds: telemetry::query_seconds(Side::Replica.name()),
             }
         });
         &COUNTERS
@@ -399,7 +402,7 @@ impl Client {
             Ok(()) => {
                 if let Some(server) = self.held.take_if(|server| server.state.is_idle()) {
                     // Who is notified of something is to find it.
-                    self.raise_floors(&server, false);
+                    self.raise_floors(&server, Side::Primary);
                     self.held = Some(server);
                 }
                 Ok(())
@@ -484,11 +487,11 @@ impl Client {
         end: End,
         since: (Instant, Instant),
     ) -> Result<ControlFlow<(), End>, Failed> {
-        let replica = placed.replica;
+        let side = placed.side;
         let server = &mut placed.server;
         self.registered.handle.works_with(&server.listed);
-        let retriable = self.may_run_again(replica);
-        let opens_on_replica = replica && self.session.is_to_be_opened();
+        let retriable = self.may_run_again(side);
+        let opens_on_replica = side == Side::Replica && self.session.is_to_be_opened();
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
         // Servers that only wait here for clients must not keep a database from being dropped or copied.
         let database = match self.batch.touches_databases {
@@ -499,7 +502,7 @@ impl Client {
         // What only asks is not counted among what it asks about.
         let counts = !self.batch.only_explains();
         let mut relay = Relay::new(client_side!(self), server);
-        if replica {
+        if side == Side::Replica {
             // What was fresh enough for one part of a pipeline need not be for the next.
             relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
                 (Some(leaves), _) => leaves,
@@ -530,8 +533,8 @@ impl Client {
         match went {
             Ok(()) if leave => {
                 match self.session.roams() || !placed.server.state.is_idle() {
-                    true => self.hold(placed.server, replica),
-                    false => self.put_back(placed.server, replica, Instant::now()),
+                    true => self.hold(placed.server, side),
+                    false => self.put_back(placed.server, side, Instant::now()),
                 }
                 Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
             }
@@ -540,7 +543,7 @@ impl Client {
                     let node = placed.server.node().id();
                     match self.session.roams() {
                         true => self.leave_replica(placed.server),
-                        false => self.put_back(placed.server, replica, Instant::now()),
+                        false => self.put_back(placed.server, side, Instant::now()),
                     }
                     return Err(Failed::Misplaced(misplaced, node));
                 }
@@ -550,7 +553,7 @@ impl Client {
                 if !consumed {
                     self.drop_batch();
                 }
-                let settled = self.settle(placed.server, replica).await;
+                let settled = self.settle(placed.server, side).await;
                 settled.map_err(Failed::Ended)?;
                 Ok(ControlFlow::Break(()))
             }
@@ -731,7 +734,7 @@ impl Client {
         let now = Instant::now();
         let took = now - started;
         counters.queries[placed.reason as usize].increment(1);
-        if placed.replica {
+        if placed.side == Side::Replica {
             counters.replica_seconds.record(took);
             // How quickly it fails says nothing of how quickly it answers.
             if !self.session.has_erred() {

@@ -35,10 +35,29 @@ pub const HOLD_STEP: Duration = Duration::from_millis(50);
 /// to be begun for one that is not.
 const GONE_STEP: Duration = Duration::from_secs(1);
 
+/// Which side of the split a server is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Of the primary: what is not proven to read is done there.
+    Primary,
+    /// Of a replica: only reads go there.
+    Replica,
+}
+
+impl Side {
+    /// The name used in metrics and the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Primary => "primary",
+            Side::Replica => "replica",
+        }
+    }
+}
+
 /// A server, and why it is that one.
 pub struct Placed {
     pub server: Box<Server>,
-    pub replica: bool,
+    pub side: Side,
     pub reason: Reason,
     /// How long it was waited for, in microseconds.
     pub waited_us: u32,
@@ -50,7 +69,7 @@ impl Placed {
     fn on_primary(server: Box<Server>, reason: Reason) -> Placed {
         Placed {
             server,
-            replica: false,
+            side: Side::Primary,
             reason,
             waited_us: 0,
             repairable: Repairable::No,
@@ -256,7 +275,7 @@ impl Client {
     fn kept_replica(&mut self, node: NodeId) -> Option<Box<Server>> {
         let server = self.held_replica.take()?;
         if server.node().id() != node {
-            self.clean(server, false);
+            self.clean(server, Side::Replica);
             return None;
         }
         server.checked()
@@ -306,7 +325,7 @@ impl Client {
         let server = server.filter(|server| server.incarnation == life)?;
         Some(Placed {
             server,
-            replica: true,
+            side: Side::Replica,
             reason,
             waited_us: 0,
             repairable,
@@ -418,7 +437,7 @@ impl Client {
                             };
                             return Ok(Placed {
                                 server,
-                                replica: true,
+                                side: Side::Replica,
                                 reason,
                                 waited_us: 0,
                                 repairable,

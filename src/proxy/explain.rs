@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Client;
-use super::acquire::{Otherwise, Placed, otherwise};
+use super::acquire::{Otherwise, Placed, Side, otherwise};
 use super::refusal::Refusal;
 use super::wishes::{Base, Special};
 use crate::cluster::Topology;
@@ -121,7 +121,7 @@ impl Client {
             {
                 return Ok(Placed {
                     server,
-                    replica: true,
+                    side: Side::Replica,
                     reason: Reason::SessionState,
                     waited_us: 0,
                     repairable,

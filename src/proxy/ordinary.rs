@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::acquire::Placed;
+use super::acquire::{Placed, Side};
 use super::refusal::Refusal;
 use super::relay::{Begun, Ledger};
 use super::{Client, read_client};
@@ -222,7 +222,7 @@ impl Client {
         self.session.note(&self.batch);
         let reads = self.base.transaction_reads();
         self.session
-            .note_place(&self.batch, placed.replica.then_some(reads));
+            .note_place(&self.batch, (placed.side == Side::Replica).then_some(reads));
         let state = &mut server.state;
         let own = self
             .session
@@ -257,7 +257,7 @@ impl Client {
         let Some(under_way) = &mut self.under_way else {
             return Poll::Ready(None);
         };
-        let ledger = (!under_way.placed.replica).then_some(Ledger(&self.cluster));
+        let ledger = (under_way.placed.side == Side::Primary).then_some(Ledger(&self.cluster));
         let server = &mut *under_way.placed.server;
         let (client, session) = (&mut self.stream, &mut self.session);
         let heard = loop {
@@ -317,15 +317,13 @@ impl Client {
         if takes_a_while || !self.registered.handle.leaves_server() {
             return Some(Next::Settle(placed));
         }
-        let Placed {
-            server, replica, ..
-        } = placed;
+        let Placed { server, side, .. } = placed;
         if !server.state.is_idle() {
-            self.hold(server, replica);
+            self.hold(server, side);
             return None;
         }
-        self.raise_floors(&server, replica);
-        self.put_back(server, replica, now);
+        self.raise_floors(&server, side);
+        self.put_back(server, side, now);
         None
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::acquire::Placed;
+use super::acquire::{Placed, Side};
 use super::refusal::Broken;
 use super::relay::{ClientSide, Ledger, Relay};
 use super::wishes::needs_samples;
@@ -25,21 +25,21 @@ impl Client {
         if !self.registered.handle.leaves_server() {
             self.registered.handle.outwaits_deliveries().await;
         }
-        self.settle(placed.server, placed.replica).await
+        self.settle(placed.server, placed.side).await
     }
 
     /// Updates what the session has seen, and gives the server back if it may be.
     pub(super) async fn settle(
         &mut self,
         mut server: Box<Server>,
-        replica: bool,
+        side: Side,
     ) -> Result<(), Ended> {
         self.session.hide_own();
         if !server.state.is_idle() {
-            self.hold(server, replica);
+            self.hold(server, side);
             return Ok(());
         }
-        self.raise_floors(&server, replica);
+        self.raise_floors(&server, side);
         // The first answer may call for a second question. On a replica it is a transaction that has set
         // something.
         while self.session.must_inspect() {
@@ -47,24 +47,24 @@ impl Client {
         }
         if self.session.did().read {
             // It has been notified meanwhile.
-            self.raise_floors(&server, replica);
+            self.raise_floors(&server, side);
         }
-        self.put_back(server, replica, Instant::now());
+        self.put_back(server, side, Instant::now());
         Ok(())
     }
 
     /// Keeps the server that a transaction is open on.
-    pub(super) fn hold(&mut self, server: Box<Server>, replica: bool) {
+    pub(super) fn hold(&mut self, server: Box<Server>, side: Side) {
         self.registered.handle.keeps(Some(&server.listed));
-        match replica {
-            true => self.held_replica = Some(server),
-            false => self.held = Some(server),
+        match side {
+            Side::Primary => self.held = Some(server),
+            Side::Replica => self.held_replica = Some(server),
         }
     }
 
     /// Keeps the server for the session's next batch if it must be that one; gives it back if not.
-    pub(super) fn put_back(&mut self, server: Box<Server>, replica: bool, now: Instant) {
-        let pinned = !replica && self.session.is_pinned();
+    pub(super) fn put_back(&mut self, server: Box<Server>, side: Side, now: Instant) {
+        let pinned = side == Side::Primary && self.session.is_pinned();
         let keeps = pinned || self.keeps_servers && !server.node().is_drained();
         let keeps = keeps && !server.state.is_gone;
         if !keeps {
@@ -74,15 +74,15 @@ impl Client {
                 None => server.give_back(),
             }
         } else if self.registered.proxy.draining.load(Ordering::Relaxed) {
-            self.clean(server, !replica);
+            self.clean(server, side);
         } else {
-            self.hold(server, replica);
+            self.hold(server, side);
         }
     }
 
-    pub(super) fn raise_floors(&mut self, server: &Server, replica: bool) {
+    pub(super) fn raise_floors(&mut self, server: &Server, side: Side) {
         let did = self.session.take_did();
-        if did.wrote && !replica {
+        if did.wrote && side == Side::Primary {
             self.last_written = server.listed.number();
         }
         if did.altered {
@@ -97,7 +97,7 @@ impl Client {
         }
         self.session.end_local();
         let clock = &self.cluster.clock;
-        if replica {
+        if side == Side::Replica {
             // What a weaker level shows promises nothing, and what it was shown by may lack what the
             // floors ask for.
             if self.read_level >= Level::Session {
@@ -175,24 +175,24 @@ impl Client {
         self.unpin(false);
         buffers::give_back(&mut self.inbox);
         if let Some(server) = self.held_replica.take() {
-            self.clean(server, false);
+            self.clean(server, Side::Replica);
         }
         let Some(server) = self.held.take() else {
             return;
         };
         self.registered.handle.outwaits_deliveries().await;
-        self.clean(server, true);
+        self.clean(server, Side::Primary);
     }
 
     /// Makes a kept server as good as new and gives it back. In the middle of something it is
     /// closed, which ends the transaction too.
-    pub(super) fn clean(&self, mut server: Box<Server>, primary: bool) {
+    pub(super) fn clean(&self, mut server: Box<Server>, side: Side) {
         self.registered.handle.keeps(None);
         if server.state.status != Status::Idle {
             // What its transaction has set goes with it.
             self.session.leave_settings(&mut server.state);
         }
-        let spoilt = primary && self.session.spoils_server();
+        let spoilt = side == Side::Primary && self.session.spoils_server();
         if server.state.is_quiet() && !spoilt {
             let is_unsure = self.session.is_pinned() || self.session.must_inspect();
             let discard = self.keeps_servers || is_unsure;

@@ -31,7 +31,7 @@ impl Client {
         tracing::info!(
             took_ms = ms(took),
             waited_ms = ms(waited),
-            route = if placed.replica { "replica" } else { "primary" },
+            route = placed.side.name(),
             reason = placed.reason.name(),
             node = %placed.server.node().name,
             cluster = %self.cluster.name,

@@ -2,7 +2,7 @@
 //! that is not proven to read. Never: leaves the primary with anything done there.
 
 use super::Client;
-use super::acquire::Placed;
+use super::acquire::{Placed, Side};
 use super::refusal::Refusal;
 use crate::cluster::pool::server::Server;
 use crate::config::TransactionReads;
@@ -31,7 +31,9 @@ impl Client {
 
     /// With the reason of a batch that is part of a transaction on a replica.
     pub(super) fn of_transaction(&self, placed: Placed) -> Placed {
-        match placed.replica && (self.batch.need != Need::Read || self.session.roams()) {
+        match placed.side == Side::Replica
+            && (self.batch.need != Need::Read || self.session.roams())
+        {
             true => Placed {
                 reason: Reason::TransactionRead,
                 ..placed
@@ -83,7 +85,7 @@ impl Client {
     pub(super) fn leave_replica(&mut self, mut server: Box<Server>) {
         telemetry::metrics().transaction_moves.increment(1);
         self.session.leave_replica(&mut server.state);
-        self.clean(server, false);
+        self.clean(server, Side::Replica);
     }
 
     pub(super) fn stay(&mut self) -> Option<Placed> {
@@ -95,7 +97,7 @@ impl Client {
         };
         Some(Placed {
             server,
-            replica: true,
+            side: Side::Replica,
             reason: Reason::TransactionRead,
             waited_us: 0,
             repairable,
@@ -137,13 +139,13 @@ impl Client {
 
     /// Whether the batch may be run again elsewhere if its server fails it with nothing of the answer sent:
     /// it reads, and what it is part of has done nothing else.
-    pub(super) fn may_run_again(&self, replica: bool) -> bool {
+    pub(super) fn may_run_again(&self, side: Side) -> bool {
         let is_read = self.batch.need == Need::Read;
         match self.session.status() {
             // What it keeps on the primary's server is gone with that, and nobody would be told.
-            Status::Idle if !replica => is_read && !self.session.is_pinned(),
+            Status::Idle if side == Side::Primary => is_read && !self.session.is_pinned(),
             Status::Idle => is_read || self.batch.rest == Need::Read,
-            Status::InTransaction => is_read && replica && self.session.may_move(),
+            Status::InTransaction => is_read && side == Side::Replica && self.session.may_move(),
             Status::Failed => false,
         }
     }
@@ -210,7 +212,7 @@ impl Client {
         let is_ready = matches!(route, ReadRoute::Replica { .. }) && !special.is_unsettled();
         if is_ready && let Some(mut server) = self.held.take() {
             self.session.turn(&mut server.state, reads);
-            self.clean(server, true);
+            self.clean(server, Side::Primary);
         }
     }
 }
