@@ -336,7 +336,7 @@ impl Client {
                 Next::HeldSpeaks => Box::pin(self.hear_held()).await,
                 Next::Call => Ok(()),
                 Next::Gone => Err(Ended::Gone),
-                Next::Stop => Err(Ended::Refused(going_down())),
+                Next::Stop => Err(Ended::Refused(Refusal::going_down())),
                 Next::Fault(fault) => Err(Ended::Refused(fault.into())),
                 Next::Refused(refusal) => Err(Ended::Refused(refusal)),
             };
@@ -412,8 +412,10 @@ impl Client {
                 self.session.floors.wrote(&self.cluster.clock);
                 Err(match self.held.take() {
                     Some(server) if server.state.is_within_message() => Ended::Gone,
-                    Some(server) => Ended::Refused(lost(server.node().name.clone(), broken)),
-                    None => Ended::Refused(lost(String::new(), broken)),
+                    Some(server) => {
+                        Ended::Refused(Refusal::lost(server.node().name.clone(), broken))
+                    }
+                    None => Ended::Refused(Refusal::lost(String::new(), broken)),
                 })
             }
         }
@@ -450,7 +452,7 @@ impl Client {
             outcome => Box::pin(self.serve_again(outcome, end, started)).await?,
         }
         match self.must_stop() {
-            true => Err(Ended::Refused(going_down())),
+            true => Err(Ended::Refused(Refusal::going_down())),
             false => Ok(()),
         }
     }
@@ -624,7 +626,7 @@ impl Client {
             self.session.floors.wrote(&self.cluster.clock);
             self.cluster.want_sample(self.cluster.clock.now());
         }
-        tracing::info!(node = %node.name, error = %describe(&broken), "server lost");
+        tracing::info!(node = %node.name, error = %broken, "server lost");
         if within_message && !may_retry {
             // The client would take an error for the rest of it.
             return Failed::Ended(Ended::Gone);
@@ -635,11 +637,11 @@ impl Client {
             }
             _ => (false, false),
         };
-        let refusal = match commits && may_have_succeeded(&broken) {
+        let refusal = match commits && broken.may_have_succeeded() {
             true => Refusal::Unknown {
                 node: node.name.clone(),
             },
-            false => lost(node.name.clone(), broken),
+            false => Refusal::lost(node.name.clone(), broken),
         };
         if let Some(by) = by.filter(|_| !was_cancelled) {
             let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
@@ -666,7 +668,7 @@ impl Client {
         // Its client would take the words for the rest of a message.
         match server.state.is_within_message() || !self.outbox.is_empty() {
             true => Ended::Gone,
-            false => Ended::Refused(going_down()),
+            false => Ended::Refused(Refusal::going_down()),
         }
     }
 
@@ -824,49 +826,6 @@ enum Failed {
     /// The batch has failed; the session goes on.
     Refused(Refusal),
     Ended(Ended),
-}
-
-fn going_down() -> Refusal {
-    Refusal::protocol(
-        "57P01",
-        "terminating connection due to administrator command",
-    )
-}
-
-fn cancelled() -> Refusal {
-    Refusal::protocol("57014", "canceling statement due to user request")
-}
-
-fn lost(node: String, broken: Broken) -> Refusal {
-    match broken {
-        Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),
-        Broken::Server(ServerFault::Settings(words)) => Refusal::Server(words),
-        other => Refusal::Lost {
-            node,
-            error: describe(&other),
-        },
-    }
-}
-
-/// Whether a server that was lost so may have done what it was told all the same.
-fn may_have_succeeded(broken: &Broken) -> bool {
-    match broken {
-        // A warning, of one that may have been waiting for standbys with its commit on disk.
-        Broken::Server(ServerFault::Ended(words)) => !message::is_fatal(words),
-        Broken::Server(ServerFault::Settings(_)) => false,
-        _ => true,
-    }
-}
-
-fn describe(broken: &Broken) -> String {
-    match broken {
-        Broken::Client => "client has gone".to_owned(),
-        Broken::Killed => going_down().to_string(),
-        Broken::Fault(fault) => fault.to_string(),
-        Broken::Server(fault) => fault.to_string(),
-        Broken::ServerIo(error) => error.to_string(),
-        Broken::NodeLost(loss) => loss.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -67,13 +67,8 @@ pub enum ConnectError {
     #[error("answer has more than {0} bytes")]
     TooMuch(usize),
     /// The body of an ErrorResponse.
-    #[error("{}", refusal(.0))]
+    #[error("{}", message::ErrorLine(.0))]
     Refused(Vec<u8>),
-}
-
-fn refusal(error: &[u8]) -> String {
-    let field = |code| String::from_utf8_lossy(error_field(error, code).unwrap_or(b"?"));
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
 }
 
 impl ConnectError {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout, timeout_at};
 
+use super::Client;
 use super::again::Again;
 use super::refusal::Refusal;
 use super::sessions::Handle;
 use super::wishes::{Base, Special};
-use super::{Client, cancelled, going_down};
 use crate::cluster::fate::{self, Fate};
 use crate::cluster::node::Node;
 use crate::cluster::pool::server::Server;
@@ -774,13 +774,13 @@ async fn while_wanted<T>(
         let mut told = std::pin::pin!(handle.cancelled.notified());
         told.as_mut().enable();
         if handle.must_end(false) {
-            return Err(going_down());
+            return Err(Refusal::going_down());
         }
         tokio::select! {
             got = &mut needed => return got,
             () = told => {
                 if fails_alone && !handle.must_end(false) {
-                    return Err(cancelled());
+                    return Err(Refusal::cancelled());
                 }
             }
             () = sleep(GONE_STEP) => {

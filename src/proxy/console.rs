@@ -19,7 +19,7 @@ use self::perform::ROUTE;
 use self::table::{Formats, Value};
 use super::refusal::Refusal;
 use super::sessions::{Handle, Who};
-use super::{LAST_WORDS, Proxy, Registered, going_down};
+use super::{LAST_WORDS, Proxy, Registered};
 use crate::auth::Proven;
 use crate::cluster::pool::PoolKey;
 use crate::config::ConsoleRight;
@@ -89,7 +89,7 @@ pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat
     };
     let ended = tokio::select! {
         ended = console.run() => ended,
-        () = handle.stop.notified() => Ended::Refused(going_down()),
+        () = handle.stop.notified() => Ended::Refused(Refusal::going_down()),
     };
     if let Ended::Refused(refusal) = ended {
         refusal.encode(Severity::Fatal, &mut console.outbox);

@@ -116,9 +116,7 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
                 None
             }
         },
-        () = handle.stop.notified() => {
-            Some(Refusal::protocol("57P01", "terminating connection due to administrator command"))
-        }
+        () = handle.stop.notified() => Some(Refusal::going_down()),
     };
     if let Some(refusal) = refusal {
         guest.dismiss(&refusal).await;

@@ -23,7 +23,7 @@ pub enum Refusal {
     #[error("{0}")]
     Client(#[from] ClientFault),
     /// A server's own ErrorResponse, to be passed on.
-    #[error("{}", server_words(.0))]
+    #[error("{}", message::ErrorLine(.0))]
     Server(Vec<u8>),
     #[error("{0}")]
     Checkout(CheckoutError),
@@ -73,11 +73,6 @@ fn because(dispute: Option<&str>) -> String {
     dispute.map_or(String::new(), |dispute| format!(": {dispute}"))
 }
 
-fn server_words(error: &[u8]) -> String {
-    let field = |code| String::from_utf8_lossy(message::error_field(error, code).unwrap_or(b"?"));
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
-}
-
 impl Refusal {
     pub fn protocol(sqlstate: &'static str, message: impl Into<String>) -> Refusal {
         Refusal::Protocol {
@@ -96,6 +91,31 @@ impl Refusal {
             sqlstate,
             message: message.into(),
             hint: Some(hint),
+        }
+    }
+
+    /// The session is to end: the proxy stops, or an admin wants it to.
+    pub fn going_down() -> Refusal {
+        Refusal::protocol(
+            "57P01",
+            "terminating connection due to administrator command",
+        )
+    }
+
+    /// The client has asked for its statement to be given up.
+    pub fn cancelled() -> Refusal {
+        Refusal::protocol("57014", "canceling statement due to user request")
+    }
+
+    /// A server of this node was lost: by what it said itself, if it said why.
+    pub fn lost(node: String, broken: Broken) -> Refusal {
+        match broken {
+            Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),
+            Broken::Server(ServerFault::Settings(words)) => Refusal::Server(words),
+            other => Refusal::Lost {
+                node,
+                error: other.to_string(),
+            },
         }
     }
 
@@ -221,29 +241,35 @@ impl From<CheckoutError> for Refusal {
 }
 
 /// Why an exchange with a server has ended early.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Broken {
     /// The client has gone, or can't be written to.
+    #[error("client has gone")]
     Client,
     /// An admin wants its session to end now.
+    #[error("{}", Refusal::going_down())]
     Killed,
     /// The client has sent what can't be understood.
-    Fault(ClientFault),
+    #[error("{0}")]
+    Fault(#[from] ClientFault),
     /// The server has gone, or has sent what can't be understood.
-    Server(ServerFault),
+    #[error("{0}")]
+    Server(#[from] ServerFault),
+    #[error("{0}")]
     ServerIo(std::io::Error),
     /// The server owes an answer, and nobody is to wait for it.
+    #[error("{0}")]
     NodeLost(Loss),
 }
 
-impl From<ClientFault> for Broken {
-    fn from(fault: ClientFault) -> Broken {
-        Broken::Fault(fault)
-    }
-}
-
-impl From<ServerFault> for Broken {
-    fn from(fault: ServerFault) -> Broken {
-        Broken::Server(fault)
+impl Broken {
+    /// Whether a server that was lost so may have done what it was told all the same.
+    pub fn may_have_succeeded(&self) -> bool {
+        match self {
+            // A warning, of one that may have been waiting for standbys with its commit on disk.
+            Broken::Server(ServerFault::Ended(words)) => !message::is_fatal(words),
+            Broken::Server(ServerFault::Settings(_)) => false,
+            _ => true,
+        }
     }
 }

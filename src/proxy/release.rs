@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::acquire::{Placed, Side};
-use super::refusal::Broken;
+use super::refusal::{Broken, Refusal};
 use super::relay::{ClientSide, Ledger, Relay};
 use super::wishes::needs_samples;
-use super::{Client, Ended, lost};
+use super::{Client, Ended};
 use crate::cluster::pool::PoolKey;
 use crate::cluster::pool::server::Server;
 use crate::config::Level;
@@ -166,7 +166,10 @@ impl Client {
             }
             Err(Broken::Client | Broken::Killed) => Err(Ended::Gone),
             Err(Broken::Fault(fault)) => Err(Ended::Refused(fault.into())),
-            Err(broken) => Err(Ended::Refused(lost(server.node().name.clone(), broken))),
+            Err(broken) => Err(Ended::Refused(Refusal::lost(
+                server.node().name.clone(),
+                broken,
+            ))),
         }
     }
 

@@ -112,16 +112,11 @@ pub enum ServerFault {
     #[error("server sent a message of type {0:?} that nothing asked for")]
     Unexpected(char),
     /// The body of a FATAL or PANIC ErrorResponse, or of a warning that says the same.
-    #[error("server ended the connection: {}", text(.0))]
+    #[error("server ended the connection: {}", message::ErrorLine(.0))]
     Ended(Vec<u8>),
     /// The body of an ErrorResponse to the proxy's own SETs.
-    #[error("server refused the session's settings: {}", text(.0))]
+    #[error("server refused the session's settings: {}", message::ErrorLine(.0))]
     Settings(Vec<u8>),
-}
-
-fn text(error: &[u8]) -> String {
-    let field = |code| String::from_utf8_lossy(message::error_field(error, code).unwrap_or(b"?"));
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
 }
 
 impl Session {

@@ -1,6 +1,8 @@
 //! Owns: borrowed views of message bodies. Never: copies a body, or reads more of it than a proxy
 //! needs.
 
+use std::fmt;
+
 use smallvec::SmallVec;
 
 use super::WireError;
@@ -172,6 +174,16 @@ pub fn error_fields(body: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
+/// An ErrorResponse in a line: its message and SQLSTATE.
+pub struct ErrorLine<'a>(pub &'a [u8]);
+
+impl fmt::Display for ErrorLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = |code| String::from_utf8_lossy(error_field(self.0, code).unwrap_or(b"?"));
+        write!(f, "{} (SQLSTATE {})", field(b'M'), field(b'C'))
+    }
+}
+
 /// Whether an ErrorResponse ends the server's connection.
 pub fn is_fatal(body: &[u8]) -> bool {
     let severity = error_field(body, b'V').or_else(|| error_field(body, b'S'));
@@ -277,6 +289,8 @@ mod tests {
         assert_eq!(error_field(body, b'D'), None);
         assert_eq!(error_field(b"", b'C'), None);
         assert_eq!(error_field(b"C57", b'C'), None);
+        assert_eq!(ErrorLine(body).to_string(), "going down (SQLSTATE 57P01)");
+        assert_eq!(ErrorLine(b"").to_string(), "? (SQLSTATE ?)");
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use crate::config::ConsoleRight;
 use crate::net::stream::Stream;
 use crate::proxy::handshake::Welcome;
 use crate::proxy::refusal::Refusal;
-use crate::proxy::{Client, Order, Proxy, cancelled, going_down};
+use crate::proxy::{Client, Order, Proxy};
 use crate::session::settings::Settings;
 
 impl Console {
@@ -163,7 +163,7 @@ impl Console {
                 "Nothing has changed; tidegate check tells the same of the file.",
             )),
             // Nobody hears orders any more.
-            None => Err(going_down()),
+            None => Err(Refusal::going_down()),
         }
     }
 
@@ -195,10 +195,10 @@ impl Console {
         let welcomes = &self.proxy.welcomes;
         let params = tokio::select! {
             params = welcomes.params(&cluster, &key, &credential, &settings) => params?,
-            () = self.handle.cancelled.notified() => return Err(cancelled()),
+            () = self.handle.cancelled.notified() => return Err(Refusal::cancelled()),
         };
         let Some((registered, seat)) = self.place.take() else {
-            return Err(going_down());
+            return Err(Refusal::going_down());
         };
         let welcome = Welcome {
             stream: Stream::Closed,
