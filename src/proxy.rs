@@ -22,6 +22,8 @@ pub mod acquire;
 mod again;
 mod cancel;
 mod console;
+mod counters;
+mod exchange;
 mod explain;
 pub mod handshake;
 mod ordinary;
@@ -34,12 +36,9 @@ mod slow;
 mod transaction;
 mod wishes;
 
-use std::io;
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -47,12 +46,10 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 
-use self::acquire::{Placed, Side};
-use self::again::{By, Loss};
 use self::handshake::{Admitted, Welcome};
-use self::ordinary::{Lead, Listening, Next, UnderWay};
-use self::refusal::{Broken, Refusal};
-use self::relay::{Begun, ClientSide, Ledger, Relay};
+use self::ordinary::{Listening, Next, UnderWay};
+use self::refusal::Refusal;
+use self::relay::Begun;
 use self::sessions::{Handle, Sessions};
 use self::wishes::{Base, needs_samples};
 use crate::auth::{Proven, Users};
@@ -64,15 +61,12 @@ use crate::config::{Config, Level, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Material;
-use crate::session::answers::{Answer, ServerFault};
-use crate::session::batch::{Batch, End};
-use crate::session::consistency::{NodeId, Replica};
-use crate::session::repair::{Misplaced, Repairable};
-use crate::session::route::Reason;
-use crate::session::{Did, Session, Shared};
-use crate::telemetry::{self, LocalCounter, LocalHistogram};
-use crate::wire::encode::{self, Severity};
-use crate::wire::message::{self, Status};
+use crate::session::answers::Answer;
+use crate::session::batch::Batch;
+use crate::session::consistency::NodeId;
+use crate::session::{Session, Shared};
+use crate::telemetry;
+use crate::wire::encode::Severity;
 use crate::workers::Seat;
 
 /// What all clients share.
@@ -237,34 +231,6 @@ struct Client {
     random: u64,
 }
 
-/// Handles that are used for every query.
-struct Counters {
-    /// By the reason, which tells the route.
-    queries: [LocalCounter; Reason::ALL.len()],
-    primary_seconds: LocalHistogram,
-    replica_seconds: LocalHistogram,
-}
-
-impl Counters {
-    fn shared() -> &'static Counters {
-        static COUNTERS: std::sync::LazyLock<Counters> = std::sync::LazyLock::new(|| {
-            again::announce();
-            Counters {
-                queries: Reason::ALL.map(|reason| {
-                    let side = match reason.is_for_replica() {
-                        true => Side::Replica,
-                        false => Side::Primary,
-                    };
-                    telemetry::queries(side.name(), reason.name())
-                }),
-                primary_seconds: telemetry::query_seconds(Side::Primary.name()),
-                replica_seconds: telemetry::query_seconds(Side::Replica.name()),
-            }
-        });
-        &COUNTERS
-    }
-}
-
 impl Client {
     fn new(welcome: Welcome, registered: Registered, seat: Seat) -> Client {
         let PoolKey { database, user } = &welcome.key;
@@ -388,314 +354,6 @@ impl Client {
         self.answer.rest();
     }
 
-    /// The held server has said something while nothing was asked of it.
-    async fn hear_held(&mut self) -> Result<(), Ended> {
-        let Some(server) = &mut self.held else {
-            return Ok(());
-        };
-        let mut relay = Relay::new(client_side!(self), server);
-        relay.consumed = true;
-        relay.ledger = Some(Ledger(&self.cluster));
-        let heard = relay.hear_once().await;
-        relay.end();
-        match heard {
-            Ok(()) => {
-                if let Some(server) = self.held.take_if(|server| server.state.is_idle()) {
-                    // Who is notified of something is to find it.
-                    self.raise_floors(&server, Side::Primary);
-                    self.held = Some(server);
-                }
-                Ok(())
-            }
-            Err(Broken::Client | Broken::Killed | Broken::Fault(_)) => Err(Ended::Gone),
-            Err(broken) => {
-                self.session.floors.wrote(&self.cluster.clock);
-                Err(match self.held.take() {
-                    Some(server) if server.state.is_within_message() => Ended::Gone,
-                    Some(server) => {
-                        Ended::Refused(Refusal::lost(server.node().name.clone(), broken))
-                    }
-                    None => Ended::Refused(Refusal::lost(String::new(), broken)),
-                })
-            }
-        }
-    }
-
-    async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
-        let (started, placed) = match lead {
-            Lead::Planned => {
-                if let Some(served) = self.serve_without_server(end).await {
-                    return served;
-                }
-                self.turn_to_replica();
-                let started = Instant::now();
-                match self.acquire(end, None).await {
-                    Err(refusal) => (started, Err(refusal)),
-                    Ok(placed) => match self.say_ordinary(UnderWay { placed, started }) {
-                        Some(under_way) => (started, Ok(under_way.placed)),
-                        // It had to wait for its server, and needs nothing else.
-                        None => return Ok(()),
-                    },
-                }
-            }
-            Lead::Placed(UnderWay { placed, started }) => (started, Ok(placed)),
-        };
-        let outcome = match placed {
-            Ok(placed) => {
-                let since = (started, placed.found(started));
-                self.exchange(placed, end, since).await
-            }
-            Err(refusal) => Err(self.not_found(refusal)),
-        };
-        match outcome {
-            Ok(ControlFlow::Break(())) => {}
-            outcome => Box::pin(self.serve_again(outcome, end, started)).await?,
-        }
-        match self.must_stop() {
-            true => Err(Ended::Refused(Refusal::going_down())),
-            false => Ok(()),
-        }
-    }
-
-    /// Serves a batch that needs no server; `None` if it needs one.
-    async fn serve_without_server(&mut self, end: End) -> Option<Result<(), Ended>> {
-        if self.batch.is_empty() {
-            // What is left of a COPY that has failed.
-            // A message's length fits.
-            self.discard = u32::try_from(self.batch.beyond).unwrap_or(u32::MAX);
-            self.drop_batch();
-            return Some(Ok(()));
-        }
-        let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
-        if !local || self.session.roams_on_replica() {
-            return None;
-        }
-        if !self.serve_unopened() {
-            if !self.session.is_local(&self.batch) {
-                return None;
-            }
-            self.make_outbox();
-            self.session.answer_locally(&self.batch, &mut self.outbox);
-        }
-        self.drop_batch();
-        Some(self.flush().await)
-    }
-
-    /// Runs the batch on a server: until all is answered, or until the pipeline has to go on
-    /// elsewhere. `since` is when the batch was planned, and when its server was found.
-    async fn exchange(
-        &mut self,
-        mut placed: Placed,
-        end: End,
-        since: (Instant, Instant),
-    ) -> Result<ControlFlow<(), End>, Failed> {
-        let side = placed.side;
-        let server = &mut placed.server;
-        self.registered.handle.works_with(&server.listed);
-        let retriable = self.may_run_again(side);
-        let opens_on_replica = side == Side::Replica && self.session.is_to_be_opened();
-        let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
-        // Servers that only wait here for clients must not keep a database from being dropped or copied.
-        let database = match self.batch.touches_databases {
-            true => self.session.to_be_left(&self.batch, &self.inbox),
-            false => None,
-        };
-        let _vacating = database.map(|database| self.cluster.vacate(database));
-        // What only asks is not counted among what it asks about.
-        let counts = !self.batch.only_explains();
-        let mut relay = Relay::new(client_side!(self), server);
-        if side == Side::Replica {
-            // What was fresh enough for one part of a pipeline need not be for the next.
-            relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
-                (Some(leaves), _) => leaves,
-                (None, true) => Batch::must_leave_replica,
-                (None, false) => |_| true,
-            };
-            relay.transactions = Some(self.base.transaction_reads());
-        } else {
-            relay.ledger = Some(Ledger(&self.cluster));
-            relay.belongs_elsewhere = |batch| batch.explains;
-        }
-        let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
-        relay.server.state.repairable = match retriable && whole {
-            true => placed.repairable,
-            false => Repairable::No,
-        };
-        let went = match self.begun.take().map(|begun| relay.take_up(begun)) {
-            Some(Ok(())) => relay.run().await,
-            Some(broken) => broken,
-            None => relay.converse(end).await,
-        };
-        let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
-        relay.end();
-        telemetry::metrics().client_bytes_sent.increment(answered);
-        if !self.registered.handle.leaves_server() {
-            Box::pin(self.registered.handle.outwaits_deliveries()).await;
-        }
-        match went {
-            Ok(()) if leave => {
-                match self.session.roams() || !placed.server.state.is_idle() {
-                    true => self.hold(placed.server, side),
-                    false => self.put_back(placed.server, side, Instant::now()),
-                }
-                Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
-            }
-            Ok(()) => {
-                if let Some(misplaced) = placed.server.state.misplaced.take() {
-                    let node = placed.server.node().id();
-                    match self.session.roams() {
-                        true => self.leave_replica(placed.server),
-                        false => self.put_back(placed.server, side, Instant::now()),
-                    }
-                    return Err(Failed::Misplaced(misplaced, node));
-                }
-                if counts {
-                    self.count(&placed, since, !consumed);
-                }
-                if !consumed {
-                    self.drop_batch();
-                }
-                let settled = self.settle(placed.server, side).await;
-                settled.map_err(Failed::Ended)?;
-                Ok(ControlFlow::Break(()))
-            }
-            Err(Broken::Killed) => Err(Failed::Ended(self.killed(&placed.server))),
-            Err(Broken::Client) => {
-                // It finishes what it was told, as if the client had been connected to it.
-                Err(Failed::Ended(Ended::Gone))
-            }
-            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
-            Err(broken) => {
-                // What is said with settings that are refused has no effect beyond that server; and what has more
-                // is not said before they are taken.
-                let is_alone = match self.session.status() {
-                    Status::Idle => !self.session.is_pinned(),
-                    _ => opens_on_replica,
-                };
-                let is_unsettled = matches!(broken, Broken::Server(ServerFault::Settings(_)));
-                let may_retry = retriable || is_unsettled && is_alone;
-                let may_retry = may_retry && !consumed && answered == 0;
-                let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
-                let may_retry = may_retry.then(|| By::of(&broken)).flatten();
-                if may_retry.is_some() {
-                    self.outbox.clear();
-                }
-                Err(self.server_lost(placed.server, broken, may_retry))
-            }
-        }
-    }
-
-    /// A server was lost, `by` what if the batch may be run again.
-    fn server_lost(&mut self, server: Box<Server>, broken: Broken, by: Option<By>) -> Failed {
-        let may_retry = by.is_some();
-        let node = server.node().clone();
-        node.wake.notify_one();
-        // What the session keeps on the primary's server is not lost with another one.
-        let is_kept = self.held.is_some() || !self.session.is_pinned();
-        let is_outside = self.session.status() == Status::Idle;
-        let was_idle = is_outside && is_kept;
-        Ledger(&self.cluster).note(&self.session);
-        // A transaction that goes on elsewhere has shown what it has shown.
-        let goes_on = may_retry && self.session.roams();
-        let did = match goes_on {
-            true => Did::default(),
-            false => self.session.take_did(),
-        };
-        let wrote = did.wrote || !was_idle && !goes_on;
-        let commits = match is_outside {
-            true => did.wrote,
-            false => !self.session.roams() && server.state.may_commit(),
-        };
-        if wrote {
-            // It may have been a definition.
-            self.catalog.look_again();
-        }
-        let within_message = server.state.is_within_message();
-        let (pool, life) = (server.pool().clone(), server.incarnation);
-        drop(server);
-        self.answer.clear();
-        match goes_on {
-            true => {
-                telemetry::metrics().transaction_moves.increment(1);
-                self.session.lose_replica();
-            }
-            false => self.session.lost_server(),
-        }
-        if wrote || did.read && !may_retry {
-            // What it has shown or done is not known; the primary's present state covers it.
-            self.session.floors.wrote(&self.cluster.clock);
-            self.cluster.want_sample(self.cluster.clock.now());
-        }
-        tracing::info!(node = %node.name, error = %broken, "server lost");
-        if within_message && !may_retry {
-            // The client would take an error for the rest of it.
-            return Failed::Ended(Ended::Gone);
-        }
-        let (refuses_settings, was_cancelled) = match &broken {
-            Broken::Server(ServerFault::Settings(words)) => {
-                (true, message::error_field(words, b'C') == Some(b"57014"))
-            }
-            _ => (false, false),
-        };
-        let refusal = match commits && broken.may_have_succeeded() {
-            true => Refusal::Unknown {
-                node: node.name.clone(),
-            },
-            false => Refusal::lost(node.name.clone(), broken),
-        };
-        if let Some(by) = by.filter(|_| !was_cancelled) {
-            let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
-            Failed::Retry(Box::new(Loss {
-                refusal,
-                pool,
-                life,
-                replica,
-                by,
-            }))
-        } else if was_idle
-            && self.batch.end() == Some(End::Ready)
-            && (!refuses_settings || was_cancelled)
-        {
-            Failed::Refused(refusal)
-        } else {
-            // What was open on the server is gone with it, and the client has to know.
-            Failed::Ended(Ended::Refused(refusal))
-        }
-    }
-
-    /// The session is to end in the middle of an exchange with this server, which ends with it.
-    fn killed(&self, server: &Server) -> Ended {
-        // Its client would take the words for the rest of a message.
-        match server.state.is_within_message() || !self.outbox.is_empty() {
-            true => Ended::Gone,
-            false => Ended::Refused(Refusal::going_down()),
-        }
-    }
-
-    /// No server was found for the batch. A transaction that is open on one can't go on without it, nor a
-    /// session whose server is gone with what it held.
-    fn not_found(&self, refusal: Refusal) -> Failed {
-        let lost_state = matches!(refusal, Refusal::PrimaryChanged { .. });
-        match self.session.status() {
-            Status::Idle if !lost_state => Failed::Refused(refusal),
-            _ if self.session.is_to_be_opened() => Failed::Refused(refusal),
-            _ => Failed::Ended(Ended::Refused(refusal)),
-        }
-    }
-
-    /// Answers the batch with an error; the session goes on.
-    async fn refuse(&mut self, refusal: Refusal, end: End) -> Result<(), Ended> {
-        if end == End::Open || self.batch.beyond > 0 {
-            return Err(Ended::Refused(refusal));
-        }
-        refusal.encode(Severity::Error, &mut self.outbox);
-        self.session.fail_unopened();
-        encode::ready(&mut self.outbox, self.session.status());
-        self.session.forget_batch(&self.batch);
-        self.drop_batch();
-        self.flush().await
-    }
-
     /// Tells the client why its connection ends.
     async fn dismiss(&mut self, refusal: Refusal) {
         refusal.encode(Severity::Fatal, &mut self.outbox);
@@ -724,53 +382,6 @@ impl Client {
         sent.map_err(|_| Ended::Gone)
     }
 
-    /// `started` is when the batch was planned, `lent` when its server was found; `is_at_hand` if the
-    /// client's buffer still has what it said. Returns the present time.
-    fn count(
-        &mut self,
-        placed: &Placed,
-        (started, lent): (Instant, Instant),
-        is_at_hand: bool,
-    ) -> Instant {
-        let counters = Counters::shared();
-        let now = Instant::now();
-        let took = now - started;
-        counters.queries[placed.reason as usize].increment(1);
-        if placed.side == Side::Replica {
-            counters.replica_seconds.record(took);
-            // How quickly it fails says nothing of how quickly it answers.
-            if !self.session.has_erred() {
-                let served = if lent == started { took } else { now - lent };
-                placed.server.node().note_latency(served);
-            }
-        } else {
-            counters.primary_seconds.record(took);
-        }
-        let limit = self.topology.load().config.log.slow_query;
-        if limit.is_some_and(|limit| took >= limit) {
-            self.log_slow(placed, took, lent - started, is_at_hand);
-        }
-        now
-    }
-
-    /// A read has had to go to the primary for the session's own sake.
-    fn pin(&mut self) {
-        if self.pinned.is_none() {
-            self.pinned = Some(Instant::now());
-            telemetry::metrics().pinned_sessions.increment(1.0);
-        }
-    }
-
-    /// The session's reads are free again; or it is over.
-    fn unpin(&mut self, measure: bool) {
-        if let Some(since) = self.pinned.take() {
-            telemetry::metrics().pinned_sessions.decrement(1.0);
-            if measure {
-                telemetry::metrics().pin_seconds.record(since.elapsed());
-            }
-        }
-    }
-
     fn next_random(&mut self) -> u64 {
         self.random = self.coming_random();
         self.random
@@ -786,25 +397,6 @@ impl Client {
     }
 }
 
-/// Reads what a client has said, into a buffer that is taken only for as long as there is something
-/// in it.
-fn read_client(
-    stream: &mut Stream,
-    inbox: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    if inbox.capacity() == 0 {
-        *inbox = buffers::take();
-    }
-    // A long message gets room in steps, so that an announced length alone costs no memory.
-    inbox.reserve(buffers::BUFFER_BYTES / 2);
-    let read = stream.poll_read(cx, inbox);
-    if inbox.is_empty() {
-        buffers::give_back(inbox);
-    }
-    read
-}
-
 /// The room for what is to be sent that an idle client keeps, in bytes.
 const OUTBOX_BYTES_KEPT: usize = 256;
 
@@ -815,17 +407,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 enum Ended {
     Gone,
     Refused(Refusal),
-}
-
-/// An exchange has not come to its end.
-enum Failed {
-    /// It was a read, and nothing of its answer has been seen: it may be tried again.
-    Retry(Box<Loss>),
-    /// This replica has failed it for its own sake.
-    Misplaced(Box<Misplaced>, NodeId),
-    /// The batch has failed; the session goes on.
-    Refused(Refusal),
-    Ended(Ended),
 }
 
 #[cfg(test)]

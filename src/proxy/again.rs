@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::exchange::Failed;
 use super::refusal::{Broken, Refusal};
-use super::{Client, Ended, Failed};
+use super::{Client, Ended};
 use crate::cluster::fate::Fate;
 use crate::cluster::pool::Pool;
 use crate::session::answers::ServerFault;

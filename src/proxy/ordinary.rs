@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::Client;
 use super::acquire::{Placed, Side};
 use super::refusal::Refusal;
 use super::relay::{Begun, Ledger};
-use super::{Client, read_client};
 use crate::net::buffers;
+use crate::net::stream::Stream;
 use crate::session::batch::End;
 use crate::session::pipeline::{ClientFault, Planned};
 use crate::telemetry;
@@ -326,4 +327,23 @@ impl Client {
         self.put_back(server, side, now);
         None
     }
+}
+
+/// Reads what a client has said, into a buffer that is taken only for as long as there is something
+/// in it.
+fn read_client(
+    stream: &mut Stream,
+    inbox: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if inbox.capacity() == 0 {
+        *inbox = buffers::take();
+    }
+    // A long message gets room in steps, so that an announced length alone costs no memory.
+    inbox.reserve(buffers::BUFFER_BYTES / 2);
+    let read = stream.poll_read(cx, inbox);
+    if inbox.is_empty() {
+        buffers::give_back(inbox);
+    }
+    read
 }

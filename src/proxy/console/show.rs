@@ -15,8 +15,9 @@ use crate::cluster::node::{Node, Role};
 use crate::cluster::pool::Pool;
 use crate::config::PoolMode;
 use crate::net::stream::Peer;
+use crate::proxy::Proxy;
+use crate::proxy::counters::Counters;
 use crate::proxy::sessions::{Doing, Who};
-use crate::proxy::{Counters, Proxy};
 use crate::session::consistency::Replica;
 use crate::session::route::{Candidate, Reason};
 

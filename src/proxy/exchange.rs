@@ -1,0 +1,342 @@
+//! Owns: one batch and what comes of it: its server, its exchange with that, and what it means for the session
+//! if one or the other is lost. Never: moves a byte between the two; the relay does.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use super::acquire::{Placed, Side};
+use super::again::{self, By, Loss};
+use super::ordinary::{Lead, UnderWay};
+use super::refusal::{Broken, Refusal};
+use super::relay::{ClientSide, Ledger, Relay};
+use super::{Client, Ended};
+use crate::cluster::pool::server::Server;
+use crate::session::Did;
+use crate::session::answers::ServerFault;
+use crate::session::batch::{Batch, End};
+use crate::session::consistency::{NodeId, Replica};
+use crate::session::repair::{Misplaced, Repairable};
+use crate::telemetry;
+use crate::wire::encode::{self, Severity};
+use crate::wire::message::{self, Status};
+
+/// An exchange has not come to its end.
+pub(super) enum Failed {
+    /// It was a read, and nothing of its answer has been seen: it may be tried again.
+    Retry(Box<Loss>),
+    /// This replica has failed it for its own sake.
+    Misplaced(Box<Misplaced>, NodeId),
+    /// The batch has failed; the session goes on.
+    Refused(Refusal),
+    Ended(Ended),
+}
+
+impl Client {
+    pub(super) async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
+        let (started, placed) = match lead {
+            Lead::Planned => {
+                if let Some(served) = self.serve_without_server(end).await {
+                    return served;
+                }
+                self.turn_to_replica();
+                let started = Instant::now();
+                match self.acquire(end, None).await {
+                    Err(refusal) => (started, Err(refusal)),
+                    Ok(placed) => match self.say_ordinary(UnderWay { placed, started }) {
+                        Some(under_way) => (started, Ok(under_way.placed)),
+                        // It had to wait for its server, and needs nothing else.
+                        None => return Ok(()),
+                    },
+                }
+            }
+            Lead::Placed(UnderWay { placed, started }) => (started, Ok(placed)),
+        };
+        let outcome = match placed {
+            Ok(placed) => {
+                let since = (started, placed.found(started));
+                self.exchange(placed, end, since).await
+            }
+            Err(refusal) => Err(self.not_found(refusal)),
+        };
+        match outcome {
+            Ok(ControlFlow::Break(())) => {}
+            outcome => Box::pin(self.serve_again(outcome, end, started)).await?,
+        }
+        match self.must_stop() {
+            true => Err(Ended::Refused(Refusal::going_down())),
+            false => Ok(()),
+        }
+    }
+
+    /// Serves a batch that needs no server; `None` if it needs one.
+    async fn serve_without_server(&mut self, end: End) -> Option<Result<(), Ended>> {
+        if self.batch.is_empty() {
+            // What is left of a COPY that has failed.
+            // A message's length fits.
+            self.discard = u32::try_from(self.batch.beyond).unwrap_or(u32::MAX);
+            self.drop_batch();
+            return Some(Ok(()));
+        }
+        let local = self.held.is_none() && !self.session.is_failed() && end == End::Ready;
+        if !local || self.session.roams_on_replica() {
+            return None;
+        }
+        if !self.serve_unopened() {
+            if !self.session.is_local(&self.batch) {
+                return None;
+            }
+            self.make_outbox();
+            self.session.answer_locally(&self.batch, &mut self.outbox);
+        }
+        self.drop_batch();
+        Some(self.flush().await)
+    }
+
+    /// Runs the batch on a server: until all is answered, or until the pipeline has to go on
+    /// elsewhere. `since` is when the batch was planned, and when its server was found.
+    pub(super) async fn exchange(
+        &mut self,
+        mut placed: Placed,
+        end: End,
+        since: (Instant, Instant),
+    ) -> Result<ControlFlow<(), End>, Failed> {
+        let side = placed.side;
+        let server = &mut placed.server;
+        self.registered.handle.works_with(&server.listed);
+        let retriable = self.may_run_again(side);
+        let opens_on_replica = side == Side::Replica && self.session.is_to_be_opened();
+        let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
+        // Servers that only wait here for clients must not keep a database from being dropped or copied.
+        let database = match self.batch.touches_databases {
+            true => self.session.to_be_left(&self.batch, &self.inbox),
+            false => None,
+        };
+        let _vacating = database.map(|database| self.cluster.vacate(database));
+        // What only asks is not counted among what it asks about.
+        let counts = !self.batch.only_explains();
+        let mut relay = Relay::new(client_side!(self), server);
+        if side == Side::Replica {
+            // What was fresh enough for one part of a pipeline need not be for the next.
+            relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
+                (Some(leaves), _) => leaves,
+                (None, true) => Batch::must_leave_replica,
+                (None, false) => |_| true,
+            };
+            relay.transactions = Some(self.base.transaction_reads());
+        } else {
+            relay.ledger = Some(Ledger(&self.cluster));
+            relay.belongs_elsewhere = |batch| batch.explains;
+        }
+        let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
+        relay.server.state.repairable = match retriable && whole {
+            true => placed.repairable,
+            false => Repairable::No,
+        };
+        let went = match self.begun.take().map(|begun| relay.take_up(begun)) {
+            Some(Ok(())) => relay.run().await,
+            Some(broken) => broken,
+            None => relay.converse(end).await,
+        };
+        let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
+        relay.end();
+        telemetry::metrics().client_bytes_sent.increment(answered);
+        if !self.registered.handle.leaves_server() {
+            Box::pin(self.registered.handle.outwaits_deliveries()).await;
+        }
+        match went {
+            Ok(()) if leave => {
+                match self.session.roams() || !placed.server.state.is_idle() {
+                    true => self.hold(placed.server, side),
+                    false => self.put_back(placed.server, side, Instant::now()),
+                }
+                Ok(ControlFlow::Continue(self.batch.end().unwrap_or(end)))
+            }
+            Ok(()) => {
+                if let Some(misplaced) = placed.server.state.misplaced.take() {
+                    let node = placed.server.node().id();
+                    match self.session.roams() {
+                        true => self.leave_replica(placed.server),
+                        false => self.put_back(placed.server, side, Instant::now()),
+                    }
+                    return Err(Failed::Misplaced(misplaced, node));
+                }
+                if counts {
+                    self.count(&placed, since, !consumed);
+                }
+                if !consumed {
+                    self.drop_batch();
+                }
+                let settled = self.settle(placed.server, side).await;
+                settled.map_err(Failed::Ended)?;
+                Ok(ControlFlow::Break(()))
+            }
+            Err(Broken::Killed) => Err(Failed::Ended(self.killed(&placed.server))),
+            Err(Broken::Client) => {
+                // It finishes what it was told, as if the client had been connected to it.
+                Err(Failed::Ended(Ended::Gone))
+            }
+            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
+            Err(broken) => {
+                // What is said with settings that are refused has no effect beyond that server; and what has more
+                // is not said before they are taken.
+                let is_alone = match self.session.status() {
+                    Status::Idle => !self.session.is_pinned(),
+                    _ => opens_on_replica,
+                };
+                let is_unsettled = matches!(broken, Broken::Server(ServerFault::Settings(_)));
+                let may_retry = retriable || is_unsettled && is_alone;
+                let may_retry = may_retry && !consumed && answered == 0;
+                let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
+                let may_retry = may_retry.then(|| By::of(&broken)).flatten();
+                if may_retry.is_some() {
+                    self.outbox.clear();
+                }
+                Err(self.server_lost(placed.server, broken, may_retry))
+            }
+        }
+    }
+
+    /// A server was lost, `by` what if the batch may be run again.
+    fn server_lost(&mut self, server: Box<Server>, broken: Broken, by: Option<By>) -> Failed {
+        let may_retry = by.is_some();
+        let node = server.node().clone();
+        node.wake.notify_one();
+        // What the session keeps on the primary's server is not lost with another one.
+        let is_kept = self.held.is_some() || !self.session.is_pinned();
+        let is_outside = self.session.status() == Status::Idle;
+        let was_idle = is_outside && is_kept;
+        Ledger(&self.cluster).note(&self.session);
+        // A transaction that goes on elsewhere has shown what it has shown.
+        let goes_on = may_retry && self.session.roams();
+        let did = match goes_on {
+            true => Did::default(),
+            false => self.session.take_did(),
+        };
+        let wrote = did.wrote || !was_idle && !goes_on;
+        let commits = match is_outside {
+            true => did.wrote,
+            false => !self.session.roams() && server.state.may_commit(),
+        };
+        if wrote {
+            // It may have been a definition.
+            self.catalog.look_again();
+        }
+        let within_message = server.state.is_within_message();
+        let (pool, life) = (server.pool().clone(), server.incarnation);
+        drop(server);
+        self.answer.clear();
+        match goes_on {
+            true => {
+                telemetry::metrics().transaction_moves.increment(1);
+                self.session.lose_replica();
+            }
+            false => self.session.lost_server(),
+        }
+        if wrote || did.read && !may_retry {
+            // What it has shown or done is not known; the primary's present state covers it.
+            self.session.floors.wrote(&self.cluster.clock);
+            self.cluster.want_sample(self.cluster.clock.now());
+        }
+        tracing::info!(node = %node.name, error = %broken, "server lost");
+        if within_message && !may_retry {
+            // The client would take an error for the rest of it.
+            return Failed::Ended(Ended::Gone);
+        }
+        let (refuses_settings, was_cancelled) = match &broken {
+            Broken::Server(ServerFault::Settings(words)) => {
+                (true, message::error_field(words, b'C') == Some(b"57014"))
+            }
+            _ => (false, false),
+        };
+        let refusal = match commits && broken.may_have_succeeded() {
+            true => Refusal::Unknown {
+                node: node.name.clone(),
+            },
+            false => Refusal::lost(node.name.clone(), broken),
+        };
+        if let Some(by) = by.filter(|_| !was_cancelled) {
+            let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
+            Failed::Retry(Box::new(Loss {
+                refusal,
+                pool,
+                life,
+                replica,
+                by,
+            }))
+        } else if was_idle
+            && self.batch.end() == Some(End::Ready)
+            && (!refuses_settings || was_cancelled)
+        {
+            Failed::Refused(refusal)
+        } else {
+            // What was open on the server is gone with it, and the client has to know.
+            Failed::Ended(Ended::Refused(refusal))
+        }
+    }
+
+    /// The session is to end in the middle of an exchange with this server, which ends with it.
+    fn killed(&self, server: &Server) -> Ended {
+        // Its client would take the words for the rest of a message.
+        match server.state.is_within_message() || !self.outbox.is_empty() {
+            true => Ended::Gone,
+            false => Ended::Refused(Refusal::going_down()),
+        }
+    }
+
+    /// No server was found for the batch. A transaction that is open on one can't go on without it, nor a
+    /// session whose server is gone with what it held.
+    pub(super) fn not_found(&self, refusal: Refusal) -> Failed {
+        let lost_state = matches!(refusal, Refusal::PrimaryChanged { .. });
+        match self.session.status() {
+            Status::Idle if !lost_state => Failed::Refused(refusal),
+            _ if self.session.is_to_be_opened() => Failed::Refused(refusal),
+            _ => Failed::Ended(Ended::Refused(refusal)),
+        }
+    }
+
+    /// Answers the batch with an error; the session goes on.
+    pub(super) async fn refuse(&mut self, refusal: Refusal, end: End) -> Result<(), Ended> {
+        if end == End::Open || self.batch.beyond > 0 {
+            return Err(Ended::Refused(refusal));
+        }
+        refusal.encode(Severity::Error, &mut self.outbox);
+        self.session.fail_unopened();
+        encode::ready(&mut self.outbox, self.session.status());
+        self.session.forget_batch(&self.batch);
+        self.drop_batch();
+        self.flush().await
+    }
+
+    /// The held server has said something while nothing was asked of it.
+    pub(super) async fn hear_held(&mut self) -> Result<(), Ended> {
+        let Some(server) = &mut self.held else {
+            return Ok(());
+        };
+        let mut relay = Relay::new(client_side!(self), server);
+        relay.consumed = true;
+        relay.ledger = Some(Ledger(&self.cluster));
+        let heard = relay.hear_once().await;
+        relay.end();
+        match heard {
+            Ok(()) => {
+                if let Some(server) = self.held.take_if(|server| server.state.is_idle()) {
+                    // Who is notified of something is to find it.
+                    self.raise_floors(&server, Side::Primary);
+                    self.held = Some(server);
+                }
+                Ok(())
+            }
+            Err(Broken::Client | Broken::Killed | Broken::Fault(_)) => Err(Ended::Gone),
+            Err(broken) => {
+                self.session.floors.wrote(&self.cluster.clock);
+                Err(match self.held.take() {
+                    Some(server) if server.state.is_within_message() => Ended::Gone,
+                    Some(server) => {
+                        Ended::Refused(Refusal::lost(server.node().name.clone(), broken))
+                    }
+                    None => Ended::Refused(Refusal::lost(String::new(), broken)),
+                })
+            }
+        }
+    }
+}
