@@ -31,7 +31,39 @@ pub(super) enum Failed {
     Ended(Ended),
 }
 
+/// What is known of an exchange at its outset only: its batch may be gone when it ends.
+struct Outset {
+    /// The batch may be run again elsewhere while its client has seen nothing of the answer.
+    is_retriable: bool,
+    /// It is the first of a transaction that is to be opened on a replica.
+    opens_on_replica: bool,
+    /// What only asks is not counted among what it asks about.
+    counts: bool,
+}
+
+/// How far an exchange has come.
+struct Passed {
+    went: Result<(), Broken>,
+    /// The next part of the pipeline belongs elsewhere.
+    leaves: bool,
+    /// Bytes of the answer that the client has been sent.
+    answered: u64,
+    /// The batch can't be said again.
+    consumed: bool,
+}
+
+/// What the session was in when it lost its server.
+struct Lost {
+    /// Nothing of it was open there.
+    was_idle: bool,
+    /// It may have been committing.
+    commits: bool,
+    /// The client has a part of a message, and will not get the rest.
+    is_within_message: bool,
+}
+
 impl Client {
+    /// Serves a batch that has come as far as `lead`, until its client has the answer.
     pub(super) async fn serve_batch(&mut self, end: End, lead: Lead) -> Result<(), Ended> {
         let (started, placed) = match lead {
             Lead::Planned => {
@@ -101,50 +133,20 @@ impl Client {
         since: (Instant, Instant),
     ) -> Result<ControlFlow<(), End>, Failed> {
         let side = placed.side;
-        let server = &mut placed.server;
-        self.registered.handle.works_with(&server.listed);
-        let retriable = self.may_run_again(side);
-        let opens_on_replica = side == Side::Replica && self.session.is_to_be_opened();
-        let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
+        self.registered.handle.works_with(&placed.server.listed);
+        let outset = self.outset(side);
         // Servers that only wait here for clients must not keep a database from being dropped or copied.
         let database = match self.batch.touches_databases {
             true => self.session.to_be_left(&self.batch, &self.inbox),
             false => None,
         };
         let _vacating = database.map(|database| self.cluster.vacate(database));
-        // What only asks is not counted among what it asks about.
-        let counts = !self.batch.only_explains();
-        let mut relay = Relay::new(client_side!(self), server);
-        if side == Side::Replica {
-            // What was fresh enough for one part of a pipeline need not be for the next.
-            relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
-                (Some(leaves), _) => leaves,
-                (None, true) => Batch::must_leave_replica,
-                (None, false) => |_| true,
-            };
-            relay.transactions = Some(self.base.transaction_reads());
-        } else {
-            relay.ledger = Some(Ledger(&self.cluster));
-            relay.belongs_elsewhere = |batch| batch.explains;
-        }
-        let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
-        relay.server.state.repairable = match retriable && whole {
-            true => placed.repairable,
-            false => Repairable::No,
-        };
-        let went = match self.begun.take().map(|begun| relay.take_up(begun)) {
-            Some(Ok(())) => relay.run().await,
-            Some(broken) => broken,
-            None => relay.converse(end).await,
-        };
-        let (leave, answered, consumed) = (relay.leave, relay.answered, relay.consumed);
-        relay.end();
-        telemetry::metrics().client_bytes_sent.increment(answered);
+        let passed = self.pass(&mut placed, end, outset.is_retriable).await;
         if !self.registered.handle.leaves_server() {
             Box::pin(self.registered.handle.outwaits_deliveries()).await;
         }
-        match went {
-            Ok(()) if leave => {
+        match passed.went {
+            Ok(()) if passed.leaves => {
                 match self.session.roams() || !placed.server.state.is_idle() {
                     true => self.hold(placed.server, side),
                     false => self.put_back(placed.server, side, Instant::now()),
@@ -160,47 +162,161 @@ impl Client {
                     }
                     return Err(Failed::Misplaced(misplaced, node));
                 }
-                if counts {
-                    self.count(&placed, since, !consumed);
+                if outset.counts {
+                    self.count(&placed, since, !passed.consumed);
                 }
-                if !consumed {
+                if !passed.consumed {
                     self.drop_batch();
                 }
                 let settled = self.settle(placed.server, side).await;
                 settled.map_err(Failed::Ended)?;
                 Ok(ControlFlow::Break(()))
             }
-            Err(Broken::Killed) => Err(Failed::Ended(self.killed(&placed.server))),
-            Err(Broken::Client) => {
-                // It finishes what it was told, as if the client had been connected to it.
-                Err(Failed::Ended(Ended::Gone))
-            }
-            Err(Broken::Fault(fault)) => Err(Failed::Ended(Ended::Refused(fault.into()))),
             Err(broken) => {
+                let may_repeat = !passed.consumed && passed.answered == 0;
+                Err(self.broken_off(placed.server, broken, &outset, may_repeat))
+            }
+        }
+    }
+
+    /// What is known before the batch is said on this side.
+    fn outset(&self, side: Side) -> Outset {
+        Outset {
+            is_retriable: self.may_run_again(side),
+            opens_on_replica: side == Side::Replica && self.session.is_to_be_opened(),
+            counts: !self.batch.only_explains(),
+        }
+    }
+
+    /// Passes the batch to its server and the answer back, or goes on with that where it has begun.
+    async fn pass(&mut self, placed: &mut Placed, end: End, is_retriable: bool) -> Passed {
+        let begun = self.begun.take();
+        let mut relay = self.relay(placed, end, is_retriable);
+        let went = match begun.map(|begun| relay.take_up(begun)) {
+            Some(Ok(())) => relay.run().await,
+            Some(broken) => broken,
+            None => relay.converse(end).await,
+        };
+        let passed = Passed {
+            went,
+            leaves: relay.leave,
+            answered: relay.answered,
+            consumed: relay.consumed,
+        };
+        relay.end();
+        telemetry::metrics()
+            .client_bytes_sent
+            .increment(passed.answered);
+        passed
+    }
+
+    /// The relay between the client and the server that its batch is placed on.
+    fn relay<'a>(&'a mut self, placed: &'a mut Placed, end: End, is_retriable: bool) -> Relay<'a> {
+        let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
+        let mut relay = Relay::new(client_side!(self), &mut placed.server);
+        match placed.side {
+            Side::Primary => {
+                relay.ledger = Some(Ledger(&self.cluster));
+                relay.belongs_elsewhere = |batch| batch.explains;
+            }
+            Side::Replica => {
+                // What was fresh enough for one part of a pipeline need not be for the next.
+                relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
+                    (Some(leaves), _) => leaves,
+                    (None, true) => Batch::must_leave_replica,
+                    (None, false) => |_| true,
+                };
+                relay.transactions = Some(self.base.transaction_reads());
+            }
+        }
+        let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
+        relay.server.state.repairable = match is_retriable && whole {
+            true => placed.repairable,
+            false => Repairable::No,
+        };
+        relay
+    }
+
+    /// The exchange with this server was broken off; `may_repeat` if the batch is at hand and its client has been sent
+    /// nothing of the answer.
+    fn broken_off(
+        &mut self,
+        server: Box<Server>,
+        broken: Broken,
+        outset: &Outset,
+        may_repeat: bool,
+    ) -> Failed {
+        match broken {
+            Broken::Killed => Failed::Ended(self.killed(&server)),
+            // It finishes what it was told, as if the client had been connected to it.
+            Broken::Client => Failed::Ended(Ended::Gone),
+            Broken::Fault(fault) => Failed::Ended(Ended::Refused(fault.into())),
+            broken => {
                 // What is said with settings that are refused has no effect beyond that server; and what has more
                 // is not said before they are taken.
                 let is_alone = match self.session.status() {
                     Status::Idle => !self.session.is_pinned(),
-                    _ => opens_on_replica,
+                    _ => outset.opens_on_replica,
                 };
                 let is_unsettled = matches!(broken, Broken::Server(ServerFault::Settings(_)));
-                let may_retry = retriable || is_unsettled && is_alone;
-                let may_retry = may_retry && !consumed && answered == 0;
-                let may_retry = may_retry && again::may_be_unsaid(&self.outbox);
-                let may_retry = may_retry.then(|| By::of(&broken)).flatten();
-                if may_retry.is_some() {
+                let may_retry = (outset.is_retriable || is_unsettled && is_alone)
+                    && may_repeat
+                    && again::may_be_unsaid(&self.outbox);
+                let by = may_retry.then(|| By::of(&broken)).flatten();
+                if by.is_some() {
                     self.outbox.clear();
                 }
-                Err(self.server_lost(placed.server, broken, may_retry))
+                self.server_lost(server, broken, by)
             }
         }
     }
 
     /// A server was lost, `by` what if the batch may be run again.
     fn server_lost(&mut self, server: Box<Server>, broken: Broken, by: Option<By>) -> Failed {
-        let may_retry = by.is_some();
         let node = server.node().clone();
         node.wake.notify_one();
+        let (pool, life) = (server.pool().clone(), server.incarnation);
+        let may_retry = by.is_some();
+        let lost = self.lose(server, may_retry);
+        tracing::info!(node = %node.name, error = %broken, "server lost");
+        if lost.is_within_message && !may_retry {
+            // The client would take an error for the rest of it.
+            return Failed::Ended(Ended::Gone);
+        }
+        let (refuses_settings, was_cancelled) = match &broken {
+            Broken::Server(ServerFault::Settings(words)) => {
+                (true, message::error_field(words, b'C') == Some(b"57014"))
+            }
+            _ => (false, false),
+        };
+        let refusal = match lost.commits && broken.may_have_succeeded() {
+            true => Refusal::Unknown {
+                node: node.name.clone(),
+            },
+            false => Refusal::lost(node.name.clone(), broken),
+        };
+        if let Some(by) = by.filter(|_| !was_cancelled) {
+            let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
+            Failed::Retry(Box::new(Loss {
+                refusal,
+                pool,
+                life,
+                replica,
+                by,
+            }))
+        } else if lost.was_idle
+            && self.batch.end() == Some(End::Ready)
+            && (!refuses_settings || was_cancelled)
+        {
+            Failed::Refused(refusal)
+        } else {
+            // What was open on the server is gone with it, and the client has to know.
+            Failed::Ended(Ended::Refused(refusal))
+        }
+    }
+
+    /// Has the session forget a server that was lost, and cover what that may have shown or done.
+    fn lose(&mut self, server: Box<Server>, may_retry: bool) -> Lost {
         // What the session keeps on the primary's server is not lost with another one.
         let is_kept = self.held.is_some() || !self.session.is_pinned();
         let is_outside = self.session.status() == Status::Idle;
@@ -221,8 +337,7 @@ impl Client {
             // It may have been a definition.
             self.catalog.look_again();
         }
-        let within_message = server.state.is_within_message();
-        let (pool, life) = (server.pool().clone(), server.incarnation);
+        let is_within_message = server.state.is_within_message();
         drop(server);
         self.answer.clear();
         match goes_on {
@@ -237,40 +352,10 @@ impl Client {
             self.session.floors.wrote(&self.cluster.clock);
             self.cluster.want_sample(self.cluster.clock.now());
         }
-        tracing::info!(node = %node.name, error = %broken, "server lost");
-        if within_message && !may_retry {
-            // The client would take an error for the rest of it.
-            return Failed::Ended(Ended::Gone);
-        }
-        let (refuses_settings, was_cancelled) = match &broken {
-            Broken::Server(ServerFault::Settings(words)) => {
-                (true, message::error_field(words, b'C') == Some(b"57014"))
-            }
-            _ => (false, false),
-        };
-        let refusal = match commits && broken.may_have_succeeded() {
-            true => Refusal::Unknown {
-                node: node.name.clone(),
-            },
-            false => Refusal::lost(node.name.clone(), broken),
-        };
-        if let Some(by) = by.filter(|_| !was_cancelled) {
-            let replica = (!self.cluster.is_primary(&node)).then(|| node.id());
-            Failed::Retry(Box::new(Loss {
-                refusal,
-                pool,
-                life,
-                replica,
-                by,
-            }))
-        } else if was_idle
-            && self.batch.end() == Some(End::Ready)
-            && (!refuses_settings || was_cancelled)
-        {
-            Failed::Refused(refusal)
-        } else {
-            // What was open on the server is gone with it, and the client has to know.
-            Failed::Ended(Ended::Refused(refusal))
+        Lost {
+            was_idle,
+            commits,
+            is_within_message,
         }
     }
 
