@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Client;
-use super::acquire::{Otherwise, Placed, Side, otherwise};
+use super::acquire::{Placed, Side};
+use super::reads::{Otherwise, otherwise};
 use super::refusal::Refusal;
 use super::wishes::{Base, Special};
 use crate::cluster::Topology;

@@ -122,7 +122,7 @@ impl Upstream {
             }
             tokio::select! {
                 () = changed => {}
-                () = sleep(left.min(super::acquire::HOLD_STEP)) => {}
+                () = sleep(left.min(super::hold::HOLD_STEP)) => {}
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::Client;
-use super::acquire::HOLD_STEP;
+use super::hold::HOLD_STEP;
 use super::refusal::Refusal;
 use crate::cluster::causal::store::Store;
 use crate::cluster::moment;

@@ -1,0 +1,126 @@
+//! Owns: the hold: what a batch that needs the primary does while there is none. Never: holds one for longer than
+//! `failover.hold`.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::futures::Notified;
+use tokio::time::sleep;
+
+use super::Client;
+use super::acquire::{Placed, writing};
+use super::refusal::Refusal;
+use super::wishes::Special;
+use crate::cluster::Cluster;
+use crate::cluster::pool::CheckoutError;
+use crate::config::Level;
+use crate::session::route::Reason;
+use crate::telemetry;
+
+/// While there is no primary, it is looked for at least this often.
+pub(super) const HOLD_STEP: Duration = Duration::from_millis(50);
+
+/// A batch that waits for a primary, for as long as this lives.
+pub(super) struct Held {
+    since: Instant,
+}
+
+impl Held {
+    fn begin() -> Held {
+        telemetry::metrics().holds.increment(1);
+        telemetry::metrics().held.increment(1.0);
+        Held {
+            since: Instant::now(),
+        }
+    }
+
+    /// Waits for another primary, for a step at most.
+    ///
+    /// # Errors
+    /// When it has been waited for as long as that may be.
+    async fn wait(&self, cluster: &Cluster, changed: Notified<'_>) -> Result<(), Refusal> {
+        let waited = self.since.elapsed();
+        let hold = cluster.topology().config.failover.hold;
+        let left = hold.saturating_sub(waited);
+        if left.is_zero() {
+            return Err(Refusal::no_primary(cluster, waited));
+        }
+        tokio::select! {
+            () = changed => {}
+            () = sleep(left.min(HOLD_STEP)) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        telemetry::metrics().held.decrement(1.0);
+    }
+}
+
+impl Client {
+    /// Whether the planned read must see what is of a newer history than the primary.
+    pub(super) fn is_ahead(&self, special: Option<&Special>) -> bool {
+        let by_key = special.map_or(0, |special| special.bounds.timeline());
+        let timeline = by_key.max(self.session.floors.timeline(&self.cluster.clock));
+        let level = special.map_or(self.base.level, |special| special.policy.level);
+        timeline > 0 && level >= Level::Session && self.cluster.topology().is_behind(timeline)
+    }
+
+    /// Waits for a primary of that history: there has been a failover that is not known of here.
+    pub(super) async fn wait_for_history(
+        &self,
+        special: Option<&Special>,
+    ) -> Result<Held, Refusal> {
+        let cluster = &self.cluster;
+        let held = Held::begin();
+        cluster.look_for_primary();
+        loop {
+            let changed = cluster.changed.notified();
+            if !self.is_ahead(special) {
+                return Ok(held);
+            }
+            held.wait(cluster, changed).await?;
+        }
+    }
+
+    /// A server of the next primary, or of the present one when it has one to lend.
+    pub(super) async fn wait_for_primary(
+        &mut self,
+        mut held: Option<Held>,
+        reason: Reason,
+    ) -> Result<Placed, Refusal> {
+        let cluster = self.cluster.clone();
+        loop {
+            let changed = cluster.changed.notified();
+            let (primary, config) = {
+                let topology = cluster.topology();
+                (topology.primary.clone(), topology.config.clone())
+            };
+            if let Some(node) = primary {
+                let pool = self.pool(&node, &config);
+                match pool
+                    .checkout(self.session.settings(), self.last_written)
+                    .await
+                {
+                    // It may have been waited for as long as a pause is.
+                    Ok(server) if !cluster.is_primary(&node) => {
+                        server.give_back();
+                        continue;
+                    }
+                    Ok(server) => match writing(server, &node) {
+                        Some(server) => return Ok(Placed::on_primary(server, reason)),
+                        None => node.wake.notify_one(),
+                    },
+                    Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
+                        node.wake.notify_one();
+                    }
+                    Err(CheckoutError::Leaving { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let held = held.get_or_insert_with(Held::begin);
+            held.wait(&cluster, changed).await?;
+        }
+    }
+}
