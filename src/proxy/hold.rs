@@ -38,17 +38,7 @@ impl Held {
     /// # Errors
     /// When it has been waited for as long as that may be.
     async fn wait(&self, cluster: &Cluster, changed: Notified<'_>) -> Result<(), Refusal> {
-        let waited = self.since.elapsed();
-        let hold = cluster.topology().config.failover.hold;
-        let left = hold.saturating_sub(waited);
-        if left.is_zero() {
-            return Err(Refusal::no_primary(cluster, waited));
-        }
-        tokio::select! {
-            () = changed => {}
-            () = sleep(left.min(HOLD_STEP)) => {}
-        }
-        Ok(())
+        wait_since(self.since, cluster, changed).await
     }
 }
 
@@ -56,6 +46,28 @@ impl Drop for Held {
     fn drop(&mut self) {
         telemetry::metrics().held.decrement(1.0);
     }
+}
+
+/// Waits for another primary, for a step at most, where that has been waited for since then.
+///
+/// # Errors
+/// When it has been waited for as long as that may be.
+pub(super) async fn wait_since(
+    since: Instant,
+    cluster: &Cluster,
+    changed: Notified<'_>,
+) -> Result<(), Refusal> {
+    let waited = since.elapsed();
+    let hold = cluster.topology().config.failover.hold;
+    let left = hold.saturating_sub(waited);
+    if left.is_zero() {
+        return Err(Refusal::no_primary(cluster, waited));
+    }
+    tokio::select! {
+        () = changed => {}
+        () = sleep(left.min(HOLD_STEP)) => {}
+    }
+    Ok(())
 }
 
 impl Client {

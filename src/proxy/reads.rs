@@ -1,13 +1,15 @@
 //! Owns: finding a server for a read: the replica that it goes to, the wait at the gate, and what it does if there
 //! is none. Never: judges itself whether a replica is fresh; `session::route` does.
 
+mod wait;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tokio::time::{timeout, timeout_at};
 
+use self::wait::ReadWait;
 use super::Client;
-use super::acquire::{Placed, Side, is_only_for_replicas, lend_known};
+use super::acquire::{Placed, Side, lend_known};
 use super::again::Again;
 use super::hold::HOLD_STEP;
 use super::refusal::Refusal;
@@ -20,7 +22,6 @@ use crate::config::{Config, OnNoReplica, ReadPrimary};
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
 use crate::session::repair::Repairable;
 use crate::session::route::{Policy, ReadRoute, Reason, Tried, bounded_route, read_route};
-use crate::telemetry;
 
 impl Client {
     /// A free server that this session has used before, of a fresh replica, or of the primary where
@@ -156,12 +157,11 @@ impl Client {
         )
     }
 
+    /// A server for a read that has to wait, or did not find one at once; it has come to `again` before.
     pub(super) async fn acquire_for_read(
         &mut self,
         again: Option<&Again>,
     ) -> Result<Placed, Refusal> {
-        let begun = again.map(|again| again.tried).unwrap_or_default();
-        let is_only = is_only_for_replicas(again);
         let cluster = self.cluster.clone();
         let config = cluster.topology().config.clone();
         // As of now, however long the read has to wait: what others do meanwhile is not waited for.
@@ -170,68 +170,31 @@ impl Client {
             self.settle_key(special).await;
         }
         let special = special.as_ref();
-        let named = special.and_then(|special| special.node.as_deref());
-        let mut gate: Option<Instant> = None;
-        let mut waited: Option<Instant> = None;
-        let mut tried = begun;
-        let mut missed: Option<CheckoutError> = None;
-        let mut has_waited = false;
-        // Whether it waits where a node gives fewer servers than there may be.
-        let mut is_patient = named.is_some();
+        let mut wait = ReadWait::new(config, again, special);
         loop {
             // Made before the look, so that no move after it is missed.
             let mut moved = std::pin::pin!(cluster.moved.notified());
             let topology = cluster.topology();
-            self.session.heed_schema(&cluster.clock);
-            // The number that was drawn when the read came: it decides as it did then.
-            let random = self.random;
-            let route = match special {
-                None => {
-                    let policy = Policy {
-                        tried,
-                        ..self.base.policy()
-                    };
-                    look(&self.session.floors, &policy, &cluster, &topology, random)
-                }
-                Some(special) => self.special_route(&topology, special, tried, random),
-            };
-            let reason = match route {
+            let reason = match self.route_now(&topology, special, wait.tried) {
                 ReadRoute::Replica { index, life } => {
                     let node = topology.nodes[index].clone();
                     let repairable = repairable(&topology);
                     drop(topology);
-                    if let Some(since) = gate.filter(|_| waited.is_none()) {
-                        telemetry::metrics().gate_passed.increment(1);
-                        telemetry::metrics()
-                            .gate_wait_seconds
-                            .record(since.elapsed());
-                    }
-                    match self
-                        .on_replica(&node, life, &config, !has_waited, is_patient)
-                        .await
-                    {
+                    wait.pass_gate();
+                    let (may_wait, is_patient) = (!wait.has_waited, wait.is_patient);
+                    let server = self.on_replica(&node, life, &wait.config, may_wait, is_patient);
+                    match server.await {
                         Ok(server) => {
-                            let reason = match named {
-                                Some(_) => Reason::NamedReplica,
-                                None if gate.is_some() || waited.is_some() => Reason::Gate,
-                                None => Reason::Fresh,
-                            };
                             return Ok(Placed {
                                 server,
                                 side: Side::Replica,
-                                reason,
+                                reason: wait.reason(special),
                                 waited_us: 0,
                                 repairable,
                             });
                         }
                         Err(error) => {
-                            tried.extend(Some(node.id()));
-                            has_waited |= match &error {
-                                Some(CheckoutError::Timeout { .. }) => true,
-                                Some(error) => is_patient && error.is_for_lack_of_room(),
-                                None => false,
-                            };
-                            missed = error.or(missed);
+                            wait.miss(node.id(), error);
                             continue;
                         }
                     }
@@ -239,11 +202,9 @@ impl Client {
                 ReadRoute::Gate(reason) => {
                     drop(topology);
                     self.want_replicas(reason);
-                    let since = *gate.get_or_insert_with(Instant::now);
-                    let until = since + config.consistency.gate_wait;
-                    if Instant::now() < until {
+                    if let Some(until) = wait.at_gate() {
                         cluster.hurry();
-                        match special.is_none() && tried.is_empty() {
+                        match special.is_none() && wait.tried.is_empty() {
                             true => cluster.wait_at_gate(&self.session.floors, until).await,
                             // The gate knows of floors alone: nodes that are fresh by those, and have
                             // been tried or lack something else, would open it at once.
@@ -253,12 +214,6 @@ impl Client {
                         }
                         continue;
                     }
-                    if waited.is_none() {
-                        telemetry::metrics().gate_missed.increment(1);
-                        telemetry::metrics()
-                            .gate_wait_seconds
-                            .record(since.elapsed());
-                    }
                     reason
                 }
                 ReadRoute::Primary(reason) => {
@@ -266,55 +221,78 @@ impl Client {
                     reason
                 }
             };
-            let otherwise = match otherwise(&config, reason, special) {
-                Otherwise::Primary if is_only => return Err(self.no_replica(reason)),
-                THEN_PRIMARY if is_only => Otherwise::Wait {
-                    then_primary: false,
-                },
-                otherwise => otherwise,
+            let Some(otherwise) = wait.otherwise(reason, special) else {
+                return Err(self.no_replica(reason));
             };
             self.pin_by(reason);
             if otherwise == Otherwise::Primary {
-                let is_crowded = missed
-                    .as_ref()
-                    .is_some_and(CheckoutError::is_for_lack_of_room);
-                if is_crowded && !has_waited && !is_patient && !self.primary_has_room() {
+                if wait.may_turn_patient() && !self.primary_has_room() {
                     // Nobody has a server for it now.
-                    (tried, missed, is_patient) = (begun, None, true);
+                    wait.turn_patient();
                     continue;
                 }
-                return self.read_on_primary(reason, special, missed).await;
+                return self.read_on_primary(reason, special, wait.missed).await;
             }
-            let since = *waited.get_or_insert_with(Instant::now);
-            let left = match otherwise {
-                Otherwise::Fail => Duration::ZERO,
-                _ => config
-                    .consistency
-                    .wait_timeout
-                    .saturating_sub(since.elapsed()),
-            };
+            let left = wait.left(otherwise);
             if left.is_zero() {
-                if self.session.roams() && !is_only {
-                    // A transaction is never without a place.
-                    return self.read_on_primary(reason, special, missed).await;
-                }
-                if let Some(error) = missed.take_if(|_| otherwise != THEN_PRIMARY) {
-                    return Err(error.into());
-                }
-                if let Some(node) = named {
-                    return Err(Refusal::NamedNode {
-                        node: node.to_owned(),
-                        reason: reason.name(),
-                    });
-                }
-                if otherwise == THEN_PRIMARY {
-                    return self.read_on_primary(reason, special, missed).await;
-                }
-                return Err(self.no_replica(reason));
+                return self.end_wait(wait, otherwise, reason, special).await;
             }
-            tried = begun;
+            wait.tried = wait.begun;
             cluster.hurry();
             let _ = timeout(left.min(HOLD_STEP), moved).await;
+        }
+    }
+
+    /// Where the read goes by what is known now, with these replicas left out.
+    fn route_now(
+        &mut self,
+        topology: &Topology,
+        special: Option<&Special>,
+        tried: Tried,
+    ) -> ReadRoute {
+        self.session.heed_schema(&self.cluster.clock);
+        // The number that was drawn when the read came: it decides as it did then.
+        let random = self.random;
+        match special {
+            None => {
+                let policy = Policy {
+                    tried,
+                    ..self.base.policy()
+                };
+                look(
+                    &self.session.floors,
+                    &policy,
+                    &self.cluster,
+                    topology,
+                    random,
+                )
+            }
+            Some(special) => self.special_route(topology, special, tried, random),
+        }
+    }
+
+    /// What comes of a read that has waited for a replica in vain, the last time for this reason.
+    async fn end_wait(
+        &mut self,
+        wait: ReadWait,
+        otherwise: Otherwise,
+        reason: Reason,
+        special: Option<&Special>,
+    ) -> Result<Placed, Refusal> {
+        // A transaction is never without a place.
+        let is_of_transaction = self.session.roams() && !wait.only_on_replicas;
+        if is_of_transaction || otherwise == THEN_PRIMARY {
+            return self.read_on_primary(reason, special, wait.missed).await;
+        }
+        if let Some(error) = wait.missed {
+            return Err(error.into());
+        }
+        match special.and_then(|special| special.node.as_deref()) {
+            Some(node) => Err(Refusal::NamedNode {
+                node: node.to_owned(),
+                reason: reason.name(),
+            }),
+            None => Err(self.no_replica(reason)),
         }
     }
 

@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
-use tokio::time::sleep;
 
+use super::hold;
 use super::refusal::Refusal;
 use super::sessions::{Handle, Who};
 use crate::auth::Proven;
@@ -116,14 +116,7 @@ impl Upstream {
                     Err(error) => return Err(Refusal::connecting(node.name.clone(), error)),
                 }
             }
-            let left = config.failover.hold.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return Err(Refusal::no_primary(cluster, started.elapsed()));
-            }
-            tokio::select! {
-                () = changed => {}
-                () = sleep(left.min(super::hold::HOLD_STEP)) => {}
-            }
+            hold::wait_since(started, cluster, changed).await?;
         }
     }
 
