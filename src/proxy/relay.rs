@@ -1,6 +1,8 @@
 //! Owns: one exchange between a client and a server: bytes in both directions until nothing is owed.
 //! Never: holds more of an answer than one buffer.
 
+mod from_client;
+
 use std::io;
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
@@ -19,18 +21,9 @@ use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::answers::{Answer, Run, ServerFault};
 use crate::session::batch::{Batch, End};
-use crate::session::pipeline::{Planned, is_copy_data, may_name_statement};
 use crate::session::repair::Repairable;
 use crate::sql::Need;
-use crate::wire::frame::{Header, header};
 use crate::wire::message::Status;
-use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, encode};
-
-/// How much of what the client sends ahead is taken in while its answer is under way, in bytes.
-const AHEAD_BYTES_MAX: usize = 64 << 10;
-
-/// How much may wait to be written to a server before the client is made to wait, in bytes.
-const TO_SERVER_BYTES_MAX: usize = 64 << 10;
 
 /// So often in a row the system has to send something again for the network to have lost a server: by then it has
 /// tried for half a minute or so, and would go on for a quarter of an hour.
@@ -66,7 +59,7 @@ pub struct Relay<'a> {
     pub client: ClientSide<'a>,
     pub server: &'a mut Server,
     /// What the server has sent and is not dealt with.
-    pub received: BytesMut,
+    received: BytesMut,
     /// The part of `received` that the client is to be sent next, behind the outbox; and how much of
     /// it is dealt with when that has been sent.
     unsent: Range<usize>,
@@ -76,7 +69,7 @@ pub struct Relay<'a> {
     /// What the server is to be sent and its socket has not taken.
     pub to_server: BytesMut,
     /// The client's own bytes that go to the server as they are: sent so far, and the end.
-    pub direct: Range<usize>,
+    direct: Range<usize>,
     /// They are taken out of the inbox as they are sent.
     direct_passes: bool,
     /// The batch's bytes have been taken out of the inbox: it can't be sent again.
@@ -84,9 +77,9 @@ pub struct Relay<'a> {
     /// The batch has been said, and not only what comes before it.
     is_said: bool,
     /// More of the pipeline is to come.
-    pub open: bool,
+    open: bool,
     /// Bytes of a message to the server that are still to come from the client.
-    pub beyond: usize,
+    beyond: usize,
     /// Bytes of the answer that the client has been sent.
     pub answered: u64,
     /// The server has been asked to send what it holds back, since something was last said to it.
@@ -481,197 +474,6 @@ impl<'a> Relay<'a> {
             outbox.extend_from_slice(bytes.unwrap_or(&[]));
         }
         answer.clear();
-    }
-
-    /// Takes in what the client sends, and passes on what belongs to this exchange. `true` when
-    /// something happened.
-    ///
-    /// What the client sends ahead of its turn waits in its socket, as it would with PostgreSQL: so
-    /// nearly every exchange leaves the client alone until it has its answer.
-    fn take_from_client(&mut self, cx: &mut Context<'_>, room: bool) -> Result<bool, Broken> {
-        let mut took = false;
-        if room || self.to_server.len() < TO_SERVER_BYTES_MAX {
-            took = self.pass_to_server()?;
-        }
-        if self.awaits_client() && self.client.inbox.len() < self.inbox_max() {
-            let ClientSide { stream, inbox, .. } = &mut self.client;
-            match self.from_client.poll_read(cx, stream, inbox) {
-                Poll::Ready(Ok(n)) if n > 0 => took = true,
-                Poll::Ready(_) => return Err(Broken::Client),
-                Poll::Pending => {}
-            }
-        }
-        Ok(took)
-    }
-
-    /// Whether the exchange can't come to its end without more from the client.
-    fn awaits_client(&self) -> bool {
-        let state = &self.server.state;
-        self.open || self.beyond > 0 || state.copies_in() || state.awaits_sync()
-    }
-
-    /// A message that must be whole to be understood may be longer than what is taken in ahead.
-    fn inbox_max(&self) -> usize {
-        let planned = self.client.batch.len;
-        let next = self.client.inbox.get(planned..).unwrap_or(&[]);
-        let whole = match header(next) {
-            Ok(Some(Header { tag: b'P', len })) => len.min(PARSE_BYTES_MAX),
-            Ok(Some(Header { len, .. })) => len.min(FRAME_BUFFERED_BYTES_MAX),
-            _ => 0,
-        };
-        planned + AHEAD_BYTES_MAX + whole
-    }
-
-    /// Passes on the client's bytes that belong to this exchange. `true` when there were any.
-    fn pass_to_server(&mut self) -> Result<bool, Broken> {
-        if self.direct_passes && !self.direct.is_empty() {
-            return Ok(false);
-        }
-        let mut took = false;
-        if self.beyond > 0 && self.consumed && self.direct.is_empty() {
-            let n = self.beyond.min(self.client.inbox.len());
-            match self.client.session.swallows_rest() {
-                true => buffers::consume(self.client.inbox, n),
-                false => self.pass_directly(n),
-            }
-            self.beyond -= n;
-            took = n > 0;
-            if self.beyond > 0 || !self.direct.is_empty() {
-                return Ok(took);
-            }
-        }
-        let state = &mut self.server.state;
-        if state.copies_in() {
-            self.consume();
-            self.client.session.unplan(self.client.batch);
-            let state = &mut self.server.state;
-            let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
-            self.pass_directly(n);
-            self.beyond = beyond;
-            took |= n > 0;
-            if !self.direct.is_empty() {
-                return Ok(took);
-            }
-        }
-        while (self.open || self.server.state.awaits_sync())
-            && !self.leave
-            && self.beyond == 0
-            && self.to_server.len() < TO_SERVER_BYTES_MAX
-        {
-            self.consume();
-            if !self.client.session.copy_goes_on(&self.server.state) {
-                break;
-            }
-            let state = &self.server.state;
-            let depends_on_answer = |&tag: &u8| {
-                is_copy_data(tag) && state.may_begin_copy()
-                    || may_name_statement(tag) && state.may_forget()
-            };
-            let next = self.client.inbox.get(self.client.batch.len);
-            if next.is_some_and(depends_on_answer) || !state.may_owe_more() {
-                took |= self.ask_to_flush();
-                break;
-            }
-            match self
-                .client
-                .session
-                .plan(self.client.inbox, self.client.batch)?
-            {
-                Planned::NeedMore => break,
-                Planned::Terminate => return Err(Broken::Client),
-                Planned::Batch(end) => {
-                    took = true;
-                    if self.leaves_server() {
-                        self.leave = true;
-                        break;
-                    }
-                    self.say();
-                    self.open = end == End::Open;
-                }
-            }
-        }
-        Ok(took)
-    }
-
-    /// Whether the part of the pipeline that has been planned belongs elsewhere. What came before it on a replica may
-    /// be long ago, and others may have changed the schema since then.
-    fn leaves_server(&self) -> bool {
-        let session = &self.client.session;
-        let is_outdated =
-            self.transactions.is_some() && !session.roams() && !session.has_heeded_schema();
-        !session.is_failed() && (is_outdated || (self.belongs_elsewhere)(self.client.batch))
-    }
-
-    /// Passes on the first `n` bytes of the inbox: from where they are, if nothing waits before them.
-    fn pass_directly(&mut self, n: usize) {
-        if self.to_server.is_empty() && self.direct.is_empty() {
-            (self.direct, self.direct_passes) = (0..n, true);
-        } else {
-            let bytes = self.client.inbox.get(..n).unwrap_or(&[]);
-            self.to_server.extend_from_slice(bytes);
-            buffers::consume(self.client.inbox, n);
-        }
-    }
-
-    /// The client has to wait for answers that the server may hold back until a Sync, which the
-    /// client has not sent. `true` when that was said.
-    fn ask_to_flush(&mut self) -> bool {
-        if self.flushed {
-            return false;
-        }
-        self.flushed = true;
-        self.to_server.extend_from_slice(encode::FLUSH);
-        true
-    }
-
-    /// Says the planned batch to the server.
-    pub fn say(&mut self) {
-        (self.is_said, self.flushed) = (true, false);
-        if self.to_server.capacity() == 0 && !self.client.batch.is_one_query() {
-            // Where a statement is named, its name there is another.
-            self.to_server = buffers::take();
-        }
-        let client = &mut self.client;
-        client.session.note(client.batch);
-        client.session.note_place(client.batch, self.transactions);
-        if self.ledger.is_some() && client.batch.executes && !client.batch.only_explains() {
-            // What has run on the primary is not to be committed before the pipeline ends.
-            self.belongs_elsewhere = |_| false;
-        }
-        let state = &mut self.server.state;
-        let waiting = !self.to_server.is_empty();
-        let direct = client
-            .session
-            .say(client.batch, client.inbox, state, &mut self.to_server);
-        self.beyond = client.batch.beyond;
-        if direct && !waiting {
-            (self.direct, self.direct_passes) = (0..client.batch.len, false);
-        }
-        client.session.answer_in_turn(state, client.answer);
-        if self.open {
-            self.queue_answer();
-        }
-        // Else the server is sure to say more, and until then the batch can still be run elsewhere.
-        if self.beyond > 0 || self.open || self.consumed {
-            self.consume_said();
-        }
-    }
-
-    /// Takes the batch's bytes out of the inbox: from here on it can't be sent again.
-    fn consume(&mut self) {
-        if !self.consumed {
-            self.consume_said();
-        }
-    }
-
-    fn consume_said(&mut self) {
-        let rest = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
-        self.to_server.extend_from_slice(rest);
-        self.direct = 0..0;
-        let n = self.client.batch.len.min(self.client.inbox.len());
-        buffers::consume(self.client.inbox, n);
-        self.client.batch.clear();
-        self.consumed = true;
     }
 }
 
