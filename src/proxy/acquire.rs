@@ -40,6 +40,14 @@ pub enum Side {
 }
 
 impl Side {
+    /// Where a batch is for this reason.
+    pub fn of(reason: Reason) -> Side {
+        match reason.is_for_replica() {
+            true => Side::Replica,
+            false => Side::Primary,
+        }
+    }
+
     /// The name used in metrics and the log.
     pub fn name(self) -> &'static str {
         match self {

@@ -22,13 +22,8 @@ impl Counters {
         static COUNTERS: LazyLock<Counters> = LazyLock::new(|| {
             again::announce();
             Counters {
-                queries: Reason::ALL.map(|reason| {
-                    let side = match reason.is_for_replica() {
-                        true => Side::Replica,
-                        false => Side::Primary,
-                    };
-                    telemetry::queries(side.name(), reason.name())
-                }),
+                queries: Reason::ALL
+                    .map(|reason| telemetry::queries(Side::of(reason).name(), reason.name())),
                 primary_seconds: telemetry::query_seconds(Side::Primary.name()),
                 replica_seconds: telemetry::query_seconds(Side::Replica.name()),
             }

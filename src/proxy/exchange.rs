@@ -8,7 +8,7 @@ use super::acquire::{Placed, Side};
 use super::again::{self, By, Loss};
 use super::ordinary::{Lead, UnderWay};
 use super::refusal::{Broken, Refusal};
-use super::relay::{ClientSide, Ledger, Relay};
+use super::relay::{ClientSide, Ledger, Place, Relay};
 use super::{Client, Ended};
 use crate::cluster::pool::server::Server;
 use crate::session::Did;
@@ -213,22 +213,18 @@ impl Client {
     /// The relay between the client and the server that its batch is placed on.
     fn relay<'a>(&'a mut self, placed: &'a mut Placed, end: End, is_retriable: bool) -> Relay<'a> {
         let leaves_midway = self.session.roams().then(|| self.session.leaves_midway());
-        let mut relay = Relay::new(client_side!(self), &mut placed.server);
-        match placed.side {
-            Side::Primary => {
-                relay.ledger = Some(Ledger(&self.cluster));
-                relay.belongs_elsewhere = |batch| batch.explains;
-            }
-            Side::Replica => {
-                // What was fresh enough for one part of a pipeline need not be for the next.
-                relay.belongs_elsewhere = match (leaves_midway, self.reads_plainly) {
-                    (Some(leaves), _) => leaves,
-                    (None, true) => Batch::must_leave_replica,
-                    (None, false) => |_| true,
-                };
-                relay.transactions = Some(self.base.transaction_reads());
-            }
-        }
+        let place = match placed.side {
+            Side::Primary => Place::Primary(Ledger(&self.cluster)),
+            Side::Replica => Place::Replica(self.base.transaction_reads()),
+        };
+        let mut relay = Relay::new(client_side!(self), &mut placed.server, place);
+        relay.belongs_elsewhere = match (placed.side, leaves_midway) {
+            (Side::Primary, _) => |batch| batch.explains,
+            // What was fresh enough for one part of a pipeline need not be for the next.
+            (Side::Replica, Some(leaves)) => leaves,
+            (Side::Replica, None) if self.reads_plainly => Batch::must_leave_replica,
+            (Side::Replica, None) => |_| true,
+        };
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
         relay.server.state.repairable = match is_retriable && whole {
             true => placed.repairable,
@@ -397,9 +393,9 @@ impl Client {
         let Some(server) = &mut self.held else {
             return Ok(());
         };
-        let mut relay = Relay::new(client_side!(self), server);
+        let place = Place::Primary(Ledger(&self.cluster));
+        let mut relay = Relay::new(client_side!(self), server, place);
         relay.consumed = true;
-        relay.ledger = Some(Ledger(&self.cluster));
         let heard = relay.hear_once().await;
         relay.end();
         match heard {

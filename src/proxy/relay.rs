@@ -91,11 +91,31 @@ pub struct Relay<'a> {
     /// Decides that for a part that has been planned. On a primary that is an explanation, which has to
     /// be asked for first.
     pub belongs_elsewhere: fn(&Batch) -> bool,
-    /// On a primary: where it is noted what is acknowledged, before the client is told. Whoever hears
+    place: Place<'a>,
+}
+
+/// Where an exchange takes place.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// On a primary, and where it is noted what is acknowledged, before the client is told. Whoever hears
     /// of it from the client, and reads, must find it.
-    pub ledger: Option<Ledger<'a>>,
-    /// On a replica: which transactions may begin there.
-    pub transactions: Option<TransactionReads>,
+    Primary(Ledger<'a>),
+    /// On a replica, and which transactions may begin there.
+    Replica(TransactionReads),
+}
+
+impl Place<'_> {
+    fn is_replica(self) -> bool {
+        matches!(self, Place::Replica(_))
+    }
+
+    /// Which transactions may begin there, if it is on a replica.
+    fn transactions(self) -> Option<TransactionReads> {
+        match self {
+            Place::Primary(_) => None,
+            Place::Replica(transactions) => Some(transactions),
+        }
+    }
 }
 
 /// Where it is noted what sessions are acknowledged.
@@ -126,7 +146,7 @@ impl Ledger<'_> {
 }
 
 impl<'a> Relay<'a> {
-    pub fn new(client: ClientSide<'a>, server: &'a mut Server) -> Relay<'a> {
+    pub fn new(client: ClientSide<'a>, server: &'a mut Server, place: Place<'a>) -> Relay<'a> {
         server.state.client_pid = client.handle.pid;
         let received = match server.unread.is_empty() {
             true => buffers::take(),
@@ -152,8 +172,7 @@ impl<'a> Relay<'a> {
             is_silent: false,
             leave: false,
             belongs_elsewhere: |_| false,
-            ledger: None,
-            transactions: None,
+            place,
         }
     }
 
@@ -163,7 +182,7 @@ impl<'a> Relay<'a> {
         let (session, state) = (&mut *self.client.session, &mut self.server.state);
         if session.is_to_be_opened() {
             // Were it not, what follows would be done outside of a transaction, and for good.
-            session.say_opening(state, self.transactions.is_some(), &mut self.to_server);
+            session.say_opening(state, self.place.is_replica(), &mut self.to_server);
             self.run().await?;
             if self.server.state.status == Status::Idle {
                 return Err(Broken::Server(ServerFault::Unexpected('Z')));
@@ -408,7 +427,7 @@ impl<'a> Relay<'a> {
         let heard = client
             .session
             .hear(&mut self.server.state, &self.received, client.answer);
-        if let Some(ledger) = self.ledger {
+        if let Place::Primary(ledger) = self.place {
             ledger.note(client.session);
         }
         self.pass_on();
@@ -430,7 +449,7 @@ impl<'a> Relay<'a> {
         let (session, state) = (&self.client.session, &self.server.state);
         let is_said = self.is_said && self.to_server.is_empty() && self.direct.is_empty();
         let is_answered = state.is_idle() && !state.may_answer_more();
-        let keeps_nothing = self.transactions.is_some() || !session.is_pinned();
+        let keeps_nothing = self.place.is_replica() || !session.is_pinned();
         is_said
             && is_answered
             && !self.open

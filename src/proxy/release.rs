@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::acquire::{Placed, Side};
 use super::refusal::{Broken, Refusal};
-use super::relay::{ClientSide, Ledger, Relay};
+use super::relay::{ClientSide, Ledger, Place, Relay};
 use super::wishes::needs_samples;
 use super::{Client, Ended};
 use crate::cluster::pool::PoolKey;
@@ -151,9 +151,10 @@ impl Client {
 
     /// Asks the server what the session has become on it, where its client's words do not tell.
     async fn inspect(&mut self, server: &mut Box<Server>) -> Result<(), Ended> {
-        let mut relay = Relay::new(client_side!(self), server);
+        // Wherever it is, it is noted what is heard.
+        let place = Place::Primary(Ledger(&self.cluster));
+        let mut relay = Relay::new(client_side!(self), server, place);
         relay.consumed = true;
-        relay.ledger = Some(Ledger(&self.cluster));
         let state = &mut relay.server.state;
         let session = &mut relay.client.session;
         session.say_inspection(state, &mut relay.to_server);

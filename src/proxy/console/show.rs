@@ -16,6 +16,7 @@ use crate::cluster::pool::Pool;
 use crate::config::PoolMode;
 use crate::net::stream::Peer;
 use crate::proxy::Proxy;
+use crate::proxy::acquire::Side;
 use crate::proxy::counters::Counters;
 use crate::proxy::sessions::{Doing, Who};
 use crate::session::consistency::Replica;
@@ -149,11 +150,7 @@ fn lag(proxy: &Proxy) -> Table {
 fn routes() -> Table {
     let counted = Reason::ALL.iter().zip(Counters::shared().queries);
     let rows = counted.map(|(reason, queries)| {
-        let route = if reason.is_for_replica() {
-            "replica"
-        } else {
-            "primary"
-        };
+        let route = Side::of(*reason).name();
         row![route, reason.name(), queries.total()]
     });
     Table {

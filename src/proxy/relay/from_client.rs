@@ -137,7 +137,7 @@ impl Relay<'_> {
     fn leaves_server(&self) -> bool {
         let session = &self.client.session;
         let is_outdated =
-            self.transactions.is_some() && !session.roams() && !session.has_heeded_schema();
+            self.place.is_replica() && !session.roams() && !session.has_heeded_schema();
         !session.is_failed() && (is_outdated || (self.belongs_elsewhere)(self.client.batch))
     }
 
@@ -172,8 +172,9 @@ impl Relay<'_> {
         }
         let client = &mut self.client;
         client.session.note(client.batch);
-        client.session.note_place(client.batch, self.transactions);
-        if self.ledger.is_some() && client.batch.executes && !client.batch.only_explains() {
+        let transactions = self.place.transactions();
+        client.session.note_place(client.batch, transactions);
+        if !self.place.is_replica() && client.batch.executes && !client.batch.only_explains() {
             // What has run on the primary is not to be committed before the pipeline ends.
             self.belongs_elsewhere = |_| false;
         }
