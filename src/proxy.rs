@@ -48,7 +48,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 
-use self::handshake::{Admitted, Welcome};
+use self::handshake::{Admitted, Entry, Login};
 use self::ordinary::{Listening, Next, UnderWay};
 use self::refusal::Refusal;
 use self::relay::Begun;
@@ -97,24 +97,36 @@ pub enum Order {
 pub async fn serve(guest: Registered, stream: Stream, seat: Seat) {
     let (proxy, peer) = (guest.proxy.clone(), stream.peer());
     let admitted = handshake::shake_hands(&proxy, stream, &guest.handle).await;
-    if let Some(Admitted::Session(welcome)) = admitted {
-        guest.handle.introduce(welcome.who());
-        let client = Box::new(Client::new(*welcome, guest, seat));
-        if proxy.draining.load(Ordering::SeqCst) {
-            // Those that were asked to stop were the clients before it, perhaps.
-            client.registered.handle.ask_to_stop();
+    let Some(Admitted {
+        stream,
+        inbox,
+        entry,
+    }) = admitted
+    else {
+        return;
+    };
+    match entry {
+        Entry::Session(login) => {
+            guest.handle.introduce(login.who(&stream));
+            let client = Box::new(Client::new(*login, stream, inbox, guest, seat));
+            if proxy.draining.load(Ordering::SeqCst) {
+                // Those that were asked to stop were the clients before it, perhaps.
+                client.registered.handle.ask_to_stop();
+            }
+            let PoolKey { user, database } = &client.key;
+            let tls = client.stream.tls().map(|tls| tls.parameters());
+            let pid = client.registered.handle.pid;
+            tracing::debug!(%peer, user, database, tls, pid, "client logged in");
+            tokio::spawn(stay(client));
         }
-        let PoolKey { user, database } = &client.key;
-        let tls = client.stream.tls().map(|tls| tls.parameters());
-        let pid = client.registered.handle.pid;
-        tracing::debug!(%peer, user, database, tls, pid, "client logged in");
-        tokio::spawn(stay(client));
-    } else if let Some(Admitted::Replication(stream, inbox, upstream)) = admitted {
-        guest.handle.introduce(upstream.who(&stream));
-        upstream.pass(stream, inbox, &guest.handle).await;
-    } else if let Some(Admitted::Console(entrance)) = admitted {
-        tracing::debug!(%peer, user = %entrance.key.user, pid = guest.handle.pid, "console opened");
-        Box::pin(console::serve(*entrance, guest, seat)).await;
+        Entry::Replication(upstream) => {
+            guest.handle.introduce(upstream.who(&stream));
+            upstream.pass(stream, inbox, &guest.handle).await;
+        }
+        Entry::Console(login) => {
+            tracing::debug!(%peer, user = %login.key.user, pid = guest.handle.pid, "console opened");
+            Box::pin(console::serve(*login, stream, inbox, guest, seat)).await;
+        }
     }
 }
 
@@ -234,10 +246,16 @@ struct Client {
 }
 
 impl Client {
-    fn new(welcome: Welcome, registered: Registered, seat: Seat) -> Client {
-        let PoolKey { database, user } = &welcome.key;
-        let scope = format!("{}\0{database}\0{user}", welcome.cluster.name);
-        let (mut settings, params) = (welcome.settings, welcome.params);
+    fn new(
+        login: Login,
+        stream: Stream,
+        inbox: BytesMut,
+        registered: Registered,
+        seat: Seat,
+    ) -> Client {
+        let PoolKey { database, user } = &login.key;
+        let scope = format!("{}\0{database}\0{user}", login.cluster.name);
+        let (mut settings, params) = (login.settings, login.params);
         let token = settings.take_token();
         let mut session = Session::new(
             registered.proxy.shared.load_full(),
@@ -245,33 +263,33 @@ impl Client {
             settings,
             params,
         );
-        let config = welcome.cluster.topology().config.clone();
+        let config = login.cluster.topology().config.clone();
         let raises = config.consistency.primary_reads_raise_floor;
         session.floors.set_ignore_primary_reads(!raises);
-        let last_write = welcome.cluster.last_write_mark();
+        let last_write = login.cluster.last_write_mark();
         session.floors.begin(last_write);
-        session.set_schema(welcome.cluster.schema(database));
-        session.set_system(welcome.cluster.clock.system().clone());
+        session.set_schema(login.cluster.schema(database));
+        session.set_system(login.cluster.clock.system().clone());
         if let Some(token) = token {
             session.receive_token(&token);
         }
-        let base = Base::of(&config, &welcome.cluster.name, &welcome.key);
+        let base = Base::of(&config, &login.cluster.name, &login.key);
         if needs_samples(base.level) {
             // Its first read may be soon, and who only writes does not ask.
-            welcome.cluster.want_replicas_after(last_write.moment);
+            login.cluster.want_replicas_after(last_write.moment);
         }
-        let catalog = welcome.cluster.catalog(database, user, &welcome.credential);
+        let catalog = login.cluster.catalog(database, user, &login.credential);
         session.set_catalog(catalog.known.clone());
         Client {
             registered,
             seat,
-            topology: welcome.cluster.watched_topology(),
-            cluster: welcome.cluster,
+            topology: login.cluster.watched_topology(),
+            cluster: login.cluster,
             catalog,
-            key: welcome.key,
-            credential: welcome.credential,
-            stream: welcome.stream,
-            inbox: welcome.inbox,
+            key: login.key,
+            credential: login.credential,
+            stream,
+            inbox,
             outbox: BytesMut::new(),
             session,
             batch: Batch::new(),

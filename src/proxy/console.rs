@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use self::command::Command;
 use self::perform::ROUTE;
 use self::table::{Formats, Value};
+use super::handshake::ConsoleLogin;
 use super::refusal::Refusal;
 use super::sessions::{Handle, Who};
 use super::{LAST_WORDS, Proxy, Registered};
@@ -41,16 +42,6 @@ const NAMES_MAX: usize = 100;
 /// How much of an answer is put together before it is sent, in bytes.
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// A client that has logged in to the console.
-pub struct Entrance {
-    pub stream: Stream,
-    pub inbox: BytesMut,
-    pub key: PoolKey,
-    pub credential: Proven,
-    pub right: ConsoleRight,
-    pub application_name: String,
-}
-
 /// What a client of the console is told of the server. Drivers want some of it, and none of them takes the
 /// version for one of PostgreSQL's.
 pub fn params() -> Params {
@@ -69,20 +60,26 @@ pub fn params() -> Params {
 }
 
 /// Serves the client until it has gone.
-pub(super) async fn serve(entrance: Entrance, registered: Registered, seat: Seat) {
+pub(super) async fn serve(
+    login: ConsoleLogin,
+    stream: Stream,
+    inbox: BytesMut,
+    registered: Registered,
+    seat: Seat,
+) {
     let handle = registered.handle.clone();
-    let name = &entrance.application_name;
-    handle.introduce(Who::new(None, &entrance.key, &entrance.stream, name));
+    let name = &login.application_name;
+    handle.introduce(Who::new(None, &login.key, &stream, name));
     let mut console = Console {
         proxy: registered.proxy.clone(),
         handle: handle.clone(),
         place: Some((registered, seat)),
-        stream: entrance.stream,
-        inbox: entrance.inbox,
+        stream,
+        inbox,
         outbox: BytesMut::new(),
-        key: entrance.key,
-        credential: entrance.credential,
-        right: entrance.right,
+        key: login.key,
+        credential: login.credential,
+        right: login.right,
         statements: HashMap::new(),
         portals: HashMap::new(),
         skips: false,

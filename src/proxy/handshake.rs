@@ -18,7 +18,7 @@ use self::encryption::Agreed;
 use self::lookup::LookedUp;
 pub use self::welcomes::Welcomes;
 use super::Proxy;
-use super::console::{self, Entrance};
+use super::console;
 use super::refusal::Refusal;
 use super::replication::{self, Kind, Upstream};
 use super::sessions::{Handle, Who};
@@ -50,10 +50,23 @@ const REQUESTS_MAX: usize = 2;
 /// somebody has to look.
 pub(super) const CONSOLE_CLIENTS: usize = 8;
 
-/// A client that is logged in and has been greeted.
-pub struct Welcome {
+/// A connection that has been let in and greeted, with what its client has said since.
+pub struct Admitted {
     pub stream: Stream,
     pub inbox: BytesMut,
+    pub entry: Entry,
+}
+
+/// What a login has come to.
+pub enum Entry {
+    Session(Box<Login>),
+    Console(Box<ConsoleLogin>),
+    /// A replication connection's other end.
+    Replication(Box<Upstream>),
+}
+
+/// A client that is logged in.
+pub struct Login {
     pub cluster: Arc<Cluster>,
     pub key: PoolKey,
     pub credential: Proven,
@@ -65,20 +78,20 @@ pub struct Welcome {
     pub application_name: String,
 }
 
-impl Welcome {
-    /// Who others see it to be.
-    pub fn who(&self) -> Who {
+impl Login {
+    /// Who others see its client, which has come over `stream`, to be.
+    pub fn who(&self, stream: &Stream) -> Who {
         let cluster = Some(self.cluster.clone());
-        Who::new(cluster, &self.key, &self.stream, &self.application_name)
+        Who::new(cluster, &self.key, stream, &self.application_name)
     }
 }
 
-/// Who has come in.
-pub enum Admitted {
-    Session(Box<Welcome>),
-    Console(Box<Entrance>),
-    /// A replication connection, with what the client has said since, and its other end.
-    Replication(Stream, BytesMut, Box<Upstream>),
+/// A client that is logged in to the console.
+pub struct ConsoleLogin {
+    pub key: PoolKey,
+    pub credential: Proven,
+    pub right: ConsoleRight,
+    pub application_name: String,
 }
 
 /// Brings a connection to its first ReadyForQuery; `None` when it ends before that.
@@ -92,22 +105,9 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
     };
     let refusal = tokio::select! {
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
-            Ok(Ok(Some(Entry::Session(login)))) => {
+            Ok(Ok(Some(entry))) => {
                 let Guest { stream, inbox, .. } = guest;
-                let Login { cluster, key, credential, settings, params, application_name } = login;
-                let welcome = Welcome {
-                    stream, inbox, cluster, key, credential, settings, params, application_name,
-                };
-                return Some(Admitted::Session(Box::new(welcome)));
-            }
-            Ok(Ok(Some(Entry::Console(login)))) => {
-                let Guest { stream, inbox, .. } = guest;
-                let ConsoleLogin { key, credential, right, application_name } = login;
-                let entrance = Entrance { stream, inbox, key, credential, right, application_name };
-                return Some(Admitted::Console(Box::new(entrance)));
-            }
-            Ok(Ok(Some(Entry::Replication(upstream)))) => {
-                return Some(Admitted::Replication(guest.stream, guest.inbox, upstream));
+                return Some(Admitted { stream, inbox, entry });
             }
             Ok(Ok(None)) => None,
             Ok(Err(refusal)) => Some(refusal),
@@ -133,29 +133,6 @@ struct Guest {
     offer: Option<Arc<Offer>>,
     /// Who it has said to be.
     user: Option<String>,
-}
-
-/// What a login has come to.
-enum Entry {
-    Session(Login),
-    Console(ConsoleLogin),
-    Replication(Box<Upstream>),
-}
-
-struct Login {
-    cluster: Arc<Cluster>,
-    key: PoolKey,
-    credential: Proven,
-    settings: Settings,
-    params: Params,
-    application_name: String,
-}
-
-struct ConsoleLogin {
-    key: PoolKey,
-    credential: Proven,
-    right: ConsoleRight,
-    application_name: String,
 }
 
 impl Guest {
@@ -433,7 +410,7 @@ impl Authenticated<'_> {
             params: params.clone(),
             application_name: application_name(parameters),
         };
-        Ok((Entry::Session(login), params))
+        Ok((Entry::Session(Box::new(login)), params))
     }
 
     /// The same into the console, if it is admitted where so many places are.
@@ -461,7 +438,7 @@ impl Authenticated<'_> {
             right,
             application_name: application_name(parameters),
         };
-        Ok((Entry::Console(login), console::params()))
+        Ok((Entry::Console(Box::new(login)), console::params()))
     }
 }
 

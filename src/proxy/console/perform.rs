@@ -16,7 +16,7 @@ use crate::cluster::node::Node;
 use crate::cluster::pool::PoolKey;
 use crate::config::ConsoleRight;
 use crate::net::stream::Stream;
-use crate::proxy::handshake::Welcome;
+use crate::proxy::handshake::Login;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::{Client, Order, Proxy};
 use crate::session::settings::Settings;
@@ -200,9 +200,7 @@ impl Console {
         let Some((registered, seat)) = self.place.take() else {
             return Err(Refusal::going_down());
         };
-        let welcome = Welcome {
-            stream: Stream::Closed,
-            inbox: BytesMut::new(),
+        let login = Login {
             cluster,
             key,
             credential,
@@ -210,7 +208,8 @@ impl Console {
             params,
             application_name: String::new(),
         };
-        let mut client = Box::new(Client::new(welcome, registered, seat));
+        let (stream, inbox) = (Stream::Closed, BytesMut::new());
+        let mut client = Box::new(Client::new(login, stream, inbox, registered, seat));
         let lines = match client.session.check_question(sql) {
             Ok(()) => {
                 client.hear_of_catalog().await;
