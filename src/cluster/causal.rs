@@ -1,15 +1,18 @@
-//! Owns: what the sessions of each causal key must see, on this proxy. Never: forgets a key's floor
+//! Owns: what the sessions of each causal key must see, on this proxy, and which others are told of it. Never: forgets a key's floor
 //! without a floor in its place that is no lower.
 
 pub mod store;
 
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 use lru::LruCache;
 
+use self::store::Store;
+use super::Cluster;
+use crate::config::Config;
 use crate::session::consistency::{Clock, Mark, Tick};
 
 /// A key of one database, as it is remembered. Two that have one number share a floor, which is then
@@ -119,6 +122,66 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 impl Default for Keys {
     fn default() -> Keys {
         Keys::new()
+    }
+}
+
+impl Cluster {
+    /// A session of this key has been acknowledged something: what it wrote, or only what it read on the
+    /// primary. Other proxies are told of what is written.
+    pub fn note_key(&self, database: &str, key: &str, wrote: bool) {
+        let (id, now) = (self.keys.id(database, key), self.clock.now());
+        self.keys.raise(id, now);
+        if wrote && let Some(store) = &*self.store.load() {
+            store.raise(id, database, key, now);
+            self.want_sample(now);
+        }
+    }
+
+    /// The like, of a session whose key is not known.
+    pub fn note_all_keys(&self, wrote: bool) {
+        let now = self.clock.now();
+        self.keys.raise_all(now);
+        if wrote && let Some(store) = &*self.store.load() {
+            store.raise_all(now);
+            self.want_sample(now);
+        }
+    }
+
+    /// What sessions of this key must see by what this proxy knows; and where it has to be asked what
+    /// others know.
+    pub fn key_floor(&self, database: &str, key: &str) -> (Mark, Option<Arc<Store>>) {
+        let id = self.keys.id(database, key);
+        (self.keys.floor(id, &self.clock), self.store.load_full())
+    }
+
+    /// Shares causal keys as this configuration says.
+    pub(super) fn share_keys(self: &Arc<Self>, config: &Config) {
+        let wanted = config.consistency.redis.as_ref();
+        let staleness = config.staleness_max();
+        let known = self.store.load_full();
+        match (&known, wanted) {
+            (None, None) => return,
+            (Some(known), Some(wanted)) if known.is_as(wanted, staleness) => return,
+            _ => {}
+        }
+        let opened = wanted
+            .map(|wanted| Store::open(wanted, staleness, known.as_deref()))
+            .transpose();
+        match opened {
+            Ok(opened) => {
+                if let Some(store) = &opened {
+                    tokio::spawn(store::keep(self.clone(), store.clone()));
+                }
+                self.store.store(opened);
+                if let Some(known) = known {
+                    known.close();
+                }
+            }
+            // The configuration has been checked; what is here stays.
+            Err(error) => {
+                tracing::error!(cluster = %self.name, %error, "causal keys can't be shared")
+            }
+        }
     }
 }
 

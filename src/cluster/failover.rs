@@ -4,25 +4,11 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::Cluster;
 use super::node::{Loss, Node, Role};
-use super::{Cluster, Topology};
+use super::topology::Topology;
 use crate::session::consistency::{Incarnation, NodeId, Replica};
 use crate::telemetry;
-
-impl Topology {
-    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
-    /// and nobody is known to have taken its place.
-    pub fn may_hold(&self, node: NodeId) -> bool {
-        let primary = self.primary.as_ref().map(|primary| primary.id());
-        let current = primary.or(self.last_primary);
-        !self.split_brain && current.is_none_or(|current| current == node)
-    }
-
-    /// Whether what is of this timeline is of a newer history than the primary's.
-    pub fn is_behind(&self, timeline: u32) -> bool {
-        timeline > self.timeline.max(self.given_up)
-    }
-}
 
 impl Cluster {
     /// Decides again who is the primary.
@@ -55,7 +41,6 @@ impl Cluster {
             (None, Some(lost)) => tracing::warn!(%cluster, node = %lost.name, "primary lost"),
             (None, None) => {}
         }
-        let (nodes, config) = (old.nodes.clone(), old.config.clone());
         let last_primary = id(&primary).or(old.last_primary);
         let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
         let given_up = match timeline < old.timeline {
@@ -63,15 +48,13 @@ impl Cluster {
             false => old.given_up,
         };
         let topology = Topology {
-            nodes,
-            system: old.system,
             primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
             timeline,
             given_up,
-            config,
             split_brain,
+            ..Topology::clone(&old)
         };
         self.topology.store(Arc::new(topology));
         drop(update);

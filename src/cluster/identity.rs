@@ -3,8 +3,9 @@
 
 use std::sync::{Arc, PoisonError};
 
+use super::Cluster;
 use super::node::Node;
-use super::{Cluster, Topology};
+use super::topology::Topology;
 
 /// What one node has to say of the cluster's system.
 #[derive(Clone, Copy, Debug)]
@@ -101,15 +102,8 @@ impl Cluster {
         }
         self.catalogs.outdate();
         Topology {
-            nodes: old.nodes.clone(),
             system,
-            primary: None,
-            primary_meetings: 0,
-            last_primary: None,
-            timeline: 0,
-            given_up: 0,
-            config: old.config.clone(),
-            split_brain: false,
+            ..Topology::new(old.nodes.clone(), old.config.clone())
         }
     }
 

@@ -4,8 +4,10 @@ use std::pin::pin;
 use std::task::{Context, Waker};
 
 use super::failover::elect;
+use super::node::Role;
 use super::pool::NO_FAVOURITE;
 use super::*;
+use crate::session::consistency::{Lsn, NodeId};
 use crate::session::settings::Settings;
 
 /// Of nodes at these addresses.
@@ -38,17 +40,7 @@ fn rivals(lives: [u64; 2]) -> Topology {
         meet_writable(&node, life, 1);
         node
     });
-    Topology {
-        nodes: nodes.collect(),
-        system: 0,
-        primary: None,
-        primary_meetings: 0,
-        last_primary: None,
-        timeline: 0,
-        given_up: 0,
-        config: config.clone(),
-        split_brain: false,
-    }
+    Topology::new(nodes.collect(), config.clone())
 }
 
 /// A cluster whose nodes nobody probes.

@@ -34,7 +34,7 @@ pub enum Refusal {
     NoPrimary {
         cluster: String,
         waited_ms: u128,
-        /// See [`Topology::dispute`](crate::cluster::Topology::dispute).
+        /// See [`Topology::dispute`](crate::cluster::topology::Topology::dispute).
         dispute: Option<String>,
     },
     #[error("no replica of cluster \"{cluster}\" may serve this read: {reason}")]

@@ -1,0 +1,83 @@
+//! Owns: what everybody sees of a cluster at one time, which is read without a lock. Never: changes; another one takes
+//! its place.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::Cluster;
+use super::node::Node;
+use crate::config::Config;
+use crate::session::consistency::{NodeId, Replica};
+
+/// What everybody sees of a cluster at one time.
+#[derive(Clone)]
+pub struct Topology {
+    pub nodes: Vec<Arc<Node>>,
+    /// The identifier of the system that the cluster is of; 0 while that is open.
+    pub(super) system: u64,
+    pub primary: Option<Arc<Node>>,
+    /// How often it had been met when this was decided: it may have lost what it told of before.
+    pub(super) primary_meetings: u64,
+    /// Who was the primary last, whether it still is or not.
+    pub(super) last_primary: Option<NodeId>,
+    /// The timeline that one was on; 0 if there was none. And the newest that has been given up: the configuration
+    /// has nobody of it any more.
+    pub(super) timeline: u32,
+    pub(super) given_up: u32,
+    pub config: Arc<Config>,
+    /// Two nodes write on one timeline: neither is the primary.
+    pub(super) split_brain: bool,
+}
+
+/// See [`Cluster::watched_topology`].
+pub type WatchedTopology = arc_swap::Cache<Arc<ArcSwap<Topology>>, Arc<Topology>>;
+
+impl Topology {
+    /// Of a cluster that nothing is known of yet.
+    pub(super) fn new(nodes: Vec<Arc<Node>>, config: Arc<Config>) -> Topology {
+        Topology {
+            nodes,
+            system: 0,
+            primary: None,
+            primary_meetings: 0,
+            last_primary: None,
+            timeline: 0,
+            given_up: 0,
+            config,
+            split_brain: false,
+        }
+    }
+
+    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
+    /// and nobody is known to have taken its place.
+    pub fn may_hold(&self, node: NodeId) -> bool {
+        let primary = self.primary.as_ref().map(|primary| primary.id());
+        let current = primary.or(self.last_primary);
+        !self.split_brain && current.is_none_or(|current| current == node)
+    }
+
+    /// Whether what is of this timeline is of a newer history than the primary's.
+    pub fn is_behind(&self, timeline: u32) -> bool {
+        timeline > self.timeline.max(self.given_up)
+    }
+}
+
+impl Cluster {
+    pub fn topology(&self) -> arc_swap::Guard<Arc<Topology>> {
+        self.topology.load()
+    }
+
+    /// The topology for somebody who looks at it all the time: a look costs nothing but the comparison
+    /// with the one before.
+    pub fn watched_topology(&self) -> WatchedTopology {
+        arc_swap::Cache::new(self.topology.clone())
+    }
+
+    pub fn is_primary(&self, node: &Node) -> bool {
+        self.topology()
+            .primary
+            .as_ref()
+            .is_some_and(|primary| primary.id() == node.id())
+    }
+}
