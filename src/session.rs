@@ -48,9 +48,10 @@ use self::token::Token;
 use self::transaction::Roaming;
 use crate::sql::altered::{self, Altered};
 use crate::sql::cache::Classifier;
-use crate::sql::command::{self, Setting};
+use crate::sql::lexer::clipped;
 use crate::sql::set_config::{self, Changes, Name, Value};
-use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why};
+use crate::sql::setting::{self, Setting};
+use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why, command, prepared};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -553,7 +554,7 @@ impl Session {
                     self.keep_any_key();
                 }
             },
-            Verb::SettingLocal => match text().and_then(|text| command::assignment(text, true)) {
+            Verb::SettingLocal => match text().and_then(|text| setting::assignment(text, true)) {
                 Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
                     self.set_own_local(&assignment);
                 }
@@ -572,13 +573,13 @@ impl Session {
             Verb::DiscardOther => self.pins.look_again(Pin::TemporaryTable),
             Verb::Prepare => {
                 let conforming = self.has_conforming_strings();
-                let names = text().map(|text| command::prepared_names(text, conforming));
+                let names = text().map(|text| prepared::names(text, conforming));
                 for (name, _) in names.unwrap_or_default() {
                     self.pins.found(Pin::PreparedStatement, &name);
                 }
             }
             Verb::Deallocate => {
-                if let Some((name, _)) = text().and_then(command::deallocate) {
+                if let Some((name, _)) = text().and_then(prepared::deallocate) {
                     let known = self.statements.remove(&name).map(|prepared| prepared.id);
                     // Else it is one that PREPARE has made, or a server's own by the server's name.
                     self.pins.drop_prepared(&name);
@@ -740,7 +741,7 @@ impl Session {
 
     /// SET LOCAL of a setting of the proxy's own: the transaction is on the primary, whatever level it
     /// asks for.
-    fn set_own_local(&mut self, assignment: &command::Assignment<'_>) {
+    fn set_own_local(&mut self, assignment: &setting::Assignment<'_>) {
         let value = assignment.value.as_deref().unwrap_or_default();
         let own = Own::named(&assignment.name);
         self.set_locally(own);
@@ -774,7 +775,7 @@ impl Session {
 
     fn set(&mut self, statement: &[u8], server: &mut ServerState) {
         self.keep_key_in_force();
-        let Some(setting) = command::setting(statement) else {
+        let Some(setting) = setting::setting(statement) else {
             self.uncertain = true;
             self.keep_any_key();
             return;
@@ -852,7 +853,7 @@ impl Session {
             Reach::Anything => doubt.extend(None),
             Reach::Itself => {
                 let name = text.and_then(command::created);
-                doubt.extend(name.as_deref().map(command::clipped));
+                doubt.extend(name.as_deref().map(clipped));
             }
         }
     }

@@ -16,9 +16,11 @@ pub mod fingerprint;
 pub mod functions;
 pub mod hint;
 pub mod lexer;
+pub mod prepared;
 mod recent;
 pub mod relations;
 pub mod set_config;
+pub mod setting;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -174,7 +176,7 @@ pub enum Verb {
     Release,
     PrepareTransaction,
     /// SET (SESSION), RESET, SET ROLE, SET SESSION AUTHORIZATION, SET TIME ZONE, SET NAMES,
-    /// SET SESSION CHARACTERISTICS: details by [`command::setting`], since values are not part of
+    /// SET SESSION CHARACTERISTICS: details by [`setting::setting`], since values are not part of
     /// a class.
     Setting,
     /// SET LOCAL, SET CONSTRAINTS and SET TRANSACTION SNAPSHOT: gone with the transaction.
@@ -189,7 +191,7 @@ pub enum Verb {
     /// PREPARE name AS ….
     Prepare,
     Execute,
-    /// DEALLOCATE name: which one by [`command::deallocate`].
+    /// DEALLOCATE name: which one by [`prepared::deallocate`].
     Deallocate,
     DeallocateAll,
     Declare,

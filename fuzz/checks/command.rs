@@ -3,9 +3,11 @@
 use tidegate::session::settings::Settings;
 use tidegate::sql::Verb;
 use tidegate::sql::cache::Classifier;
-use tidegate::sql::command::{Setting, deallocate, explained, setting};
+use tidegate::sql::command::explained;
 use tidegate::sql::functions::Rules;
 use tidegate::sql::lexer::statements;
+use tidegate::sql::prepared::deallocate;
+use tidegate::sql::setting::{Setting, setting};
 
 use super::text::{respelled, solid};
 

@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tidegate::sql::command;
 use tidegate::sql::lexer::{Kind, statements};
+use tidegate::sql::prepared;
 use tidegate::wire::frame::{body, header};
 use tidegate::wire::message::{self, Bind, Parse, Target};
 
@@ -263,7 +263,7 @@ impl Postgres {
                     .iter()
                     .any(|what| is_words(sql, &["discard", what])) => {}
             b"discard" => return Err(("42601", b"syntax error".to_vec())),
-            b"deallocate" => match command::deallocate(sql) {
+            b"deallocate" => match prepared::deallocate(sql) {
                 Some((name, _)) if self.prepared.remove(&*name).is_none() => {
                     return Err(unknown_statement(&name));
                 }

@@ -32,7 +32,7 @@ use crate::net::tls::Offer;
 use crate::session::own;
 use crate::session::server::Params;
 use crate::session::settings::Settings;
-use crate::sql::command::{NAME_MAX, clipped};
+use crate::sql::lexer::{NAME_MAX, clipped};
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};

@@ -8,9 +8,8 @@ use arc_swap::ArcSwapOption;
 
 use super::effects::Effects;
 use crate::sql::catalog::Catalog;
-use crate::sql::command::clipped;
 use crate::sql::functions::Rules;
-use crate::sql::lexer::{Kind, Lexer};
+use crate::sql::lexer::{Kind, Lexer, clipped};
 use crate::sql::{Class, Need, Why};
 
 /// What is known of one database; all of its sessions share it.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::token::{Token, TokenError};
 use crate::config::{DURATION_FORM, Level, Wish};
-use crate::sql::command::{self, Assignment};
 use crate::sql::set_config::{Changes, Name};
+use crate::sql::setting::{self, Assignment};
 use crate::sql::{hint, lexer, set_config};
 
 /// What all of their names begin with.
@@ -129,9 +129,9 @@ impl Wanted {
 /// The value that a statement of one of these forms gives a setting: `SET a.b = 'value'`, or
 /// `SELECT set_config('a.b', 'value', …)`.
 pub fn value(statement: &[u8]) -> Option<String> {
-    match command::assignment(statement, true) {
+    match setting::assignment(statement, true) {
         Some(assignment) => assignment.value,
-        None => command::value_of_set_config(statement),
+        None => setting::value_of_set_config(statement),
     }
 }
 
@@ -165,7 +165,7 @@ pub fn check(sql: &[u8], conforming: bool, system: u64) -> Result<(), Complaint>
     }
     for at in lexer::statements(sql, conforming) {
         let statement = sql.get(at).unwrap_or(&[]);
-        if let Some(assignment) = command::assignment(statement, conforming)
+        if let Some(assignment) = setting::assignment(statement, conforming)
             && assignment.name.starts_with(PREFIX)
         {
             check_assignment(&assignment, system)?;

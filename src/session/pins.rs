@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::statements::key;
-use crate::sql::lexer::{Kind, Lexer};
+use crate::sql::lexer::{Kind, Lexer, clipped};
 use crate::sql::{Pin, PinSet};
 
 /// The longest string that is searched for names, in bytes: three names with their quotes, and more.
@@ -153,8 +153,7 @@ impl Pins {
                 Kind::UnicodeWord | Kind::Broken => true,
                 Kind::String => self.is_named_in(&sql[token.start..token.end]),
                 _ => token.name(sql).is_some_and(|name| {
-                    self.temporary.contains(crate::sql::command::clipped(&name))
-                        || looks_names_up(&name)
+                    self.temporary.contains(clipped(&name)) || looks_names_up(&name)
                 }),
             };
             if may_be {

@@ -12,7 +12,7 @@ use super::statements::Prepared;
 use super::transaction::{Control, Within};
 use super::{Session, own, statements, tracked, transaction};
 use crate::sql::catalog::Catalog;
-use crate::sql::{Class, Need, Pin, Statement, Verb, Why, altered, command, lexer};
+use crate::sql::{Class, Need, Pin, Statement, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
@@ -295,7 +295,7 @@ impl Session {
         if !self.statements.has_named() || !class.may_name_prepared() {
             return Renames::new();
         }
-        command::prepared_names(sql, self.has_conforming_strings())
+        prepared::names(sql, self.has_conforming_strings())
             .into_iter()
             .filter_map(|(name, place)| {
                 let prepared = self.statements.get(&name)?.clone();

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::intern::Interner;
 use super::own::{self, Own, Wanted};
-use crate::sql::{Isolation, Modes, command};
+use crate::sql::{Isolation, Modes, setting};
 
 /// Changed settings, by lower-case name: for each the statement that makes it so.
 ///
@@ -111,7 +111,7 @@ impl Settings {
 
     /// The role that is set, if one is, and if it can be told.
     pub fn role(&self) -> Option<Option<String>> {
-        let role = command::last_value(self.map.get(ROLE)?);
+        let role = setting::last_value(self.map.get(ROLE)?);
         (role.as_deref() != Some("none")).then_some(role)
     }
 

@@ -12,7 +12,7 @@ use lru::LruCache;
 use super::batch::Renames;
 use super::own;
 use crate::sql::Class;
-use crate::sql::command::NAME_MAX;
+use crate::sql::lexer::NAME_MAX;
 use crate::wire::PARSE_BYTES_MAX;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same

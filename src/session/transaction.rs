@@ -15,8 +15,8 @@ use super::say::NO_SQL;
 use super::server::{Expect, Params, ServerState, Text};
 use super::settings::add_literal;
 use crate::config::TransactionReads;
-use crate::sql::command::{self, Setting};
-use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, set_config};
+use crate::sql::setting::{self, Setting};
+use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, set_config};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -504,7 +504,7 @@ impl Session {
                 read_only: None | Some(true),
                 ..
             }) if !self.has_words() => Within::Stays,
-            Verb::Setting | Verb::SettingLocal => match command::setting(sql) {
+            Verb::Setting | Verb::SettingLocal => match setting::setting(sql) {
                 _ if matters_elsewhere(sql) => Within::Leaves,
                 // There is more to it than the session can carry from server to server.
                 Some(Setting::Set { name }) if name == "seed" => Within::Leaves,

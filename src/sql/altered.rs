@@ -1,8 +1,7 @@
 //! Owns: which roles and databases a statement is about that creates, alters or drops some. Never: asks whether there
 //! are such.
 
-use super::command::clipped;
-use super::lexer::{Cursor, Kind};
+use super::lexer::{Cursor, Kind, clipped};
 
 /// Whose new sessions a statement may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]

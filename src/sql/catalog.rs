@@ -10,9 +10,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::command::clipped;
 use super::functions::{self, Rules, Verdict as Ruling};
-use super::lexer::{Kind, Lexer};
+use super::lexer::{Kind, Lexer, clipped};
 use super::{Class, Need, Statement, Verb, Why, relations};
 
 /// Rows that an answer may have. A database of more names is not judged by its catalog.

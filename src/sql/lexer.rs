@@ -6,14 +6,14 @@
 //! Follows `scan.l`. Where versions differ (numbers that run into a word), the token is the shorter
 //! one, so that no keyword can hide at the end of another token.
 
+mod content;
 mod cursor;
 mod split;
 
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-
+pub use content::{NAME_MAX, NESTING_MAX, clipped, mentions, string_content, string_value};
 pub use cursor::Cursor;
 pub use split::{Statements, statements};
 
@@ -402,103 +402,12 @@ impl Token {
     pub fn is(&self, sql: &[u8], word: &str) -> bool {
         self.kind == Kind::Word && self.text(sql).eq_ignore_ascii_case(word.as_bytes())
     }
-
-    /// The name that the token stands for, folded or unquoted as the server does. `None` for what
-    /// is no name, and for `U&"…"`.
-    pub fn name<'a>(&self, sql: &'a [u8]) -> Option<Cow<'a, [u8]>> {
-        let text = self.text(sql);
-        match self.kind {
-            Kind::Word if text.iter().any(u8::is_ascii_uppercase) => {
-                Some(Cow::Owned(text.to_ascii_lowercase()))
-            }
-            Kind::Word => Some(Cow::Borrowed(text)),
-            Kind::QuotedWord => {
-                let inner = &text[1..text.len() - 1];
-                if !inner.contains(&b'"') {
-                    return Some(Cow::Borrowed(inner));
-                }
-                let mut name = Vec::with_capacity(inner.len());
-                let mut bytes = inner.iter();
-                while let Some(&b) = bytes.next() {
-                    name.push(b);
-                    if b == b'"' {
-                        bytes.next();
-                    }
-                }
-                Some(Cow::Owned(name))
-            }
-            _ => None,
-        }
-    }
 }
 
 /// Whether the server refuses `sql` as a whole, under whatever settings, for a string, name or comment
 /// that does not end. What a backslash is in it depends on these.
 pub fn is_unclosed(sql: &[u8]) -> bool {
     !sql.contains(&b'\\') && Lexer::new(sql, true).any(|token| token.kind == Kind::Broken)
-}
-
-/// How deep strings that hold SQL (the body of a DO, and what it executes) are read.
-pub const NESTING_MAX: usize = 4;
-
-/// Whether one of the names in `sql` is `wanted`, as the server folds and clips them, or is written
-/// in a form that this does not read, or deeper than [`NESTING_MAX`]. `nested`: names within strings
-/// count too.
-pub fn mentions(
-    sql: &[u8],
-    conforming: bool,
-    nested: bool,
-    wanted: &mut dyn FnMut(&[u8]) -> bool,
-) -> bool {
-    mentions_within(sql, conforming, nested.then_some(NESTING_MAX), wanted)
-}
-
-/// `nesting`: how much deeper strings are read, if names within them count.
-fn mentions_within(
-    sql: &[u8],
-    conforming: bool,
-    nesting: Option<usize>,
-    wanted: &mut dyn FnMut(&[u8]) -> bool,
-) -> bool {
-    let mut lexer = Lexer::new(sql, conforming);
-    while let Some(token) = lexer.solid() {
-        let found = match (token.kind, nesting) {
-            (Kind::UnicodeWord | Kind::Broken, _) => true,
-            // Whatever its quotes are, they are no part of a name. What is nested deeper is found
-            // too, as quotes within are taken for those of another string.
-            (Kind::String, Some(nesting)) => {
-                let inner = string_content(token.text(sql));
-                let deeper = nesting.checked_sub(1);
-                !inner.is_empty()
-                    && (deeper.is_none() || mentions_within(inner, conforming, deeper, wanted))
-            }
-            _ => token
-                .name(sql)
-                .is_some_and(|name| wanted(super::command::clipped(&name))),
-        };
-        if found {
-            return true;
-        }
-    }
-    false
-}
-
-/// What is inside a string's quotes, whatever their form; doubled quotes within are left as they
-/// are.
-pub fn string_content(text: &[u8]) -> &[u8] {
-    let quote = |b: &u8| matches!(b, b'\'' | b'$');
-    let Some(start) = text.iter().position(quote) else {
-        return &[];
-    };
-    let opening = if text.get(start) == Some(&b'$') {
-        let rest = text.get(start + 1..).unwrap_or(&[]);
-        start + 2 + rest.iter().position(|b| *b == b'$').unwrap_or(0)
-    } else {
-        start + 1
-    };
-    let closing = opening - start;
-    text.get(opening..text.len().saturating_sub(closing))
-        .unwrap_or(&[])
 }
 
 /// Where a string goes on after its closing quote: past the next opening quote, if only space with

@@ -3,8 +3,7 @@
 //! Owns: which names its calls give. Never: decides a class; a text that calls it is a write, and
 //! this tells the session what to look at afterwards.
 
-use super::command::string_value;
-use super::lexer::{Cursor, Kind, NESTING_MAX, Token, string_content};
+use super::lexer::{Cursor, Kind, NESTING_MAX, Token, string_content, string_value};
 
 /// What the calls of one text change beyond their transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -82,6 +82,13 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Whether nothing follows but semicolons.
+    pub fn is_over(&self) -> bool {
+        let mut ahead = self.clone();
+        while ahead.eat_kind(Kind::Semicolon) {}
+        ahead.peek().is_none()
+    }
+
     /// What is left.
     pub fn rest(&self) -> &'a [u8] {
         let start = self.next.map_or(self.sql.len(), |t| t.start);
