@@ -118,11 +118,6 @@ impl LocalNode {
         self.data_dir().join("standby.signal").exists()
     }
 
-    /// The last lines of the server's log.
-    pub fn log_tail(&self) -> String {
-        self.log_since(0)
-    }
-
     /// Runs a script as the superuser and returns its rows, one per line, columns apart by `|`.
     /// Each statement is a transaction of its own; the first error ends the script.
     pub fn sql(&self, database: &str, sql: &str) -> Result<String, DemoError> {
