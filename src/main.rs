@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tidegate::cluster::catalog;
+use tidegate::cluster::catalog::ask::ask_once;
 use tidegate::config::{Config, LogFormat};
 use tidegate::demo::walk;
 use tidegate::net::tls::Material;
@@ -138,7 +138,7 @@ fn ask(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let asked = runtime.block_on(catalog::ask_once(config, tls, database));
+    let asked = runtime.block_on(ask_once(config, tls, database));
     Ok(asked?)
 }
 
