@@ -4,7 +4,7 @@ use std::thread;
 
 use tidegate::session::effects;
 use tidegate::sql::cache::Classifier;
-use tidegate::sql::functions::{Rules, Verdict};
+use tidegate::sql::functions::{Rules, Safety};
 use tidegate::sql::lexer::{Kind, Token, statements};
 use tidegate::sql::{Class, Need, Verb, Why};
 
@@ -110,7 +110,7 @@ fn calls_nothing_unsafe(sql: &[u8]) {
         if select.is(sql, "select") && open.kind == Kind::Open {
             let name = name(function).and_then(|name| String::from_utf8(name).ok());
             if let Some(name) = name {
-                assert_ne!(rules.verdict(None, &name), Verdict::Unsafe, "{name}");
+                assert_ne!(rules.safety(None, &name), Safety::Unsafe, "{name}");
             }
         }
     }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::functions::{self, Rules, Verdict as Ruling};
+use super::functions::{self, Rules, Safety};
 use super::lexer::{Kind, Lexer, clipped};
 use super::{Class, Need, Statement, Verb, Why, relations};
 
@@ -193,9 +193,9 @@ impl Catalog {
         for written in &class.functions {
             let (schema, name) = parts(written);
             match self.function(schema.as_deref(), &name, rules) {
-                Ruling::Safe => {}
-                Ruling::Unsafe => return (Verdict::UnsafeFunction, Some(written.to_string())),
-                Ruling::Unknown => unknown = Some(written.to_string()),
+                Safety::Safe => {}
+                Safety::Unsafe => return (Verdict::UnsafeFunction, Some(written.to_string())),
+                Safety::Unknown => unknown = Some(written.to_string()),
             }
         }
         for written in &class.relations {
@@ -218,30 +218,30 @@ impl Catalog {
         let (schema, name) = parts(written);
         let schema = schema.as_deref();
         match rules.ruling(schema, &name) {
-            Ruling::Safe => return "listed as safe",
-            Ruling::Unsafe => return "listed as unsafe",
-            Ruling::Unknown => {}
+            Safety::Safe => return "listed as safe",
+            Safety::Unsafe => return "listed as unsafe",
+            Safety::Unknown => {}
         }
         let built_in = functions::builtin(schema, &name);
         let found = catalog.map_or(built_in, |known| known.function(schema, &name, rules));
         match (found, built_in) {
-            (Ruling::Safe, Ruling::Safe) => "built in, safe",
-            (Ruling::Unsafe, Ruling::Unsafe) => "built in, unsafe",
-            (Ruling::Unsafe, Ruling::Safe) => "built in, but hidden by an unsafe one",
-            (Ruling::Safe, _) => "safe",
-            (Ruling::Unsafe, _) => "unsafe",
-            (Ruling::Unknown, _) => "unknown",
+            (Safety::Safe, Safety::Safe) => "built in, safe",
+            (Safety::Unsafe, Safety::Unsafe) => "built in, unsafe",
+            (Safety::Unsafe, Safety::Safe) => "built in, but hidden by an unsafe one",
+            (Safety::Safe, _) => "safe",
+            (Safety::Unsafe, _) => "unsafe",
+            (Safety::Unknown, _) => "unknown",
         }
     }
 
-    fn function(&self, schema: Option<&str>, name: &str, rules: &Rules) -> Ruling {
+    fn function(&self, schema: Option<&str>, name: &str, rules: &Rules) -> Safety {
         match rules.ruling(schema, name) {
-            Ruling::Unknown => {}
+            Safety::Unknown => {}
             ruling => return ruling,
         }
         let built_in = functions::builtin(schema, name);
-        if built_in == Ruling::Unsafe {
-            return Ruling::Unsafe;
+        if built_in == Safety::Unsafe {
+            return Safety::Unsafe;
         }
         let known = self.contents.functions.get(name);
         let mut found = built_in;
@@ -249,8 +249,8 @@ impl Catalog {
             // An unqualified name may be that of any schema.
             if schema.is_none_or(|schema| *schema == **in_schema) {
                 match safe {
-                    true => found = Ruling::Safe,
-                    false => return Ruling::Unsafe,
+                    true => found = Safety::Safe,
+                    false => return Safety::Unsafe,
                 }
             }
         }
@@ -264,7 +264,7 @@ impl Catalog {
         let is_own = |written: &str| {
             let (schema, name) = parts(written);
             let hides = |known: &Contents| known.functions.contains_key(&*name);
-            functions::builtin(schema.as_deref(), &name) != Ruling::Safe
+            functions::builtin(schema.as_deref(), &name) != Safety::Safe
                 || schema.is_none() && contents.is_some_and(hides)
         };
         let is_late = |written: &str, known: &Contents| {

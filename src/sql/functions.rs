@@ -35,32 +35,32 @@ impl Rules {
     }
 }
 
-/// What is known of a function.
+/// Whether reads may call a function, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Safety {
     Safe,
     Unsafe,
     Unknown,
 }
 
 impl Rules {
-    /// The verdict on `name`, called with `schema` if one was written.
-    pub fn verdict(&self, schema: Option<&str>, name: &str) -> Verdict {
+    /// That of `name`, called with `schema` if one was written.
+    pub fn safety(&self, schema: Option<&str>, name: &str) -> Safety {
         match self.ruling(schema, name) {
-            Verdict::Unknown => builtin(schema, name),
+            Safety::Unknown => builtin(schema, name),
             ruling => ruling,
         }
     }
 
     /// What the configuration alone says of it.
-    pub fn ruling(&self, schema: Option<&str>, name: &str) -> Verdict {
+    pub fn ruling(&self, schema: Option<&str>, name: &str) -> Safety {
         if self.r#unsafe.iter().any(|p| names(p, schema, name, true)) {
-            return Verdict::Unsafe;
+            return Safety::Unsafe;
         }
         if self.safe.iter().any(|p| names(p, schema, name, false)) {
-            return Verdict::Safe;
+            return Safety::Safe;
         }
-        Verdict::Unknown
+        Safety::Unknown
     }
 }
 
@@ -70,11 +70,11 @@ pub fn known() -> (impl Iterator<Item = &'static str>, &'static [&'static str]) 
     (SAFE.iter().copied(), &UNSAFE)
 }
 
-/// The verdict on a function without any rules.
-pub fn builtin(schema: Option<&str>, name: &str) -> Verdict {
+/// The safety of a function without any rules.
+pub fn builtin(schema: Option<&str>, name: &str) -> Safety {
     let built_in = schema.is_none_or(|s| s == "pg_catalog");
     if built_in && SAFE.contains(name) {
-        return Verdict::Safe;
+        return Safety::Safe;
     }
     // The server keeps these prefixes for itself and its extensions: one that is not listed reads
     // or changes something that a standby does not share, in this version or the next.
@@ -83,9 +83,9 @@ pub fn builtin(schema: Option<&str>, name: &str) -> Verdict {
         || PREFIXES.iter().any(|p| name.starts_with(p))
         || UNSAFE.contains(&name);
     if server {
-        Verdict::Unsafe
+        Safety::Unsafe
     } else {
-        Verdict::Unknown
+        Safety::Unknown
     }
 }
 
@@ -241,23 +241,23 @@ mod tests {
     fn built_in_functions_are_known() {
         let none = Rules::default();
         for (schema, name, expected) in [
-            (None, "lower", Verdict::Safe),
-            (Some("pg_catalog"), "lower", Verdict::Safe),
-            (Some("app"), "lower", Verdict::Unknown),
-            (None, "my_report", Verdict::Unknown),
-            (None, "nextval", Verdict::Unsafe),
-            (Some("app"), "nextval", Verdict::Unsafe),
-            (None, "pg_advisory_xact_lock", Verdict::Unsafe),
-            (None, "pg_function_of_the_future", Verdict::Unsafe),
-            (Some("pg_catalog"), "of_the_future", Verdict::Unsafe),
-            (Some("pg_temp_3"), "f", Verdict::Unsafe),
-            (None, "txid_current", Verdict::Unsafe),
-            (None, "lo_get", Verdict::Unsafe),
-            (None, "query_to_xml", Verdict::Unsafe),
-            (None, "generate_series", Verdict::Safe),
-            (None, "", Verdict::Unknown),
+            (None, "lower", Safety::Safe),
+            (Some("pg_catalog"), "lower", Safety::Safe),
+            (Some("app"), "lower", Safety::Unknown),
+            (None, "my_report", Safety::Unknown),
+            (None, "nextval", Safety::Unsafe),
+            (Some("app"), "nextval", Safety::Unsafe),
+            (None, "pg_advisory_xact_lock", Safety::Unsafe),
+            (None, "pg_function_of_the_future", Safety::Unsafe),
+            (Some("pg_catalog"), "of_the_future", Safety::Unsafe),
+            (Some("pg_temp_3"), "f", Safety::Unsafe),
+            (None, "txid_current", Safety::Unsafe),
+            (None, "lo_get", Safety::Unsafe),
+            (None, "query_to_xml", Safety::Unsafe),
+            (None, "generate_series", Safety::Safe),
+            (None, "", Safety::Unknown),
         ] {
-            assert_eq!(none.verdict(schema, name), expected, "{schema:?}.{name}");
+            assert_eq!(none.safety(schema, name), expected, "{schema:?}.{name}");
         }
     }
 
@@ -281,16 +281,16 @@ mod tests {
             &["legacy_*", "ops.lower"],
         );
         for (schema, name, expected) in [
-            (None, "my_report", Verdict::Safe),
-            (Some("x"), "my_report", Verdict::Safe),
-            (Some("app"), "report", Verdict::Safe),
-            (None, "report", Verdict::Unknown),
-            (None, "legacy_ok", Verdict::Unsafe),
-            (Some("ops"), "lower", Verdict::Unsafe),
-            (None, "lower", Verdict::Unsafe),
-            (Some("pg_catalog"), "lower", Verdict::Safe),
+            (None, "my_report", Safety::Safe),
+            (Some("x"), "my_report", Safety::Safe),
+            (Some("app"), "report", Safety::Safe),
+            (None, "report", Safety::Unknown),
+            (None, "legacy_ok", Safety::Unsafe),
+            (Some("ops"), "lower", Safety::Unsafe),
+            (None, "lower", Safety::Unsafe),
+            (Some("pg_catalog"), "lower", Safety::Safe),
         ] {
-            assert_eq!(rules.verdict(schema, name), expected, "{schema:?}.{name}");
+            assert_eq!(rules.safety(schema, name), expected, "{schema:?}.{name}");
         }
     }
 

@@ -11,7 +11,7 @@ mod words;
 
 use sqlparser::ast::*;
 
-use super::super::functions::{Rules, Verdict};
+use super::super::functions::{Rules, Safety};
 use super::super::relations::{of_sequences, server_local};
 use super::{Why, weight};
 
@@ -393,10 +393,10 @@ impl<'r> Walk<'r> {
         let Some((schema, name)) = qualified(parts) else {
             return self.unknown();
         };
-        match self.rules.verdict(schema, name) {
-            Verdict::Safe => {}
-            Verdict::Unsafe => self.object(Why::UnsafeFunction),
-            Verdict::Unknown => self.object(Why::UnknownFunction),
+        match self.rules.safety(schema, name) {
+            Safety::Safe => {}
+            Safety::Unsafe => self.object(Why::UnsafeFunction),
+            Safety::Unknown => self.object(Why::UnknownFunction),
         }
         self.seen.push(name.into());
         self.functions.push(written(parts));
