@@ -14,6 +14,7 @@ mod identity;
 mod incarnation;
 pub mod keys;
 pub mod lag;
+mod latency;
 mod metrics;
 pub mod node;
 pub mod pauses;
@@ -314,7 +315,7 @@ impl Cluster {
         for node in &self.topology().nodes {
             node.pools
                 .retain(|_, pool| !(pool.reap() && Arc::strong_count(pool) == 1));
-            node.forget_latency();
+            node.latency.forget();
             node.set_loss(self.loss(node));
         }
     }

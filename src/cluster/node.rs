@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use super::latency::Latency;
 use super::metrics::NodeMetrics;
 use super::pauses::Pauses;
 use super::pool::{Pool, PoolKey};
@@ -64,8 +65,8 @@ pub struct Node {
     in_flight: AtomicU32,
     /// Connections that are passed through to it: they are of no pool.
     passages: AtomicU32,
-    /// A moving average of how long reads take here, in microseconds.
-    latency_us: AtomicU32,
+    /// How long reads have taken here lately.
+    pub latency: Latency,
     clock: Clock,
     pub pools: DashMap<PoolKey, Arc<Pool>>,
     /// A new connection has led to another server than its probe's: that is to see where others lead.
@@ -145,7 +146,7 @@ impl Node {
             as_of: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             passages: AtomicU32::new(0),
-            latency_us: AtomicU32::new(0),
+            latency: Latency::default(),
             clock: Clock::new(),
             pools: DashMap::new(),
             doubted: AtomicBool::new(false),
@@ -458,37 +459,6 @@ impl Node {
     pub fn passages(&self) -> u32 {
         self.passages.load(Ordering::SeqCst)
     }
-
-    /// How long reads have taken here lately.
-    pub fn latency(&self) -> Duration {
-        Duration::from_micros(self.latency_us.load(Ordering::Relaxed).into())
-    }
-
-    /// Every second, a part of what is known of the latency is forgotten: a node that was slow once
-    /// is tried again.
-    pub fn forget_latency(&self) {
-        let old = self.latency_us.load(Ordering::Relaxed);
-        self.latency_us
-            .store(old - old.div_ceil(8), Ordering::Relaxed);
-    }
-
-    /// A read has taken `took` here.
-    pub fn note_latency(&self, took: Duration) {
-        /// The share of the newest value is one in so many.
-        const SMOOTHING: u32 = 16;
-        /// What takes so many times as long as others says more of itself, or of how fast its client reads, than of
-        /// the node.
-        const TIMES_MAX: u32 = 8;
-        /// Below that much, in microseconds, it may be the node all the same.
-        const UNUSUAL: u32 = 50_000;
-        let old = self.latency_us.load(Ordering::Relaxed);
-        let most = old.saturating_mul(TIMES_MAX).max(UNUSUAL);
-        let took = u32::try_from(took.as_micros())
-            .unwrap_or(u32::MAX)
-            .min(most);
-        let new = old - old / SMOOTHING + took / SMOOTHING;
-        self.latency_us.store(new, Ordering::Relaxed);
-    }
 }
 
 impl Replica for Node {
@@ -522,7 +492,7 @@ impl Candidate for Node {
 
     fn load(&self) -> f32 {
         let waiting = self.in_flight() as f32 + 1.0;
-        let latency_ms = self.latency_us.load(Ordering::Relaxed) as f32 / 1000.0;
+        let latency_ms = self.latency.us() as f32 / 1000.0;
         waiting * (1.0 + latency_ms) / self.weight.load(Ordering::Relaxed).max(1) as f32
     }
 
@@ -595,22 +565,6 @@ mod tests {
         assert_eq!((node.role(), node.timeline()), (Role::Primary, 1));
         node.meet(Incarnation(8));
         assert_eq!((node.role(), node.timeline()), (Role::Unknown, 0));
-    }
-
-    #[test]
-    fn one_long_read_says_little_of_a_node() {
-        let node = node();
-        let ms = Duration::from_millis;
-        (0..100).for_each(|_| node.note_latency(ms(1)));
-        assert!(node.latency() < ms(2), "{:?}", node.latency());
-        node.note_latency(Duration::from_secs(600));
-        assert!(node.latency() < ms(5), "{:?}", node.latency());
-        // Soon it is as good as it was.
-        (0..8).for_each(|_| node.forget_latency());
-        assert!(node.latency() < ms(2), "{:?}", node.latency());
-        // But many are told from one.
-        (0..100).for_each(|_| node.note_latency(ms(1000)));
-        assert!(node.latency() > ms(900), "{:?}", node.latency());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! From the file's tables to the typed config: which keys there are, and what must hold among them.
 //! Never invents a default; those belong to the types.
 
+mod auth;
+mod cluster;
 mod tls;
 
 use std::collections::HashSet;
@@ -10,9 +12,9 @@ use toml::de::DeTable;
 use super::error::{ConfigError, Source};
 use super::section::{Keys, Section, Value};
 use super::{
-    Auth, AuthMethod, Cluster, Config, Consistency, Console, Failover, Health, Http, Lag, Level,
-    Listen, Log, LogFormat, Lookup, Monitor, Node, OfferMode, OnNoReplica, Override, Pool,
-    PoolMode, ReadPrimary, Redis, Replication, Routing, TransactionReads, User, Wish,
+    AuthMethod, Cluster, Config, Consistency, Console, Failover, Health, Http, Lag, Level, Listen,
+    Log, LogFormat, OfferMode, OnNoReplica, Override, Pool, PoolMode, ReadPrimary, Redis,
+    Replication, Routing, TransactionReads, Wish,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -22,7 +24,6 @@ const CLIENTS_MAX: i64 = 1_000_000;
 const WORKERS_MAX: i64 = 1024;
 const POOL_SIZE_MAX: i64 = 10_000;
 const PROBE_FAILURES_MAX: i64 = 1000;
-const WEIGHT_MAX: i64 = 1000;
 
 const ROOT: Keys = Keys {
     known: &[
@@ -56,22 +57,6 @@ const LISTEN: Keys = Keys {
 };
 const HTTP: Keys = Keys {
     known: &["address"],
-    later: &[],
-};
-const AUTH: Keys = Keys {
-    known: &[
-        "method",
-        "user",
-        "query_user",
-        "query_password",
-        "query_database",
-        "query",
-        "query_cache",
-    ],
-    later: &[],
-};
-const USER: Keys = Keys {
-    known: &["name", "password", "verifier"],
     later: &[],
 };
 const CONSOLE: Keys = Keys {
@@ -143,28 +128,6 @@ const LOG: Keys = Keys {
     known: &["format", "level", "slow_query"],
     later: &[],
 };
-const CLUSTER: Keys = Keys {
-    known: &[
-        "name",
-        "databases",
-        "monitor",
-        "consistency",
-        "sslmode",
-        "sslrootcert",
-        "sslcert",
-        "sslkey",
-        "node",
-    ],
-    later: &[],
-};
-const MONITOR: Keys = Keys {
-    known: &["user", "password", "database"],
-    later: &[],
-};
-const NODE: Keys = Keys {
-    known: &["name", "address", "zone", "weight"],
-    later: &["tags"],
-};
 
 pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let document = DeTable::parse(source.text)
@@ -175,7 +138,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let config = Config {
         listen: listen(&root.section("listen", &LISTEN)?)?,
         http: http(&root.section("http", &HTTP)?)?,
-        auth: auth(&root.section("auth", &AUTH)?)?,
+        auth: auth::auth(&root.section("auth", &auth::AUTH)?)?,
         console: console(&root.section("console", &CONSOLE)?)?,
         pool: pool(&root.section("pool", &POOL)?)?,
         routing: routing(&root.section("routing", &ROUTING)?)?,
@@ -184,7 +147,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         health: health(&health_section)?,
         failover: failover(&root.section("failover", &FAILOVER)?)?,
         log: log(&root.section("log", &LOG)?)?,
-        clusters: clusters(&root)?,
+        clusters: cluster::clusters(&root)?,
     };
     // An idle cluster is sampled once per interval, so a replica's lag is only known to within one.
     if config.lag.max <= config.health.interval {
@@ -235,7 +198,9 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let shows = tls.is_some_and(|tls| tls.mode >= OfferMode::Require && tls.client_ca.is_some());
     if config.auth.method == AuthMethod::Cert && !shows {
         let message = r#"auth.method = "cert" needs "listen.tls" with a "client_ca" and the mode "require" or above"#;
-        return Err(root.section("auth", &AUTH)?.fault_at("method", message));
+        return Err(root
+            .section("auth", &auth::AUTH)?
+            .fault_at("method", message));
     }
     Ok(config)
 }
@@ -287,81 +252,6 @@ fn http(section: &Section<'_>) -> Result<Http> {
     Ok(Http {
         address: section.get("address", default.address, Value::socket_address_or_none)?,
     })
-}
-
-fn auth(section: &Section<'_>) -> Result<Auth> {
-    const METHODS: &[(&str, AuthMethod)] = &[
-        ("trust", AuthMethod::Trust),
-        ("md5", AuthMethod::Md5),
-        ("scram-sha-256", AuthMethod::ScramSha256),
-        ("cert", AuthMethod::Cert),
-    ];
-    let method = section.get("method", AuthMethod::default(), |v| v.choice(METHODS))?;
-    let mut users: Vec<User> = Vec::new();
-    for section in section.sections("user", &USER)? {
-        let user = user(&section, method)?;
-        if users.iter().any(|other| other.name == user.name) {
-            let message = format!(r#"user "{}" is listed twice"#, user.name);
-            return Err(section.fault_at("name", message));
-        }
-        users.push(user);
-    }
-    let lookup = lookup(section, method)?;
-    Ok(Auth {
-        method,
-        users,
-        lookup,
-    })
-}
-
-fn lookup(section: &Section<'_>, method: AuthMethod) -> Result<Option<Lookup>> {
-    let Some(user) = section.optional("query_user", Value::string)? else {
-        let others = ["query_password", "query_database", "query", "query_cache"];
-        return match others.iter().find(|key| section.has(key)) {
-            None => Ok(None),
-            Some(key) => Err(section.fault_at(
-                key,
-                format!(r#""auth.{key}" is of no use without "auth.query_user""#),
-            )),
-        };
-    };
-    if !matches!(method, AuthMethod::Md5 | AuthMethod::ScramSha256) {
-        let message = r#""auth.query_user" needs auth.method "scram-sha-256" or "md5": it is by a client's login that its servers are logged in to"#;
-        return Err(section.fault_at("query_user", message));
-    }
-    let lookup = Lookup {
-        user,
-        password: section.optional("query_password", Value::secret)?,
-        database: section.get("query_database", Lookup::DATABASE.to_owned(), Value::string)?,
-        query: section.get("query", Lookup::QUERY.to_owned(), Value::string)?,
-        cache: section.get("query_cache", Lookup::CACHE, Value::duration_or_zero)?,
-    };
-    if !lookup.query.contains("$1") {
-        let message = r#""auth.query" must have the user's name as $1, such as "SELECT usename, passwd FROM my_lookup($1)""#;
-        return Err(section.fault_at("query", message));
-    }
-    Ok(Some(lookup))
-}
-
-fn user(section: &Section<'_>, method: AuthMethod) -> Result<User> {
-    let user = User {
-        name: section.required("name", Value::name)?,
-        password: section.optional("password", Value::secret)?,
-        verifier: section.optional("verifier", Value::verifier)?,
-    };
-    let name = &user.name;
-    match (&user.password, &user.verifier) {
-        (Some(_), Some(_)) => Err(section.fault_at(
-            "verifier",
-            format!(r#"user "{name}" has a password and a verifier; keep one of them"#),
-        )),
-        (None, None) if !matches!(method, AuthMethod::Trust | AuthMethod::Cert) => {
-            Err(section.fault(format!(
-                r#"user "{name}" needs a password or a verifier, unless auth.method is "trust" or "cert""#
-            )))
-        }
-        _ => Ok(user),
-    }
 }
 
 fn console(section: &Section<'_>) -> Result<Console> {
@@ -608,103 +498,6 @@ fn log(section: &Section<'_>) -> Result<Log> {
     })
 }
 
-fn clusters(root: &Section<'_>) -> Result<Vec<Cluster>> {
-    let mut clusters: Vec<Cluster> = Vec::new();
-    for section in root.sections("cluster", &CLUSTER)? {
-        let cluster = cluster(&section)?;
-        for other in &clusters {
-            if other.name == cluster.name {
-                let message = format!(r#"cluster "{}" is listed twice"#, cluster.name);
-                return Err(section.fault_at("name", message));
-            }
-            if let Some(both) = cluster
-                .databases
-                .iter()
-                .find(|d| other.databases.contains(d))
-            {
-                let message = format!(
-                    r#"database "{both}" is served by cluster "{}" and by cluster "{}""#,
-                    other.name, cluster.name
-                );
-                return Err(section.fault_at("databases", message));
-            }
-        }
-        clusters.push(cluster);
-    }
-    match clusters.is_empty() {
-        true => Err(root.fault("no cluster: add a [[cluster]] with at least one [[cluster.node]]")),
-        false => Ok(clusters),
-    }
-}
-
-fn cluster(section: &Section<'_>) -> Result<Cluster> {
-    let name = section.required("name", Value::string)?;
-    let databases = section.get("databases", vec!["*".to_owned()], Value::names)?;
-    if databases.is_empty() {
-        let message = r#""cluster.databases" must name a database, or "*" for every one"#;
-        return Err(section.fault_at("databases", message));
-    }
-    if let Some(twice) = first_repeated(&databases) {
-        return Err(section.fault_at(
-            "databases",
-            format!(r#"database "{twice}" is listed twice"#),
-        ));
-    }
-    let monitor = section.optional("monitor", |value| monitor(&value.section(&MONITOR)?))?;
-    let mut nodes: Vec<Node> = Vec::new();
-    for section in section.sections("node", &NODE)? {
-        let node = node(&section)?;
-        for other in &nodes {
-            if (&other.host, other.port) == (&node.host, node.port) {
-                let message = format!(r#"node "{}" is listed twice"#, node.address());
-                return Err(section.fault_at("address", message));
-            }
-            if other.name == node.name {
-                let message = format!(r#"two nodes are named "{}""#, node.name);
-                return Err(section.fault_at("name", message));
-            }
-        }
-        nodes.push(node);
-    }
-    if nodes.is_empty() {
-        let message = format!(r#"cluster "{name}" has no node: add a [[cluster.node]]"#);
-        return Err(section.fault(message));
-    }
-    Ok(Cluster {
-        name,
-        databases,
-        monitor,
-        consistency: section.get("consistency", Wish::NONE, |value| {
-            wish(&value.section(&WISH)?)
-        })?,
-        tls: tls::nodes(section)?,
-        nodes,
-    })
-}
-
-fn monitor(section: &Section<'_>) -> Result<Monitor> {
-    Ok(Monitor {
-        user: section.required("user", Value::string)?,
-        password: section.optional("password", Value::secret)?,
-        database: section.get("database", "postgres".to_owned(), Value::string)?,
-    })
-}
-
-fn node(section: &Section<'_>) -> Result<Node> {
-    let (host, port) = section.required("address", Value::host_and_port)?;
-    let zone = section.optional("zone", Value::string)?;
-    let weight = section.get("weight", 1, |value| value.integer(1..=WEIGHT_MAX))?;
-    let mut node = Node {
-        name: String::new(),
-        host,
-        port,
-        zone,
-        weight,
-    };
-    node.name = section.get("name", node.address(), Value::string)?;
-    Ok(node)
-}
-
 fn first_repeated<T: Eq + std::hash::Hash>(items: &[T]) -> Option<&T> {
     let mut seen = HashSet::new();
     items.iter().find(|item| !seen.insert(*item))
@@ -717,8 +510,8 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
         LISTEN,
         tls::LISTEN_TLS,
         HTTP,
-        AUTH,
-        USER,
+        auth::AUTH,
+        auth::USER,
         CONSOLE,
         POOL,
         ROUTING,
@@ -730,9 +523,9 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
         HEALTH,
         FAILOVER,
         LOG,
-        CLUSTER,
-        MONITOR,
-        NODE,
+        cluster::CLUSTER,
+        cluster::MONITOR,
+        cluster::NODE,
     ];
     tables.into_iter().flat_map(|keys| keys.known).copied()
 }

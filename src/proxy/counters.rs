@@ -50,7 +50,7 @@ impl Client {
             // How quickly it fails says nothing of how quickly it answers.
             if !self.session.has_erred() {
                 let served = if lent == started { took } else { now - lent };
-                placed.server.node().note_latency(served);
+                placed.server.node().latency.note(served);
             }
         } else {
             counters.primary_seconds.record(took);

@@ -83,7 +83,7 @@ fn nodes(proxy: &Proxy) -> Table {
             node.sample_age(),
             node.in_flight(),
             servers,
-            node.latency(),
+            node.latency.get(),
         ]
     });
     Table {
