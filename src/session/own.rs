@@ -146,13 +146,7 @@ pub fn sets_key(changes: &Changes) -> bool {
 
 /// Whether a text may be about one of the settings.
 pub fn is_mentioned(sql: &[u8]) -> bool {
-    mentions(sql, PREFIX.trim_end_matches('.').as_bytes())
-}
-
-/// Whether `word` is anywhere in a text, in whatever case.
-pub fn mentions(sql: &[u8], word: &[u8]) -> bool {
-    sql.windows(word.len())
-        .any(|part| part.eq_ignore_ascii_case(word))
+    lexer::contains(sql, PREFIX.trim_end_matches('.').as_bytes())
 }
 
 /// Looks at every SET and RESET of a text that is about one of the settings.

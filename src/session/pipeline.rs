@@ -564,7 +564,7 @@ impl Session {
         }
         if class.statements.iter().any(|s| s.verb == Verb::Show) {
             batch.shows_own = true;
-            batch.shows_token |= own::mentions(sql, b"token");
+            batch.shows_token |= lexer::contains(sql, b"token");
         }
         if let Err(complaint) = own::check(sql, self.has_conforming_strings(), self.system()) {
             batch.refuse(complaint);

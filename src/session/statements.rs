@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::batch::Renames;
-use super::own;
 use crate::sql::Class;
-use crate::sql::lexer::NAME_MAX;
+use crate::sql::lexer::{self, NAME_MAX};
 use crate::wire::PARSE_BYTES_MAX;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
@@ -123,7 +122,7 @@ pub(super) fn may_name_one(class: &Class, sql: &[u8]) -> bool {
     let words = [&b"execute"[..], b"deallocate"];
     class.statements.len() == 1
         && class.may_name_prepared()
-        && words.iter().any(|word| own::mentions(sql, word))
+        && words.iter().any(|word| lexer::contains(sql, word))
 }
 
 /// All statements of a process. Two sessions that prepare the same text get the same statement, so

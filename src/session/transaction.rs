@@ -16,7 +16,7 @@ use super::server::{Expect, Params, ServerState, Text};
 use super::settings::add_literal;
 use crate::config::TransactionReads;
 use crate::sql::setting::{self, Setting};
-use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, set_config};
+use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, lexer, set_config};
 use crate::wire::encode;
 use crate::wire::message::{self, Status};
 
@@ -542,7 +542,7 @@ impl Session {
     fn is_read_only_shown(&self, sql: &[u8]) -> bool {
         let roaming = self.roaming.as_ref();
         roaming.is_some_and(|roaming| !roaming.read_only)
-            && own::mentions(sql, b"transaction_read_only")
+            && lexer::contains(sql, b"transaction_read_only")
     }
 
     /// What is to be said again of a text that sets something for its transaction by `set_config`, bound to
@@ -571,17 +571,17 @@ fn matters_elsewhere(sql: &[u8]) -> bool {
         b"client_encoding",
         b"names",
     ];
-    own::is_mentioned(sql) || NAMES.iter().any(|name| own::mentions(sql, name))
+    own::is_mentioned(sql) || NAMES.iter().any(|name| lexer::contains(sql, name))
 }
 
 /// Whether a SHOW may show the proxy's own settings, or what differs on a standby.
 fn shows_node(sql: &[u8]) -> bool {
-    own::is_mentioned(sql) || own::mentions(sql, b"all") || own::mentions(sql, b"hot_standby")
+    own::is_mentioned(sql) || lexer::contains(sql, b"all") || lexer::contains(sql, b"hot_standby")
 }
 
 /// Whether another transaction begins with the end of one.
 pub(super) fn chains(sql: &[u8]) -> bool {
-    own::mentions(sql, b"chain")
+    lexer::contains(sql, b"chain")
 }
 
 /// Whether a statement of this kind has to be said again.

@@ -404,6 +404,12 @@ impl Token {
     }
 }
 
+/// Whether `word` is anywhere in a text, in whatever case and as a part of whatever.
+pub fn contains(sql: &[u8], word: &[u8]) -> bool {
+    sql.windows(word.len())
+        .any(|part| part.eq_ignore_ascii_case(word))
+}
+
 /// Whether the server refuses `sql` as a whole, under whatever settings, for a string, name or comment
 /// that does not end. What a backslash is in it depends on these.
 pub fn is_unclosed(sql: &[u8]) -> bool {
