@@ -279,12 +279,7 @@ impl Cluster {
     }
 
     fn follow_pauses(&self) {
-        for pool in self
-            .topology()
-            .nodes
-            .iter()
-            .flat_map(|node| node.pools.iter())
-        {
+        for pool in self.topology().pools() {
             pool.set_paused(self.pauses.has(&pool.key().database));
         }
     }
@@ -292,8 +287,9 @@ impl Cluster {
     /// Servers that are lent while their database is paused, or being opened.
     pub fn active_though_paused(&self) -> usize {
         let topology = self.topology();
-        let pools = topology.nodes.iter().flat_map(|node| node.pools.iter());
-        let paused = pools.filter(|pool| self.pauses.has(&pool.key().database));
+        let paused = topology
+            .pools()
+            .filter(|pool| self.pauses.has(&pool.key().database));
         paused.map(|pool| pool.census().active).sum()
     }
 
@@ -319,23 +315,11 @@ impl Cluster {
             node.set_loss(self.loss(node));
         }
     }
-}
 
-/// See [`Cluster::vacate`].
-pub struct Vacating(tokio::task::JoinHandle<()>);
-
-impl Drop for Vacating {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Cluster {
     /// New servers for these: what is open may be unlike what a new connection would be.
     pub fn renew(&self, whose: impl Fn(&PoolKey) -> bool) {
         let topology = self.topology();
-        let pools = topology.nodes.iter().flat_map(|node| node.pools.iter());
-        let pools = pools.filter(|pool| whose(pool.key()));
+        let pools = topology.pools().filter(|pool| whose(pool.key()));
         pools.for_each(|pool| pool.renew());
     }
 
@@ -361,6 +345,15 @@ impl Cluster {
                 tokio::time::sleep(PAUSE).await;
             }
         }))
+    }
+}
+
+/// See [`Cluster::vacate`].
+pub struct Vacating(tokio::task::JoinHandle<()>);
+
+impl Drop for Vacating {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

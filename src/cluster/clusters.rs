@@ -59,9 +59,7 @@ impl Clusters {
     pub fn pools(&self) -> Vec<Arc<Pool>> {
         let mut pools = Vec::new();
         for cluster in self.list.load().iter() {
-            for node in &cluster.topology().nodes {
-                pools.extend(node.pools.iter().map(|pool| pool.clone()));
-            }
+            pools.extend(cluster.topology().pools().map(|pool| pool.clone()));
         }
         pools
     }

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use dashmap::mapref::multiple::RefMulti;
 
 use super::Cluster;
 use super::node::Node;
+use super::pool::{Pool, PoolKey};
 use crate::config::Config;
 use crate::session::consistency::{NodeId, Replica};
 
@@ -47,6 +49,11 @@ impl Topology {
             config,
             split_brain: false,
         }
+    }
+
+    /// The pools of all nodes.
+    pub(super) fn pools(&self) -> impl Iterator<Item = RefMulti<'_, PoolKey, Arc<Pool>>> {
+        self.nodes.iter().flat_map(|node| node.pools.iter())
     }
 
     /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
