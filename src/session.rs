@@ -24,6 +24,7 @@ pub mod server;
 pub mod settings;
 pub mod statements;
 pub mod token;
+mod tracked;
 pub mod transaction;
 
 #[cfg(test)]
@@ -41,10 +42,11 @@ use self::effects::{Effects, Suspicion};
 use self::own::Own;
 use self::pins::Pins;
 use self::schema::Schema;
-use self::server::{Params, ServerState, Text, Tracked};
+use self::server::{Params, ServerState};
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use self::token::Token;
+use self::tracked::Tracked;
 use self::transaction::Roaming;
 use crate::sql::altered::{self, Altered};
 use crate::sql::cache::Classifier;
@@ -53,7 +55,7 @@ use crate::sql::set_config::{self, Changes, Name, Value};
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why, command, prepared};
 use crate::wire::encode;
-use crate::wire::message::{self, Status};
+use crate::wire::message::Status;
 
 /// The most settings that functions have changed whose names are kept until the server is asked for
 /// them.
@@ -945,71 +947,4 @@ fn database_of(scope: &str) -> &str {
     scope
         .rsplit_once('\0')
         .map_or(scope, |(database, _)| database)
-}
-
-/// What has to be remembered of a text of this class to apply its effects; `None` when it has none.
-/// `text` shares it, and it is kept wherever it may have to be said again if the caller `keeps` it; `values`
-/// are the parameters that it is bound to, as sent.
-fn tracked(
-    class: &Arc<Class>,
-    sql: &[u8],
-    text: impl FnOnce() -> Text,
-    keeps: bool,
-    conforming: bool,
-    values: &[u8],
-) -> Option<Tracked> {
-    let plain =
-        |s: &crate::sql::Statement| s.verb == Verb::Plain && s.pins.is_empty() && !s.sets_config;
-    if class.statements.iter().all(plain) {
-        return None;
-    }
-    let by_text = |s: &crate::sql::Statement| match s.verb {
-        verb if keeps && transaction::is_logged(verb) => true,
-        Verb::SettingLocal => own::is_mentioned(sql),
-        verb => matches!(
-            verb,
-            Verb::Setting
-                | Verb::Prepare
-                | Verb::Deallocate
-                | Verb::Routine
-                | Verb::Role
-                | Verb::Database
-                | Verb::Ddl(Reach::Itself | Reach::Anything)
-        ),
-    };
-    let matters = |s: &crate::sql::Statement| {
-        s.sets_config || matches!(s.verb, Verb::Commit | Verb::Rollback)
-    };
-    let is_said_again = keeps && class.statements.iter().any(matters);
-    let text = (is_said_again || class.statements.iter().any(by_text)).then(text);
-    let by_call = |s: &crate::sql::Statement| s.sets_config || s.verb == Verb::Run;
-    let changes = class.statements.iter().any(by_call).then(|| {
-        let mut changes = set_config::changes(sql, conforming);
-        let bound = |number| str::from_utf8(message::bound_value(values, number)?).ok();
-        let own = changes.own.iter_mut().map(|(name, _)| name);
-        for name in changes.names.iter_mut().chain(own) {
-            if let Name::Parameter(number) = *name
-                && let Some(value) = bound(number)
-            {
-                *name = Name::Literal(value.to_ascii_lowercase().into());
-            }
-        }
-        for value in changes
-            .own
-            .iter_mut()
-            .filter_map(|(_, value)| value.as_mut())
-        {
-            if let Value::Parameter(number) = *value
-                && let Some(bound) = bound(number)
-            {
-                *value = Value::Literal(bound.into());
-            }
-        }
-        Arc::new(changes)
-    });
-    Some(Tracked {
-        class: class.clone(),
-        text,
-        changes,
-    })
 }

@@ -11,10 +11,10 @@ use super::Session;
 use super::batch::Rename;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
-use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState, Tracked};
+use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState};
 use super::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
+use super::tracked::{Tracked, next_statement};
 use crate::sql::Pin;
-use crate::sql::lexer;
 use crate::telemetry;
 use crate::wire::encode::Severity;
 use crate::wire::frame::{HEADER, Header, body, header, run};
@@ -667,15 +667,6 @@ fn next_skipped(server: &mut ServerState) -> Option<Expected> {
     server
         .queue
         .pop_front_if(|expected| !matches!(expected.what, Expect::Sync))
-}
-
-/// The place of the next statement in a text that is kept, after the one that ended at `end`.
-fn next_statement(tracked: Option<&Tracked>, end: usize, conforming: bool) -> Range<usize> {
-    let rest = tracked
-        .and_then(|tracked| tracked.text.as_deref()?.get(end..))
-        .unwrap_or(&[]);
-    let next = lexer::statements(rest, conforming).next();
-    next.map_or(end..end, |at| end + at.start..end + at.end)
 }
 
 /// Whether a server says by a warning that it goes: after a crash of another one, or stopped at once,

@@ -3,7 +3,8 @@
 
 use super::Session;
 use super::batch::{Batch, End, Of, Step};
-use super::server::{Expect, Expected, ServerState, Tracked};
+use super::server::{Expect, Expected, ServerState};
+use super::tracked::Tracked;
 use crate::sql::Verb;
 use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
-use super::server::{Text, Tracked};
 use super::statements::Prepared;
+use super::tracked::{Text, Tracked};
 use super::transaction::{Control, Within};
-use super::{Session, own, statements, tracked, transaction};
+use super::{Session, own, statements, transaction};
 use crate::sql::catalog::Catalog;
 use crate::sql::{Class, Need, Pin, Statement, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -268,7 +268,7 @@ impl Session {
         self.judge(&class, need, sql, batch);
         let text = || Text::Query(sql.into());
         let keeps = self.keeps_words(batch);
-        let tracked = tracked(&class, sql, text, keeps, self.has_conforming_strings(), b"");
+        let tracked = Tracked::of(&class, sql, text, keeps, self.has_conforming_strings(), b"");
         if tracked.is_some() {
             self.look_for_own(&class, sql, batch);
             if class.explains {
@@ -426,11 +426,11 @@ impl Session {
             Of::Named(prepared) => {
                 let text = || spelled.unwrap_or_else(|| Text::Named(prepared.clone()));
                 let (class, sql) = (&prepared.class, &prepared.sql);
-                tracked(class, sql, text, keeps, conforming, values)
+                Tracked::of(class, sql, text, keeps, conforming, values)
             }
             Of::Unnamed(unnamed) => {
                 let text = || spelled.unwrap_or_else(|| Text::Unnamed(unnamed.clone()));
-                tracked(
+                Tracked::of(
                     &unnamed.class,
                     &unnamed.sql,
                     text,

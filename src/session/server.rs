@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
-use std::ops::Deref;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -14,9 +13,9 @@ use super::intern::Interner;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
-use super::statements::{Prepared, Unnamed};
-use crate::sql::set_config::Changes;
-use crate::sql::{Class, Isolation, Pin, Statement, Verb};
+use super::statements::Prepared;
+use super::tracked::Tracked;
+use crate::sql::Isolation;
 use crate::wire::message::Status;
 
 /// The most answers that a server may owe when more of the client's messages are taken. Some of them
@@ -312,73 +311,6 @@ impl Expect {
 
 /// A statement that a session has forgotten by the name its client had given it.
 pub(super) type Forgotten = (Box<[u8]>, Arc<Prepared>);
-
-/// A text whose success changes the session.
-#[derive(Clone, Debug)]
-pub(super) struct Tracked {
-    pub class: Arc<Class>,
-    /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE and of new tables.
-    pub text: Option<Text>,
-    /// The settings that its calls of `set_config` change, if it makes any.
-    pub changes: Option<Arc<Changes>>,
-}
-
-impl Tracked {
-    /// Whether its success changes settings.
-    pub fn sets(&self) -> bool {
-        let sets = |s: &Statement| {
-            let by_verb = [Verb::Setting, Verb::SettingLocal, Verb::DiscardAll];
-            s.sets_config || by_verb.contains(&s.verb)
-        };
-        self.class.statements.iter().any(sets)
-    }
-
-    /// Whether by its success names may come to mean something else.
-    pub fn reshapes(&self) -> bool {
-        let reshapes = |s: &Statement| {
-            matches!(s.verb, Verb::Ddl(_) | Verb::Routine) || s.pins.contains(Pin::TemporaryTable)
-        };
-        self.class.statements.iter().any(reshapes)
-    }
-
-    /// Whether it commits a transaction, or prepares that.
-    pub fn commits(&self) -> bool {
-        let commits = |s: &Statement| matches!(s.verb, Verb::Commit | Verb::PrepareTransaction);
-        self.class.statements.iter().any(commits)
-    }
-
-    /// Whether its success drops prepared statements.
-    pub fn forgets(&self) -> bool {
-        let forgets = |s: &Statement| {
-            matches!(
-                s.verb,
-                Verb::Deallocate | Verb::DeallocateAll | Verb::DiscardAll
-            )
-        };
-        self.class.statements.iter().any(forgets)
-    }
-}
-
-/// A text that may be long, and is executed as often as its client likes: what has it already is
-/// shared.
-#[derive(Clone, Debug)]
-pub(super) enum Text {
-    Query(Arc<[u8]>),
-    Named(Arc<Prepared>),
-    Unnamed(Arc<Unnamed>),
-}
-
-impl Deref for Text {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Text::Query(text) => text,
-            Text::Named(prepared) => &prepared.sql,
-            Text::Unnamed(unnamed) => &unnamed.sql,
-        }
-    }
-}
 
 /// A COPY FROM STDIN under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

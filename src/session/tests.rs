@@ -2,13 +2,17 @@
 
 use std::num::NonZeroUsize;
 
+use bytes::BytesMut;
+
 use super::answers::{Answer, Run, ServerFault, hear_idle};
 use super::batch::{Batch, End};
 use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
+use super::server::ServerState;
 use super::*;
 use crate::sql::functions::Rules;
-use crate::sql::{Isolation, Need, Why};
+use crate::sql::{Isolation, Need, Pin, Why};
 use crate::wire::frame::{body, header};
+use crate::wire::{encode, message};
 
 mod explain;
 mod repair;

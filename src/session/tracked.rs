@@ -1,0 +1,169 @@
+//! Owns: what is remembered of a text until it succeeds, as its success changes the session. Never: changes it;
+//! the session does.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use super::statements::{Prepared, Unnamed};
+use super::{own, transaction};
+use crate::sql::lexer;
+use crate::sql::set_config::{self, Changes, Name, Value};
+use crate::sql::{Class, Pin, Reach, Statement, Verb};
+use crate::wire::message;
+
+/// A text whose success changes the session.
+#[derive(Clone, Debug)]
+pub(super) struct Tracked {
+    pub class: Arc<Class>,
+    /// Kept only where the class does not say it all: values of SET, names in DEALLOCATE and of new tables.
+    pub text: Option<Text>,
+    /// The settings that its calls of `set_config` change, if it makes any.
+    pub changes: Option<Arc<Changes>>,
+}
+
+impl Tracked {
+    /// What has to be remembered of `sql`, which is of this class, to apply its effects; `None` when it has none.
+    /// `text` shares it, and it is kept wherever it may have to be said again if the caller `keeps` it; `values`
+    /// are the parameters that it is bound to, as sent.
+    pub fn of(
+        class: &Arc<Class>,
+        sql: &[u8],
+        text: impl FnOnce() -> Text,
+        keeps: bool,
+        conforming: bool,
+        values: &[u8],
+    ) -> Option<Tracked> {
+        let statements = &class.statements;
+        if !statements.iter().any(has_effects) {
+            return None;
+        }
+        let keeps_text = |s: &Statement| is_told_by_text(s, sql) || keeps && is_said_again(s);
+        let calls = |s: &Statement| s.sets_config || s.verb == Verb::Run;
+        Some(Tracked {
+            class: class.clone(),
+            text: statements.iter().any(keeps_text).then(text),
+            changes: (statements.iter().any(calls))
+                .then(|| Arc::new(changes_with(sql, conforming, values))),
+        })
+    }
+
+    /// Whether its success changes settings.
+    pub fn sets(&self) -> bool {
+        let sets = |s: &Statement| {
+            let by_verb = [Verb::Setting, Verb::SettingLocal, Verb::DiscardAll];
+            s.sets_config || by_verb.contains(&s.verb)
+        };
+        self.class.statements.iter().any(sets)
+    }
+
+    /// Whether by its success names may come to mean something else.
+    pub fn reshapes(&self) -> bool {
+        let reshapes = |s: &Statement| {
+            matches!(s.verb, Verb::Ddl(_) | Verb::Routine) || s.pins.contains(Pin::TemporaryTable)
+        };
+        self.class.statements.iter().any(reshapes)
+    }
+
+    /// Whether it commits a transaction, or prepares that.
+    pub fn commits(&self) -> bool {
+        let commits = |s: &Statement| matches!(s.verb, Verb::Commit | Verb::PrepareTransaction);
+        self.class.statements.iter().any(commits)
+    }
+
+    /// Whether its success drops prepared statements.
+    pub fn forgets(&self) -> bool {
+        let forgets = |s: &Statement| {
+            matches!(
+                s.verb,
+                Verb::Deallocate | Verb::DeallocateAll | Verb::DiscardAll
+            )
+        };
+        self.class.statements.iter().any(forgets)
+    }
+}
+
+/// A text that may be long, and is executed as often as its client likes: what has it already is
+/// shared.
+#[derive(Clone, Debug)]
+pub(super) enum Text {
+    Query(Arc<[u8]>),
+    Named(Arc<Prepared>),
+    Unnamed(Arc<Unnamed>),
+}
+
+impl Deref for Text {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Text::Query(text) => text,
+            Text::Named(prepared) => &prepared.sql,
+            Text::Unnamed(unnamed) => &unnamed.sql,
+        }
+    }
+}
+
+/// Whether the success of a statement may change the session.
+fn has_effects(statement: &Statement) -> bool {
+    statement.verb != Verb::Plain || !statement.pins.is_empty() || statement.sets_config
+}
+
+/// Whether what a statement of `sql` does is told by its text, and not by its class alone.
+fn is_told_by_text(statement: &Statement, sql: &[u8]) -> bool {
+    match statement.verb {
+        Verb::SettingLocal => own::is_mentioned(sql),
+        verb => matches!(
+            verb,
+            Verb::Setting
+                | Verb::Prepare
+                | Verb::Deallocate
+                | Verb::Routine
+                | Verb::Role
+                | Verb::Database
+                | Verb::Ddl(Reach::Itself | Reach::Anything)
+        ),
+    }
+}
+
+/// Whether a transaction that is opened elsewhere may need the words of a statement: they are said again, or tell
+/// whether another one begins with its end.
+fn is_said_again(statement: &Statement) -> bool {
+    let ends = matches!(statement.verb, Verb::Commit | Verb::Rollback);
+    statement.sets_config || ends || transaction::is_logged(statement.verb)
+}
+
+/// The settings that the calls in `sql` change, where it is bound to `values`.
+fn changes_with(sql: &[u8], conforming: bool, values: &[u8]) -> Changes {
+    let mut changes = set_config::changes(sql, conforming);
+    let bound = |number| str::from_utf8(message::bound_value(values, number)?).ok();
+    let own = changes.own.iter_mut().map(|(name, _)| name);
+    for name in changes.names.iter_mut().chain(own) {
+        if let Name::Parameter(number) = *name
+            && let Some(value) = bound(number)
+        {
+            *name = Name::Literal(value.to_ascii_lowercase().into());
+        }
+    }
+    let own = changes.own.iter_mut();
+    for value in own.filter_map(|(_, value)| value.as_mut()) {
+        if let Value::Parameter(number) = *value
+            && let Some(bound) = bound(number)
+        {
+            *value = Value::Literal(bound.into());
+        }
+    }
+    changes
+}
+
+/// The place of the next statement in a text that is kept, after the one that ended at `end`.
+pub(super) fn next_statement(
+    tracked: Option<&Tracked>,
+    end: usize,
+    conforming: bool,
+) -> Range<usize> {
+    let rest = tracked
+        .and_then(|tracked| tracked.text.as_deref()?.get(end..))
+        .unwrap_or(&[]);
+    let next = lexer::statements(rest, conforming).next();
+    next.map_or(end..end, |at| end + at.start..end + at.end)
+}
