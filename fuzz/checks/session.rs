@@ -16,11 +16,12 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tidegate::session::answers::{Answer, Run, hear_idle};
 use tidegate::session::batch::{Batch, End};
+use tidegate::session::params::Params;
 use tidegate::session::pipeline::{
     PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned, may_name_statement,
 };
 use tidegate::session::repair::Repairable;
-use tidegate::session::server::{OWED_MAX, Params, ServerState};
+use tidegate::session::server::{OWED_MAX, ServerState};
 use tidegate::session::settings::Settings;
 use tidegate::session::{Session, Shared};
 use tidegate::sql::Need;

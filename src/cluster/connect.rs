@@ -12,7 +12,7 @@ use crate::config::SslMode;
 use crate::net::stream::Stream;
 use crate::net::tls::NodeSide;
 use crate::net::tls::certificate::Certificate;
-use crate::session::server::Params;
+use crate::session::params::Params;
 use crate::wire::frame::{Header, body, header};
 use crate::wire::message::{self, Row, error_field};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode, startup};

@@ -26,7 +26,7 @@ use crate::cluster::pool::PoolKey;
 use crate::config::ConsoleRight;
 use crate::net::buffers;
 use crate::net::stream::Stream;
-use crate::session::server::Params;
+use crate::session::params::Params;
 use crate::wire::cursor::Cursor;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{Header, body, header};

@@ -30,7 +30,7 @@ use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Offer;
 use crate::session::own;
-use crate::session::server::Params;
+use crate::session::params::Params;
 use crate::session::settings::Settings;
 use crate::sql::lexer::{NAME_MAX, clipped};
 use crate::wire::WireError;

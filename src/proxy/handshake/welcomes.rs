@@ -14,7 +14,7 @@ use crate::cluster::node::{Node, Role};
 use crate::cluster::pool::server::Server;
 use crate::cluster::pool::{CheckoutError, Pool, PoolKey};
 use crate::cluster::{self, Cluster};
-use crate::session::server::Params;
+use crate::session::params::Params;
 use crate::session::settings::Settings;
 
 /// What servers report to those who log in with certain settings: remembered for a short while, so
