@@ -23,6 +23,7 @@ pub mod schema;
 pub mod sequences;
 pub mod server;
 pub mod settings;
+mod shown;
 pub mod statements;
 pub mod token;
 mod tracked;
@@ -35,8 +36,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use bytes::BytesMut;
 
 use self::consistency::{Clock, Floors, System};
 use self::effects::{Effects, Suspicion};
@@ -454,49 +453,6 @@ impl Session {
     /// Whether a backslash in a text means itself.
     pub fn has_conforming_strings(&self) -> bool {
         self.shown.has_conforming_strings()
-    }
-
-    /// Tells the client which parameters differ on `server` from what it knows.
-    pub fn show_params(&mut self, server: &ServerState, out: &mut BytesMut) {
-        self.show(&server.params, out);
-    }
-
-    fn show(&mut self, params: &Params, out: &mut BytesMut) {
-        if self.shown.is(params) {
-            return;
-        }
-        for (name, value) in self.shown.changes(params) {
-            encode::parameter_status(out, name, value);
-        }
-        self.shown = params.clone();
-    }
-
-    /// Tells the client that `name` is `value` now.
-    ///
-    /// A RESET takes the server to its own default, where the session's default may be another,
-    /// given at start-up. The server is brought to that before the next batch; the client is told
-    /// the outcome.
-    fn show_param(&mut self, name: &[u8], value: &[u8], server: &ServerState, out: &mut BytesMut) {
-        let at_default = self.settings.agrees(&self.defaults, name)
-            && !self.settings.agrees(&server.settings, name);
-        let own = str::from_utf8(name)
-            .ok()
-            .and_then(|name| self.greeted.get(name));
-        let value = own.filter(|_| at_default).unwrap_or(value);
-        if self.shown.set(name, value) {
-            encode::parameter_status(out, name, value);
-        }
-    }
-
-    /// Tells the client what went back to a value of its start-up that the server does not have.
-    fn show_defaults(&mut self, server: &ServerState, out: &mut BytesMut) {
-        for (name, value) in self.greeted.clone().iter() {
-            let at_default = self.settings.agrees(&self.defaults, name)
-                && !self.settings.agrees(&server.settings, name);
-            if at_default && self.shown.set(name, value) {
-                encode::parameter_status(out, name, value);
-            }
-        }
     }
 
     /// Statement number `index` of `tracked` has succeeded with `tag`; it is `at` this place of the
