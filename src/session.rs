@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod batch;
 pub mod catalog;
+mod causal;
 pub mod consistency;
 pub mod effects;
 pub mod explain;
@@ -37,6 +38,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::causal::CausalKeys;
 use self::consistency::{Clock, Floors, System};
 use self::effects::{Effects, Suspicion};
 use self::own::Own;
@@ -61,10 +63,6 @@ use crate::wire::message::Status;
 /// The most settings that functions have changed whose names are kept until the server is asked for
 /// them.
 const CONFIG_NAMES_MAX: usize = 128;
-
-/// The most causal keys of one transaction or batch that are told apart. With more, what it has written counts for
-/// all.
-const CAUSAL_KEYS_MAX: usize = 32;
 
 /// What all sessions share.
 pub struct Shared {
@@ -173,9 +171,7 @@ struct OwnState {
     /// What is set for the open transaction alone.
     local: Vec<Own>,
     /// Causal keys that have been in force since floors were last raised, beside the one that is.
-    keys: Vec<Arc<str>>,
-    /// Others may have been, which nobody knows.
-    any_key: bool,
+    keys: CausalKeys,
 }
 
 /// The most roles and databases that are told apart of which one transaction has changed new sessions.
@@ -282,27 +278,6 @@ impl Session {
         name
     }
 
-    /// The key whose sessions' writes its reads must have seen.
-    pub fn causal_key(&self) -> Option<&Arc<str>> {
-        self.settings.wanted()?.causal_key.as_ref()
-    }
-
-    /// Whether what is acknowledged now may matter to the sessions of a key.
-    #[inline]
-    pub fn may_have_keys(&self) -> bool {
-        self.own.is_some() || self.settings.wanted().is_some()
-    }
-
-    /// The keys to whose sessions what is acknowledged now matters: any that has been in force while it was
-    /// done, as one acknowledgement may be for what was done before and after a change. `None` if they are
-    /// not all known.
-    pub fn keys(&self) -> Option<impl Iterator<Item = &Arc<str>>> {
-        let own = self.own.as_deref();
-        let before = own.map_or(&[][..], |own| &own.keys);
-        let is_known = own.is_none_or(|own| !own.any_key);
-        is_known.then(|| before.iter().chain(self.causal_key()))
-    }
-
     /// The open transaction is over, and floors have been raised for it.
     pub fn end_local(&mut self) {
         if self.status == Status::Idle
@@ -310,35 +285,7 @@ impl Session {
         {
             own.local.clear();
             own.keys.clear();
-            own.any_key = false;
         }
-    }
-
-    /// What is acknowledged next matters to the sessions of this key as well.
-    fn keep_key(&mut self, key: Arc<str>) {
-        let own = self.own.get_or_insert_default();
-        if own.keys.contains(&key) {
-            return;
-        }
-        match own.keys.len() < CAUSAL_KEYS_MAX {
-            true => own.keys.push(key),
-            false => own.any_key = true,
-        }
-    }
-
-    /// The causal key may be another from now on.
-    fn keep_key_in_force(&mut self) {
-        if let Some(key) = self.causal_key() {
-            self.keep_key(key.clone());
-        }
-    }
-
-    /// The causal key may have been set to something that is not known.
-    fn keep_any_key(&mut self) {
-        self.own.get_or_insert_default().any_key = true;
-        // Of these two the server can be asked whatever it shows.
-        let names = [Own::CausalKey, Own::Token].map(|own| own.name().into());
-        self.note_names(names.iter());
     }
 
     /// Has the session's texts judged by what is known of its database as well.
@@ -640,34 +587,6 @@ impl Session {
         }
     }
 
-    /// What a text makes of the causal key and of what a token asks for, for however long, counts at once: what is
-    /// written next may be acknowledged before the server can be asked.
-    fn note_own(&mut self, changes: &Changes) {
-        if changes.unknown || changes.own_unknown {
-            self.keep_any_key();
-        }
-        for (name, value) in &changes.own {
-            let own = match name {
-                Name::Literal(name) => Own::named(name),
-                Name::Parameter(_) => Some(Own::CausalKey),
-            };
-            self.set_locally(own);
-            match (own, value) {
-                (Some(Own::CausalKey), Some(Value::Literal(key))) => self.keep_value(key),
-                (Some(Own::CausalKey), _) => self.keep_any_key(),
-                (Some(Own::Token), Some(Value::Literal(token))) => self.receive_token(token),
-                _ => {}
-            }
-        }
-    }
-
-    /// The causal key is set to this.
-    fn keep_value(&mut self, value: &str) {
-        if (1..=own::CAUSAL_KEY_BYTES_MAX).contains(&value.len()) {
-            self.keep_key(value.into());
-        }
-    }
-
     /// Functions may have changed the settings of these names.
     fn note_names<'a>(&mut self, names: impl Iterator<Item = &'a Box<str>>) {
         for name in names {
@@ -697,31 +616,6 @@ impl Session {
         if suspicion == Suspicion::UnknownSettings {
             self.pins.touched(Pin::Settings);
         }
-    }
-
-    /// SET LOCAL of a setting of the proxy's own: the transaction is on the primary, whatever level it
-    /// asks for.
-    fn set_own_local(&mut self, assignment: &setting::Assignment<'_>) {
-        let value = assignment.value.as_deref().unwrap_or_default();
-        let own = Own::named(&assignment.name);
-        self.set_locally(own);
-        match own {
-            Some(Own::CausalKey) if assignment.resets => {
-                let wanted = self.defaults.wanted();
-                if let Some(key) = wanted.and_then(|wanted| wanted.causal_key.clone()) {
-                    self.keep_key(key);
-                }
-            }
-            Some(Own::CausalKey) => self.keep_value(value),
-            Some(Own::Token) => self.receive_token(value),
-            _ => {}
-        }
-    }
-
-    /// What the open transaction's server has of this setting is not what the session has.
-    fn set_locally(&mut self, own: Option<Own>) {
-        let local = &mut self.own.get_or_insert_default().local;
-        local.extend(own.filter(|own| !local.contains(own)));
     }
 
     /// A token that has been found to be of this cluster.
