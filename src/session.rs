@@ -8,6 +8,7 @@ pub mod batch;
 pub mod catalog;
 mod causal;
 pub mod consistency;
+mod definitions;
 pub mod effects;
 pub mod explain;
 mod inspection;
@@ -364,15 +365,6 @@ impl Session {
         Some(self.meaning.1.clone())
     }
 
-    /// Whether names may mean what they mean to nobody else: they are of something temporary, or of what the
-    /// open transaction has changed.
-    fn has_tables_of_its_own(&self) -> bool {
-        let temporary = Pin::TemporaryTable;
-        self.reshaped.is_some()
-            || self.pins.contains(temporary)
-            || self.pins.suspects().contains(temporary)
-    }
-
     /// The class of `sql` under the session's string syntax.
     fn classify(&self, sql: &[u8]) -> Arc<Class> {
         self.shared
@@ -445,7 +437,7 @@ impl Session {
                 match tag == b"COMMIT" {
                     true => self.committed(),
                     // What is prepared is changed by COMMIT PREPARED.
-                    false => (self.reshaped, self.redefined) = (None, false),
+                    false => self.forget_definitions(),
                 }
                 if let Some(own) = &mut self.own {
                     own.local.clear();
@@ -560,15 +552,6 @@ impl Session {
     pub fn take_altered(&mut self) -> Vec<Altered> {
         let own = self.own.as_mut();
         own.map_or_else(Vec::new, |own| std::mem::take(&mut own.altered))
-    }
-
-    /// Something has been defined or dropped that may be temporary without saying so: by where names are
-    /// looked for, which is not always known, or by what it is made of.
-    fn look_for_temporary(&mut self) {
-        match self.localised || self.uncertain || self.settings.make_temporary() {
-            true => self.pins.touched(Pin::TemporaryTable),
-            false => self.pins.look_again(Pin::TemporaryTable),
-        }
     }
 
     /// Settings may have been changed by a function: these, as far as that can be told.
@@ -689,41 +672,6 @@ impl Session {
         }
     }
 
-    /// What the transaction has done is done, for all to see.
-    fn committed(&mut self) {
-        if let Some(doubt) = self.reshaped.take() {
-            self.shared.registry.begin_epoch();
-            self.schema.changed();
-            self.did.reshaped = true;
-            self.outdate(*doubt);
-        }
-    }
-
-    /// A definition has succeeded, by this text if that is kept.
-    fn reshape(&mut self, reach: Reach, text: Option<&[u8]>) {
-        let doubt = self.reshaped.get_or_insert_default();
-        match reach {
-            Reach::Nothing => {}
-            Reach::Anything => doubt.extend(None),
-            Reach::Itself => {
-                let name = text.and_then(command::created);
-                doubt.extend(name.as_deref().map(clipped));
-            }
-        }
-    }
-
-    /// A definition has been made; by this text, if that is kept.
-    fn redefine(&mut self, definition: Option<&[u8]>) {
-        self.redefined |= definition.is_none_or(|definition| self.may_redefine(definition));
-    }
-
-    /// Whether by this definition names may come to do something else to sessions.
-    fn may_redefine(&self, definition: &[u8]) -> bool {
-        let conforming = self.has_conforming_strings();
-        let known = self.effects();
-        known.is_none_or(|known| known.may_change_by(definition, conforming))
-    }
-
     /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
     fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
         if tag.starts_with(b"ROLLBACK") {
@@ -742,27 +690,13 @@ impl Session {
         }
     }
 
-    /// What is known of the database may be so no more.
-    #[cold]
-    fn outdate(&mut self, doubt: catalog::Doubt) {
-        let redefined = std::mem::take(&mut self.redefined);
-        if redefined {
-            self.shared.effects.forget(self.schema.database());
-        }
-        if let Some(known) = &self.catalog {
-            // An event trigger may have done more: in any case it is asked again.
-            self.did.outdated = true;
-            known.outdate(doubt, redefined);
-        }
-    }
-
     /// The server is ready for the next batch.
     fn ready(&mut self, status: Status, server: &mut ServerState) {
         if status == Status::Idle {
             if self.failed {
                 // The error undid the batch's own transaction.
                 self.roll_back_settings(server);
-                (self.reshaped, self.redefined) = (None, false);
+                self.forget_definitions();
             }
             if self.reshaped.is_some() {
                 self.committed();
