@@ -27,6 +27,7 @@ pub mod server;
 pub mod settings;
 mod shown;
 pub mod statements;
+mod suspicion;
 pub mod token;
 mod tracked;
 pub mod transaction;
@@ -41,7 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::causal::CausalKeys;
 use self::consistency::{Clock, Floors, System};
-use self::effects::{Effects, Suspicion};
+use self::effects::Effects;
 use self::own::Own;
 use self::params::Params;
 use self::pins::Pins;
@@ -54,16 +55,9 @@ use self::tracked::Tracked;
 use self::transaction::Roaming;
 use crate::sql::altered::{self, Altered};
 use crate::sql::cache::Classifier;
-use crate::sql::lexer::clipped;
-use crate::sql::set_config::{self, Changes, Name, Value};
-use crate::sql::setting::{self, Setting};
-use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why, command, prepared};
-use crate::wire::encode;
+use crate::sql::command::{self, Setting};
+use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why};
 use crate::wire::message::Status;
-
-/// The most settings that functions have changed whose names are kept until the server is asked for
-/// them.
-const CONFIG_NAMES_MAX: usize = 128;
 
 /// What all sessions share.
 pub struct Shared {
@@ -552,53 +546,6 @@ impl Session {
     pub fn take_altered(&mut self) -> Vec<Altered> {
         let own = self.own.as_mut();
         own.map_or_else(Vec::new, |own| std::mem::take(&mut own.altered))
-    }
-
-    /// Settings may have been changed by a function: these, as far as that can be told.
-    fn configured(&mut self, changes: Option<&Changes>, server: &ServerState) {
-        self.remember_settings(server);
-        self.uncertain = true;
-        let Some(Changes { names, unknown, .. }) = changes else {
-            return;
-        };
-        self.note_names(names.iter().filter_map(|name| match name {
-            Name::Literal(name) => Some(name),
-            Name::Parameter(_) => None,
-        }));
-        if *unknown || names.iter().any(|name| matches!(name, Name::Parameter(_))) {
-            self.pins.touched(Pin::Settings);
-        }
-    }
-
-    /// Functions may have changed the settings of these names.
-    fn note_names<'a>(&mut self, names: impl Iterator<Item = &'a Box<str>>) {
-        for name in names {
-            if self.config_names.contains(name) {
-                continue;
-            }
-            if self.config_names.len() >= CONFIG_NAMES_MAX {
-                return self.pins.touched(Pin::Settings);
-            }
-            self.config_names.push(name.clone());
-        }
-    }
-
-    /// Something has run that may have changed the session.
-    fn suspect(&mut self, suspicion: Option<Suspicion>, effects: &Effects) {
-        let Some(suspicion) = suspicion else {
-            return;
-        };
-        self.uncertain = true;
-        self.note_names(effects.settings().iter());
-        self.pins.look_at_all();
-        // What was prepared by a text that nobody has any more.
-        let is_untold = self.pins.contains(Pin::Settings);
-        if suspicion >= Suspicion::CausalKey || is_untold {
-            self.keep_any_key();
-        }
-        if suspicion == Suspicion::UnknownSettings {
-            self.pins.touched(Pin::Settings);
-        }
     }
 
     /// A token that has been found to be of this cluster.

@@ -12,7 +12,7 @@ use super::tracked::{Text, Tracked};
 use super::transaction::{Control, Within};
 use super::{Session, own, statements, transaction};
 use crate::sql::catalog::Catalog;
-use crate::sql::{Class, Need, Pin, Statement, Verb, Why, altered, lexer, prepared};
+use crate::sql::{Class, Need, Pin, Verb, Why, altered, command, lexer};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
@@ -22,11 +22,6 @@ pub const PIPELINE_BYTES_MAX: usize = 256 << 10;
 
 /// A pipeline of more messages than this is sent before its Sync has been seen.
 pub const PIPELINE_MESSAGES_MAX: usize = 32 << 10;
-
-/// How many texts, and how long in bytes, are kept to be judged when it is known what they do to the
-/// session. Of the others the most is assumed that the server can be asked about.
-pub(super) const UNJUDGED_MAX: usize = 64;
-const UNJUDGED_BYTES_MAX: usize = 64 << 10;
 
 /// What the session makes of the bytes it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -568,37 +563,6 @@ impl Session {
         }
         if let Err(complaint) = own::check(sql, self.has_conforming_strings(), self.system()) {
             batch.refuse(complaint);
-        }
-    }
-
-    /// Notes what running this text may do to the session.
-    fn judge(&self, class: &Arc<Class>, need: Need, sql: &[u8], batch: &mut Batch) {
-        let is_new = || self.redefined || batch.redefines;
-        if need == Need::Write || need == Need::Read && is_new() {
-            self.judge_text(class, sql, batch);
-        }
-    }
-
-    pub(super) fn judge_text(&self, class: &Arc<Class>, sql: &[u8], batch: &mut Batch) {
-        batch.reads_sequences |= class.reads_sequences();
-        let redefines = class.statements.iter().any(Statement::defines) && self.may_redefine(sql);
-        // What is known of effects does not know what the open transaction has defined, or the batch will.
-        let is_new = self.redefined || batch.redefines || redefines && class.statements.len() > 1;
-        batch.redefines |= redefines;
-        // By a rollback it is gone again, but not all that it has done.
-        batch.unjudged_more |= is_new;
-        match self.effects().filter(|_| !is_new) {
-            Some(effects) => {
-                let judgement = effects.judge(class, sql, self.has_conforming_strings());
-                batch.suspicion = batch.suspicion.max(judgement.suspicion);
-                batch.reads_unseen |= judgement.reads_sequences;
-            }
-            // One statement is often bound many times.
-            None if batch.unjudged.iter().any(|(_, known)| **known == *sql) => {}
-            None if batch.unjudged.len() < UNJUDGED_MAX && sql.len() <= UNJUDGED_BYTES_MAX => {
-                batch.unjudged.push((class.clone(), sql.into()));
-            }
-            None => batch.unjudged_more = true,
         }
     }
 

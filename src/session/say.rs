@@ -8,9 +8,8 @@ use bytes::BytesMut;
 
 use super::Session;
 use super::batch::{Batch, Of, Rename, Renames, Step};
-use super::effects::{Effects, Suspicion};
 use super::own::{Complaint, Own};
-use super::pipeline::{ClientFault, UNJUDGED_MAX};
+use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::sql::Pin;
@@ -83,55 +82,6 @@ impl Session {
                 out.extend_from_slice(client.get(at.clone()).unwrap_or(&[]));
                 server.expect(Expect::Sync);
             }
-        }
-    }
-
-    /// What the batch may do to the session is looked at when it has run.
-    fn note_suspicion(&mut self, batch: &Batch, server: &ServerState) {
-        // What is said before the answer is heard counts on it, too.
-        self.redefined |= batch.redefines;
-        if batch.suspicion.is_none() && batch.unjudged.is_empty() && !batch.unjudged_more {
-            return;
-        }
-        self.suspected = true;
-        self.remember_settings(server);
-        let mut more = batch.unjudged_more;
-        for (class, sql) in &batch.unjudged {
-            if self.unjudged.len() >= UNJUDGED_MAX {
-                more = true;
-            } else {
-                self.unjudged.push((class.clone(), sql.clone()));
-            }
-        }
-        if more {
-            self.uncertain = true;
-            self.pins.look_at_all();
-        }
-        if more || !batch.unjudged.is_empty() {
-            self.keep_any_key();
-        }
-        self.suspect_by_known(batch.suspicion);
-    }
-
-    /// A function is called by its number, as this message has it.
-    fn note_call(&mut self, message: Option<&[u8]>) {
-        let number = message.and_then(|body| body.first_chunk());
-        match number.map(|number| u32::from_be_bytes(*number)) {
-            Some(SET_CONFIG) => {
-                self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());
-            }
-            // What it does, the server can be asked about.
-            Some(0..BUILT_IN_END) => self.suspect(Some(Suspicion::Some), &Effects::default()),
-            _ => self.suspect_by_known(Some(Suspicion::Some)),
-        }
-    }
-
-    /// What has this suspicion against it may change the settings that effects are known to change.
-    fn suspect_by_known(&mut self, suspicion: Option<Suspicion>) {
-        if let Some(effects) = self.effects() {
-            self.suspect(suspicion, &effects);
-        } else if suspicion.is_some() {
-            self.suspect(Some(Suspicion::UnknownSettings), &Effects::default());
         }
     }
 
@@ -517,11 +467,6 @@ impl Session {
 
 /// What every server refuses to parse; it may come to be read in the server's log.
 pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said here";
-
-/// The numbers of `set_config`, and of whatever is not built in from here on:
-/// <https://www.postgresql.org/docs/current/system-catalog-initial-data.html>
-const SET_CONFIG: u32 = 2078;
-const BUILT_IN_END: u32 = 16384;
 
 /// The formats, values and result formats of a Bind that has none.
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";
