@@ -10,6 +10,7 @@ mod causal;
 pub mod consistency;
 mod definitions;
 pub mod effects;
+mod ending;
 pub mod explain;
 mod inspection;
 pub mod intern;
@@ -273,16 +274,6 @@ impl Session {
         name
     }
 
-    /// The open transaction is over, and floors have been raised for it.
-    pub fn end_local(&mut self) {
-        if self.status == Status::Idle
-            && let Some(own) = &mut self.own
-        {
-            own.local.clear();
-            own.keys.clear();
-        }
-    }
-
     /// Has the session's texts judged by what is known of its database as well.
     pub fn set_catalog(&mut self, known: Arc<catalog::Known>) {
         self.catalog = Some(known);
@@ -324,23 +315,6 @@ impl Session {
             self.did.wrote |= batch.need == Need::Write;
             self.did.read |= batch.shows_data;
         }
-    }
-
-    /// The server was lost with whatever was open on it.
-    pub fn lost_server(&mut self) {
-        // The commit may have succeeded.
-        self.committed();
-        if let Some((session, _)) = self.before.take() {
-            self.settings = session;
-        }
-        self.status = Status::Idle;
-        (self.roaming, self.begun) = (None, None);
-        self.end_local();
-        self.failed = false;
-        self.uncertain = false;
-        self.config_names.clear();
-        self.unjudged.clear();
-        self.portals.clear();
     }
 
     /// Whose prepared statements mean the same as this session's; `None` if nobody's do.
@@ -610,67 +584,6 @@ impl Session {
                 server.settings.reset_all(&Settings::default());
             }
             Setting::Local => {}
-        }
-    }
-
-    fn remember_settings(&mut self, server: &ServerState) {
-        if self.before.is_none() {
-            self.before = Some((self.settings.clone(), server.settings.clone()));
-        }
-    }
-
-    /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
-    fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
-        if tag.starts_with(b"ROLLBACK") {
-            self.roll_back_settings(server);
-        } else {
-            self.before = None;
-        }
-    }
-
-    fn roll_back_settings(&mut self, server: &mut ServerState) {
-        if let Some((session, on_server)) = self.before.take() {
-            self.keep_key_in_force();
-            self.settings = session;
-            server.settings = on_server;
-            self.uncertain = self.suspected;
-        }
-    }
-
-    /// The server is ready for the next batch.
-    fn ready(&mut self, status: Status, server: &mut ServerState) {
-        if status == Status::Idle {
-            if self.failed {
-                // The error undid the batch's own transaction.
-                self.roll_back_settings(server);
-                self.forget_definitions();
-            }
-            if self.reshaped.is_some() {
-                self.committed();
-            }
-            self.before = None;
-            self.localised = false;
-            self.roaming = None;
-            if self.did.wrote {
-                self.has_drawn();
-            }
-            if self.redefined {
-                self.outdate(catalog::Doubt::Anything);
-            }
-            if !self.portals.is_empty() {
-                self.portals.clear();
-            }
-        }
-        self.failed = false;
-        self.suspected = false;
-        self.foretold = None;
-        self.status = status;
-        server.ready(status);
-        if std::mem::take(&mut self.restyled)
-            && let Some(style) = server.params.get("DateStyle")
-            && server.settings.restate(settings::DATE_STYLE, style)
-        {
-            self.settings.restate(settings::DATE_STYLE, style);
         }
     }
 }

@@ -262,9 +262,7 @@ impl Session {
         self.status = Status::Idle;
         encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
         // If it has set anything, that was on a server that it has left, and it has failed since.
-        if let Some((session, _)) = self.before.take() {
-            self.settings = session;
-        }
+        self.undo_settings();
         (self.localised, self.uncertain) = (false, false);
         if let Some(roaming) = self.roaming.take() {
             self.show(&roaming.shown, out);
