@@ -7,6 +7,7 @@ pub mod answers;
 pub mod batch;
 pub mod catalog;
 mod causal;
+mod completion;
 pub mod consistency;
 mod definitions;
 pub mod effects;
@@ -37,7 +38,6 @@ pub mod transaction;
 mod tests;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,16 +48,14 @@ use self::own::Own;
 use self::params::Params;
 use self::pins::Pins;
 use self::schema::Schema;
-use self::server::ServerState;
 use self::settings::Settings;
 use self::statements::{Registry, Statements};
 use self::token::Token;
 use self::tracked::Tracked;
 use self::transaction::Roaming;
-use crate::sql::altered::{self, Altered};
+use crate::sql::altered::Altered;
 use crate::sql::cache::Classifier;
-use crate::sql::command::{self, Setting};
-use crate::sql::{Class, Modes, Need, Pin, Reach, Verb, Why};
+use crate::sql::{Class, Modes, Need, Why};
 use crate::wire::message::Status;
 
 /// What all sessions share.
@@ -169,9 +167,6 @@ struct OwnState {
     /// Causal keys that have been in force since floors were last raised, beside the one that is.
     keys: CausalKeys,
 }
-
-/// The most roles and databases that are told apart of which one transaction has changed new sessions.
-const ALTERED_MAX: usize = 64;
 
 /// What has been done, as far as others' freshness is concerned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -362,228 +357,12 @@ impl Session {
         self.shown.has_conforming_strings()
     }
 
-    /// Statement number `index` of `tracked` has succeeded with `tag`; it is `at` this place of the
-    /// text, if that is kept.
-    fn completed(
-        &mut self,
-        tracked: &Tracked,
-        index: usize,
-        at: Range<usize>,
-        tag: &[u8],
-        server: &mut ServerState,
-    ) {
-        let Some(statement) = tracked.class.statements.get(index) else {
-            return;
-        };
-        for pin in statement.pins.iter() {
-            self.pins.touched(pin);
-        }
-        if let Some(changes) = &tracked.changes {
-            self.note_own(changes);
-        }
-        match tracked.changes.as_deref() {
-            // What it has set is gone with the transaction, as by SET LOCAL.
-            Some(changes) if changes.only_local => self.localised = true,
-            changes if statement.sets_config || statement.verb == Verb::Run => {
-                self.configured(changes, server);
-            }
-            _ => {}
-        }
-        if statement.sets_config && statement.verb == Verb::Prepare {
-            // What it will set, and when, is told by no text.
-            self.pins.touched(Pin::Settings);
-        }
-        let text = || {
-            tracked
-                .text
-                .as_deref()?
-                .get(at.clone())
-                .filter(|text| !text.is_empty())
-        };
-        match statement.verb {
-            Verb::Commit | Verb::Rollback | Verb::PrepareTransaction => {
-                match tag == b"COMMIT" {
-                    true => self.committed(),
-                    // What is prepared is changed by COMMIT PREPARED.
-                    false => self.forget_definitions(),
-                }
-                if let Some(own) = &mut self.own {
-                    own.local.clear();
-                }
-                self.ended_transaction(tag, server);
-            }
-            // What was set since the savepoint is undone, what was set before it is not.
-            Verb::RollbackTo => self.uncertain |= self.before.is_some(),
-            Verb::Setting => match text() {
-                Some(text) => self.set(text, server),
-                None => {
-                    self.uncertain = true;
-                    self.keep_any_key();
-                }
-            },
-            Verb::SettingLocal => match text().and_then(|text| setting::assignment(text, true)) {
-                Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
-                    self.set_own_local(&assignment);
-                }
-                _ => self.localised = true,
-            },
-            Verb::DiscardAll => {
-                self.keep_key_in_force();
-                self.statements.clear_named();
-                self.pins.discard();
-                self.settings = self.defaults.clone();
-                self.went_back = true;
-                server.reset();
-            }
-            Verb::DiscardSequences => self.pins.lift(Pin::Sequence),
-            // It drops no prepared statement.
-            Verb::DiscardOther => self.pins.look_again(Pin::TemporaryTable),
-            Verb::Prepare => {
-                let conforming = self.has_conforming_strings();
-                let names = text().map(|text| prepared::names(text, conforming));
-                for (name, _) in names.unwrap_or_default() {
-                    self.pins.found(Pin::PreparedStatement, &name);
-                }
-            }
-            Verb::Deallocate => {
-                if let Some((name, _)) = text().and_then(prepared::deallocate) {
-                    let known = self.statements.remove(&name).map(|prepared| prepared.id);
-                    // Else it is one that PREPARE has made, or a server's own by the server's name.
-                    self.pins.drop_prepared(&name);
-                    if let Some(id) = known.or_else(|| statements::server_id(&name)) {
-                        server.statements.pop(&id);
-                    }
-                    self.pins.look_again(Pin::PreparedStatement);
-                }
-            }
-            Verb::Ddl(reach) => {
-                // A temporary table is the session's own, and most often new.
-                if !statement.pins.contains(Pin::TemporaryTable) {
-                    self.reshape(reach, text());
-                    if statement.defines() {
-                        self.redefine(text());
-                    }
-                }
-                self.look_for_temporary();
-            }
-            Verb::Role | Verb::Database => self.note_altered(text()),
-            Verb::Close => self.pins.look_again(Pin::HeldCursor),
-            Verb::Unlisten => self.pins.look_again(Pin::Listen),
-            Verb::Routine => {
-                self.reshape(Reach::Anything, None);
-                self.redefine(text());
-                self.look_for_temporary();
-            }
-            Verb::DeallocateAll => {
-                self.statements.clear_named();
-                server.statements.clear();
-                self.pins.drop_all_prepared();
-                self.pins.look_again(Pin::PreparedStatement);
-            }
-            _ => {}
-        }
-        if self.roaming.is_some() {
-            self.log(statement, text());
-        }
-    }
-
-    /// A role or a database has been created, altered or dropped, by this statement if it is known.
-    #[cold]
-    fn note_altered(&mut self, statement: Option<&[u8]>) {
-        let conforming = self.has_conforming_strings();
-        let read = |statement| altered::altered(statement, conforming);
-        let altered = statement.map_or_else(|| vec![Altered::All], read);
-        let altered = altered.into_iter().map(|altered| match altered {
-            Altered::CurrentRole => match self.settings.role() {
-                None => Altered::SessionRole,
-                Some(Some(role)) => Altered::Role(role.into_bytes().into()),
-                Some(None) => Altered::All,
-            },
-            Altered::SessionRole if self.settings.set_session_authorization() => Altered::All,
-            altered => altered,
-        });
-        let altered: Vec<_> = altered.collect();
-        self.did.altered = true;
-        let known = &mut self.own.get_or_insert_default().altered;
-        for altered in altered {
-            if known.len() >= ALTERED_MAX {
-                *known = vec![Altered::All];
-            }
-            if !known.contains(&altered) {
-                known.push(altered);
-            }
-        }
-    }
-
-    /// Whose new sessions have been changed by what has been [done](Did::altered): by roles and databases, where
-    /// `SessionRole` is who has logged in.
-    pub fn take_altered(&mut self) -> Vec<Altered> {
-        let own = self.own.as_mut();
-        own.map_or_else(Vec::new, |own| std::mem::take(&mut own.altered))
-    }
-
     /// A token that has been found to be of this cluster.
     pub fn receive_token(&mut self, text: &str) {
         if let Ok(token) = Token::parse(text)
             && token.system == self.system.get()
         {
             self.floors.receive(token);
-        }
-    }
-
-    fn set(&mut self, statement: &[u8], server: &mut ServerState) {
-        self.keep_key_in_force();
-        let Some(setting) = setting::setting(statement) else {
-            self.uncertain = true;
-            self.keep_any_key();
-            return;
-        };
-        if matches!(setting, Setting::Local) {
-            return;
-        }
-        self.remember_settings(server);
-        if let Setting::Set { name } | Setting::Reset { name } = &setting
-            && *name == settings::ENCODING
-        {
-            // The bytes of the others mean something else from now on: their values are asked for.
-            self.uncertain |= !self.settings.are_ascii();
-        }
-        match setting {
-            // Of random numbers: what comes next depends on all that came since.
-            Setting::Set { name } if name == "seed" => self.pins.touched(Pin::Settings),
-            // What is shown of it is another one each time.
-            Setting::Set { name } if name == Own::Token.name() => {
-                if let Some(value) = own::value(statement) {
-                    self.receive_token(&value);
-                }
-                server.settings.set(&name, statement);
-            }
-            // They are more than is worth carrying from server to server.
-            Setting::Set { name } if !self.settings.have_room(&name, statement) => {
-                self.pins.touched(Pin::Settings);
-            }
-            Setting::Set { name } => {
-                self.settings.set(&name, statement);
-                server.settings.set(&name, statement);
-                self.restyled |= name == settings::DATE_STYLE;
-                // Servers read that by standard_conforming_strings: the value is asked for.
-                self.uncertain |= statement.contains(&b'\\');
-            }
-            Setting::Transactions(modes) => {
-                self.settings.set_transactions(modes);
-                server.settings.set_transactions(modes);
-            }
-            Setting::Reset { name } => {
-                self.went_back = true;
-                self.settings.reset(&name, &self.defaults);
-                server.settings.reset(&name, &Settings::default());
-            }
-            Setting::ResetAll => {
-                self.went_back = true;
-                self.settings.reset_all(&self.defaults);
-                server.settings.reset_all(&Settings::default());
-            }
-            Setting::Local => {}
         }
     }
 }

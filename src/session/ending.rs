@@ -13,16 +13,7 @@ impl Session {
         }
     }
 
-    /// COMMIT or ROLLBACK has answered with `tag`, which says what really happened.
-    pub(super) fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
-        if tag.starts_with(b"ROLLBACK") {
-            self.roll_back_settings(server);
-        } else {
-            self.before = None;
-        }
-    }
-
-    fn roll_back_settings(&mut self, server: &mut ServerState) {
+    pub(super) fn roll_back_settings(&mut self, server: &mut ServerState) {
         if self.before.is_some() {
             self.keep_key_in_force();
         }

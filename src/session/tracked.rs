@@ -1,5 +1,5 @@
 //! Owns: what is remembered of a text until it succeeds, as its success changes the session. Never: changes it;
-//! the session does.
+//! [`completion`](super::completion) does.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
