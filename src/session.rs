@@ -28,6 +28,7 @@ pub mod sequences;
 pub mod server;
 pub mod settings;
 mod shown;
+mod skip;
 pub mod statements;
 mod suspicion;
 pub mod token;

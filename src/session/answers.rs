@@ -1,7 +1,6 @@
 //! Owns: the server's messages: which of them the client sees, and what they change. Never: holds
 //! back or alters a row.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::BytesMut;
@@ -11,7 +10,8 @@ use super::Session;
 use super::batch::Rename;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
-use super::server::{CopyIn, Expect, Expected, NOT_KNOWN, ServerState};
+use super::server::{CopyIn, Expect, Expected, ServerState};
+use super::skip::hide_owed;
 use super::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
 use super::tracked::{Tracked, next_statement};
 use crate::sql::Pin;
@@ -594,79 +594,6 @@ impl Session {
             self.note_own(&changes);
         }
     }
-
-    /// The server skips everything up to the next Sync: none of it has happened.
-    fn skip_to_sync(&mut self, server: &mut ServerState) {
-        self.failed = true;
-        let mut skipped = Skipped::default();
-        let mut owed = Vec::new();
-        while let Some(expected) = next_skipped(server) {
-            skipped.undo(&expected, server);
-            owed.push(expected);
-        }
-        skipped.end(server);
-        // A Query that was skipped too is no end: only a Sync is, and the client has to send it.
-        server.awaits_sync |= !owed.is_empty() && server.queue.is_empty();
-        // The last first: what one message has named, a later one may have closed.
-        for expected in owed.into_iter().rev() {
-            match expected.what {
-                Expect::Parse { name, .. } | Expect::Parsed { name } => {
-                    drop(self.statements.remove(&name));
-                }
-                Expect::ParseUnnamed if !expected.hidden => self.statements.drop_unnamed(),
-                Expect::CloseStatement(Some((name, prepared))) => {
-                    self.statements.insert(&name, prepared);
-                }
-                Expect::ClosePrepared(name) => {
-                    self.pins.found(Pin::PreparedStatement, &name);
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// What a server has been told and has not done, since it skips to the next Sync after an error.
-#[derive(Default)]
-struct Skipped {
-    /// Statements that it has not closed, and those that it has not prepared.
-    kept: Vec<u64>,
-    unmade: HashSet<u64, foldhash::fast::RandomState>,
-}
-
-impl Skipped {
-    fn undo(&mut self, expected: &Expected, server: &mut ServerState) {
-        match &expected.what {
-            Expect::Parse { prepared, .. } => self.unmake(prepared.id, server),
-            Expect::Prepare { id } => self.unmake(*id, server),
-            // What would have replaced or dropped the unnamed statement.
-            Expect::ParseUnnamed
-            | Expect::Query { .. }
-            | Expect::RefusedQuery(_)
-            | Expect::Refused(_) => server.unnamed = Some(NOT_KNOWN),
-            Expect::Close if expected.hidden => server.unnamed = Some(NOT_KNOWN),
-            Expect::Evict { id } if !self.unmade.contains(id) => self.kept.push(*id),
-            _ => {}
-        }
-    }
-
-    fn unmake(&mut self, id: u64, server: &mut ServerState) {
-        server.statements.pop(&id);
-        self.unmade.insert(id);
-    }
-
-    /// There is room for what was kept: only what is unmade can have taken its place.
-    fn end(self, server: &mut ServerState) {
-        for id in self.kept {
-            server.statements.push(id, ());
-        }
-    }
-}
-
-fn next_skipped(server: &mut ServerState) -> Option<Expected> {
-    server
-        .queue
-        .pop_front_if(|expected| !matches!(expected.what, Expect::Sync))
 }
 
 /// Whether a server says by a warning that it goes: after a crash of another one, or stopped at once,
@@ -677,23 +604,6 @@ fn is_goodbye(notice: &[u8]) -> bool {
             message::error_field(notice, b'C'),
             Some(b"57P01" | b"57P02")
         )
-}
-
-/// The client sees nothing of what the server still owes. What an extended batch would have left on
-/// the server is not there.
-fn hide_owed(server: &mut ServerState) {
-    let is_query = |e: &Expected| matches!(e.what, Expect::Query { .. });
-    if !server.queue.front().is_some_and(is_query) {
-        let mut skipped = Skipped::default();
-        while let Some(expected) = next_skipped(server) {
-            skipped.undo(&expected, server);
-        }
-        skipped.end(server);
-    }
-    server
-        .queue
-        .iter_mut()
-        .for_each(|expected| expected.hidden = true);
 }
 
 /// What PostgreSQL says of a statement that returns something else by now.

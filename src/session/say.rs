@@ -12,7 +12,6 @@ use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
-use crate::sql::Pin;
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -130,26 +129,6 @@ impl Session {
     pub fn unplan(&mut self, batch: &mut Batch) {
         self.skip(batch);
         batch.clear();
-    }
-
-    /// After an error the server would skip the batch; so what its planning did is undone, the last
-    /// first.
-    fn skip(&mut self, batch: &Batch) {
-        for step in batch.steps.iter().rev() {
-            match step {
-                Step::Parse { name, .. } => drop(self.statements.remove(name)),
-                Step::ParseUnnamed { .. } => self.statements.drop_unnamed(),
-                Step::CloseStatement {
-                    forgotten: Some((name, prepared)),
-                } => {
-                    self.statements.insert(name, prepared.clone());
-                }
-                Step::ClosePrepared { name, .. } => {
-                    self.pins.found(Pin::PreparedStatement, name);
-                }
-                _ => {}
-            }
-        }
     }
 
     fn say_step(&mut self, step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) {
