@@ -585,8 +585,7 @@ impl Session {
 
     /// A statement has failed. What it has locked by session-level advisory locks stays locked.
     fn outlived(&mut self, failed: Option<&Tracked>) {
-        let locks = |s: &crate::sql::Statement| s.pins.contains(Pin::AdvisoryLock);
-        if failed.is_some_and(|tracked| tracked.class.statements.iter().any(locks)) {
+        if failed.is_some_and(Tracked::locks) {
             self.pins.touched(Pin::AdvisoryLock);
         }
         // It may have committed something before.

@@ -163,24 +163,22 @@ impl ServerState {
 
     /// Whether what it has been told and has not answered may drop prepared statements.
     pub fn may_forget(&self) -> bool {
-        let forgets = |e: &Expected| match &e.what {
-            Expect::Execute(tracked) | Expect::Query { tracked, .. } => {
-                tracked.as_ref().is_some_and(Tracked::forgets)
-            }
-            _ => false,
-        };
-        self.queue.iter().any(forgets)
+        self.owes_tracked(Tracked::forgets)
     }
 
     /// Whether what it has been told and has not answered may end the open transaction for good.
     pub fn may_commit(&self) -> bool {
-        let commits = |e: &Expected| match &e.what {
+        self.owes_tracked(Tracked::commits)
+    }
+
+    /// Whether it owes the answer to a text that is like this.
+    fn owes_tracked(&self, is_it: impl Fn(&Tracked) -> bool + Copy) -> bool {
+        self.queue.iter().any(|e| match &e.what {
             Expect::Execute(tracked) | Expect::Query { tracked, .. } => {
-                tracked.as_ref().is_some_and(Tracked::commits)
+                tracked.as_ref().is_some_and(is_it)
             }
             _ => false,
-        };
-        self.queue.iter().any(commits)
+        })
     }
 
     pub fn copies_in(&self) -> bool {

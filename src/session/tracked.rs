@@ -53,7 +53,7 @@ impl Tracked {
             let by_verb = [Verb::Setting, Verb::SettingLocal, Verb::DiscardAll];
             s.sets_config || by_verb.contains(&s.verb)
         };
-        self.class.statements.iter().any(sets)
+        self.has(sets)
     }
 
     /// Whether by its success names may come to mean something else.
@@ -61,13 +61,13 @@ impl Tracked {
         let reshapes = |s: &Statement| {
             matches!(s.verb, Verb::Ddl(_) | Verb::Routine) || s.pins.contains(Pin::TemporaryTable)
         };
-        self.class.statements.iter().any(reshapes)
+        self.has(reshapes)
     }
 
     /// Whether it commits a transaction, or prepares that.
     pub fn commits(&self) -> bool {
         let commits = |s: &Statement| matches!(s.verb, Verb::Commit | Verb::PrepareTransaction);
-        self.class.statements.iter().any(commits)
+        self.has(commits)
     }
 
     /// Whether its success drops prepared statements.
@@ -78,7 +78,16 @@ impl Tracked {
                 Verb::Deallocate | Verb::DeallocateAll | Verb::DiscardAll
             )
         };
-        self.class.statements.iter().any(forgets)
+        self.has(forgets)
+    }
+
+    /// Whether it may take session-level advisory locks.
+    pub fn locks(&self) -> bool {
+        self.has(|s| s.pins.contains(Pin::AdvisoryLock))
+    }
+
+    fn has(&self, statement: impl Fn(&Statement) -> bool) -> bool {
+        self.class.statements.iter().any(statement)
     }
 }
 
