@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::Session;
 use super::own::{self, Own};
-use crate::sql::command::Assignment;
 use crate::sql::set_config::{Changes, Name, Value};
+use crate::sql::setting::Assignment;
 
 /// The most causal keys of one transaction or batch that are told apart. With more, what it has written counts for
 /// all.

@@ -9,9 +9,9 @@ use super::settings::{self, Settings};
 use super::tracked::Tracked;
 use super::{Session, statements};
 use crate::sql::altered::{self, Altered};
-use crate::sql::command::{self, Setting};
 use crate::sql::set_config::Changes;
-use crate::sql::{Pin, Reach, Statement, Verb};
+use crate::sql::setting::{self, Setting};
+use crate::sql::{Pin, Reach, Statement, Verb, prepared};
 
 /// The most roles and databases that are told apart of which one transaction has changed new sessions.
 const ALTERED_MAX: usize = 64;
@@ -48,7 +48,7 @@ impl Session {
             // What was set since the savepoint is undone, what was set before it is not.
             Verb::RollbackTo => self.uncertain |= self.before.is_some(),
             Verb::Setting => self.set(text(), server),
-            Verb::SettingLocal => match text().and_then(|text| command::assignment(text, true)) {
+            Verb::SettingLocal => match text().and_then(|text| setting::assignment(text, true)) {
                 Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
                     self.set_own_local(&assignment);
                 }
@@ -111,7 +111,7 @@ impl Session {
     /// SET, RESET or SET SESSION CHARACTERISTICS has run.
     fn set(&mut self, statement: Option<&[u8]>, server: &mut ServerState) {
         self.keep_key_in_force();
-        let read = |statement| Some((statement, command::setting(statement)?));
+        let read = |statement| Some((statement, setting::setting(statement)?));
         let Some((statement, setting)) = statement.and_then(read) else {
             self.uncertain = true;
             self.keep_any_key();
@@ -173,7 +173,7 @@ impl Session {
     /// PREPARE has run.
     fn prepared(&mut self, text: Option<&[u8]>) {
         let conforming = self.has_conforming_strings();
-        let names = text.map(|text| command::prepared_names(text, conforming));
+        let names = text.map(|text| prepared::names(text, conforming));
         for (name, _) in names.unwrap_or_default() {
             self.pins.found(Pin::PreparedStatement, &name);
         }
@@ -181,7 +181,7 @@ impl Session {
 
     /// DEALLOCATE has run.
     fn deallocated(&mut self, text: Option<&[u8]>, server: &mut ServerState) {
-        if let Some((name, _)) = text.and_then(command::deallocate) {
+        if let Some((name, _)) = text.and_then(prepared::deallocate) {
             let known = self.statements.remove(&name).map(|prepared| prepared.id);
             // Else it is one that PREPARE has made, or a server's own by the server's name.
             self.pins.drop_prepared(&name);

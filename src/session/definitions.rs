@@ -2,6 +2,7 @@
 //! name means now; [`catalog`](super::catalog) does.
 
 use super::{Session, catalog};
+use crate::sql::lexer::clipped;
 use crate::sql::{Pin, Reach, command};
 
 impl Session {
@@ -13,7 +14,7 @@ impl Session {
             Reach::Anything => doubt.extend(None),
             Reach::Itself => {
                 let name = text.and_then(command::created);
-                doubt.extend(name.as_deref().map(command::clipped));
+                doubt.extend(name.as_deref().map(clipped));
             }
         }
     }

@@ -12,7 +12,7 @@ use super::tracked::{Text, Tracked};
 use super::transaction::{Control, Within};
 use super::{Session, own, statements, transaction};
 use crate::sql::catalog::Catalog;
-use crate::sql::{Class, Need, Pin, Verb, Why, altered, command, lexer};
+use crate::sql::{Class, Need, Pin, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};

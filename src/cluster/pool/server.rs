@@ -230,7 +230,7 @@ mod tests {
     use crate::auth::Proven;
     use crate::cluster::pool::PoolKey;
     use crate::config::Config;
-    use crate::session::server::Params;
+    use crate::session::params::Params;
 
     /// Has this thread be a worker.
     fn work_as(worker: usize) -> Runtime {
