@@ -4,13 +4,15 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::connect::ConnectError;
 use super::pool::Pool;
 use crate::session::consistency::Incarnation;
 
-/// The longest that a node is asked. Who waits for it has waited for a server to fail already.
+/// The longest that a node is asked. Who waits for it has waited for a server to fail already, and may wait for somebody
+/// else's question to end first.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Between the first two questions to one that does not say what it does; twice as long each time.
@@ -27,9 +29,45 @@ pub enum Fate {
     Gone,
 }
 
+/// Asks a node what has become of it once for all who have lost a server there: a crash takes hundreds at a time, and
+/// who recovers from one is not to be asked as often.
+#[derive(Default)]
+pub struct Inquiry {
+    last: Mutex<Option<Finding>>,
+}
+
+struct Finding {
+    began: Instant,
+    life: Incarnation,
+    fate: Fate,
+}
+
+impl Inquiry {
+    /// What is found by `asking`, or by whoever has asked since this was called: who asked before may have been
+    /// answered before the server was lost.
+    async fn share(&self, life: Incarnation, asking: impl Future<Output = Fate>) -> Fate {
+        let lost = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some(found) = &*last
+            && found.life == life
+            && found.began >= lost
+        {
+            return found.fate;
+        }
+        let began = Instant::now();
+        let fate = asking.await;
+        *last = Some(Finding { began, life, fate });
+        fate
+    }
+}
+
 /// What has become of the node of a server that was lost in this life, by a new connection of its pool. A postmaster
 /// that is told to stop, or sees a process crash, refuses these before it ends any process for that.
 pub async fn of_node(pool: &Pool, life: Incarnation) -> Fate {
+    pool.node().inquiry.share(life, ask(pool, life)).await
+}
+
+async fn ask(pool: &Pool, life: Incarnation) -> Fate {
     let until = Instant::now() + PATIENCE;
     let (mut pause, mut is_cut) = (PAUSE, false);
     loop {
@@ -78,8 +116,38 @@ fn told_by(error: &ConnectError) -> Option<Fate> {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::Semaphore;
+    use tokio::task::{JoinSet, yield_now};
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_lost_a_server_at_the_same_time_asks_once() {
+        let (inquiry, life) = (Arc::new(Inquiry::default()), Incarnation(1));
+        let (times, answers) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+        let mut all = JoinSet::new();
+        for _ in 0..100 {
+            let (inquiry, times, answers) = (inquiry.clone(), times.clone(), answers.clone());
+            let asking = async move {
+                times.fetch_add(1, Ordering::Relaxed);
+                answers.acquire().await.expect("open").forget();
+                Fate::Unwell
+            };
+            all.spawn(async move { inquiry.share(life, asking).await });
+        }
+        // The first question is answered when all have lost theirs. It may have been asked too early for the others:
+        // one more is for all of them.
+        yield_now().await;
+        answers.add_permits(2);
+        assert_eq!(all.join_all().await, [Fate::Unwell; 100]);
+        assert_eq!(times.load(Ordering::Relaxed), 2);
+        // What was found before does not count for who loses one now.
+        let lives = async { Fate::Lives };
+        assert_eq!(inquiry.share(life, lives).await, Fate::Lives);
+    }
 
     #[test]
     fn a_refusal_tells_what_a_node_does() {

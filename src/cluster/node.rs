@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
+use super::fate::Inquiry;
 use super::latency::Latency;
 use super::metrics::NodeMetrics;
 use super::pauses::Pauses;
@@ -71,6 +72,7 @@ pub struct Node {
     pub pools: DashMap<PoolKey, Arc<Pool>>,
     /// A new connection has led to another server than its probe's: that is to see where others lead.
     doubted: AtomicBool,
+    pub(super) inquiry: Inquiry,
     /// Wakes the probe: traffic has met an error, or somebody waits for a position.
     pub wake: Notify,
     pub metrics: NodeMetrics,
@@ -150,6 +152,7 @@ impl Node {
             clock: Clock::new(),
             pools: DashMap::new(),
             doubted: AtomicBool::new(false),
+            inquiry: Inquiry::default(),
             wake: Notify::new(),
             metrics: NodeMetrics::default(),
             epoch: Instant::now(),
