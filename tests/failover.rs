@@ -217,7 +217,10 @@ fn a_primary_that_has_been_left_is_not_the_first_that_there_is() {
 fn a_proxy_is_ready_while_it_has_a_node_to_run_anything_on() {
     let cluster = start(1, &[]);
     let (primary, replica) = (cluster.node(0), cluster.node(1));
-    let gateway = with_wide_limits(&cluster);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        wide_limits(config) + "[console]\nadmins = [\"app\"]\n"
+    });
+    let console = Client::open(&gateway, "app", "dbname=tidegate");
     let is = |status: &str, words: &str| {
         let answer = gateway.get("/readyz").expect("an answer");
         answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(words)
@@ -226,10 +229,17 @@ fn a_proxy_is_ready_while_it_has_a_node_to_run_anything_on() {
     wait_for("it to tell of the primary", || {
         is("200", "cluster \"main\" has no primary")
     });
+    let node = replica.address();
+    console.rows(&format!("DRAIN NODE \"{node}\""));
+    let is_unready = || is("503", "no node of cluster \"main\" can be used");
+    assert!(
+        is_unready(),
+        "though the replica is there, it takes nothing"
+    );
+    console.rows(&format!("RESUME NODE \"{node}\""));
+    assert!(is("200", "has no primary"));
     replica.kill();
-    wait_for("it not to be ready", || {
-        is("503", "no node of cluster \"main\" can be used")
-    });
+    wait_for("it not to be ready", is_unready);
     replica.start().expect("started");
     wait_for("it to be ready", || is("200", "has no primary"));
     replica.promote().expect("promoted");

@@ -126,11 +126,9 @@ fn nobody_waits_for_a_replica_that_answers_no_new_connection() {
         reads_on("primary") >= before + f64::from(READS)
     });
     let failed = failed_connects(&gateway) - failed;
+    // At most who logs in, and the first to read.
     assert!(failed > 0.0, "nobody has tried");
-    assert!(
-        failed < f64::from(READS) / 2.0,
-        "{failed} reads have waited"
-    );
+    assert!(failed <= 2.0, "{failed} have waited");
     holder.rows("SELECT 1");
     holder.rows("COMMIT");
     kill(postmaster, Signal::SIGCONT).expect("goes on");

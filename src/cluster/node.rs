@@ -72,6 +72,8 @@ pub struct Node {
     pub pools: DashMap<PoolKey, Arc<Pool>>,
     /// A new connection has led to another server than its probe's: that is to see where others lead.
     doubted: AtomicBool,
+    /// Some pool's new connection has not been answered, and its probe's has not been since.
+    silent: AtomicBool,
     pub(super) inquiry: Inquiry,
     /// Wakes the probe: traffic has met an error, or somebody waits for a position.
     pub wake: Notify,
@@ -152,6 +154,7 @@ impl Node {
             clock: Clock::new(),
             pools: DashMap::new(),
             doubted: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             inquiry: Inquiry::default(),
             wake: Notify::new(),
             metrics: NodeMetrics::default(),
@@ -231,6 +234,25 @@ impl Node {
     /// Its probe sees to that.
     pub fn settle_doubt(&self) {
         self.doubted.store(false, Ordering::SeqCst);
+    }
+
+    /// A new connection of a pool's has not been answered. To be said when the pool knows: its probe sees to the end of it.
+    pub(super) fn note_silence(&self) {
+        if !self.silent.swap(true, Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether its probe is to see if new connections are answered.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::SeqCst)
+    }
+
+    /// A new connection has been answered: pools may open servers again.
+    pub(super) fn end_silence(&self) {
+        if self.silent.swap(false, Ordering::SeqCst) {
+            self.pools.iter().for_each(|pool| pool.end_silence());
+        }
     }
 
     pub fn is_probed(&self) -> bool {

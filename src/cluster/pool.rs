@@ -56,6 +56,9 @@ struct Inner {
     waiters: Waiters<Grant>,
     /// The last server that was to be opened could not be, and none has been since.
     refused: Option<Refused>,
+    /// The last server that was to be opened got no answer. None is opened until the node's probe has seen that new
+    /// connections are answered: each would cost somebody a wait.
+    silent: bool,
     credential: Proven,
     limits: config::Pool,
     closed: bool,
@@ -137,6 +140,7 @@ impl Pool {
             open: 0,
             waiters: Waiters::default(),
             refused: None,
+            silent: false,
             credential,
             limits,
             closed: false,
@@ -184,7 +188,7 @@ impl Pool {
     /// Has the first of those who wait open one more server, if there may be one. `false` if not.
     fn grow(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
-        if inner.open >= inner.limits.size || inner.paused {
+        if inner.open >= inner.limits.size || inner.paused || inner.silent {
             return false;
         }
         let Some(waiter) = inner.waiters.first() else {
@@ -488,14 +492,18 @@ impl Pool {
             ));
         }
         let now = Instant::now();
-        let may_open = inner.open < inner.limits.size;
+        if inner.silent && inner.open == 0 {
+            let limit = inner.limits.connect_timeout;
+            return Err(self.cannot_connect(ConnectError::Timeout(limit)));
+        }
+        let may_open = inner.open < inner.limits.size && !inner.silent;
         let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
         let may_open = match &mut inner.refused {
             Some(refused) if may_open => {
-                let others_may_do = others && refused.is_for_new_ones_alone();
+                let is_full = refused.is_full() && others;
                 // Who waits goes first.
-                let may_try = !(others_may_do && waits) && refused.may_try(now);
-                if !may_try && !others_may_do {
+                let may_try = !(is_full && waits) && refused.may_try(now);
+                if !may_try && !is_full {
                     return Err(self.cannot_connect(refused.error()));
                 }
                 may_try
@@ -515,7 +523,9 @@ impl Pool {
     fn waited_in_vain(&self, waited: Duration) -> CheckoutError {
         let inner = self.lock();
         match &inner.refused {
-            Some(refused) if inner.has_all_it_gets() => self.cannot_connect(refused.error()),
+            Some(refused) if inner.open > 0 && refused.is_full() => {
+                self.cannot_connect(refused.error())
+            }
             _ => CheckoutError::Timeout {
                 node: self.node.name.clone(),
                 waited,
@@ -546,8 +556,8 @@ impl Pool {
 impl Inner {
     /// Whether the node gives no more than there are.
     fn has_all_it_gets(&self) -> bool {
-        let refused = self.refused.as_ref();
-        self.open > 0 && refused.is_some_and(Refused::is_for_new_ones_alone)
+        let is_full = || self.refused.as_ref().is_some_and(Refused::is_full);
+        self.open > 0 && (self.silent || is_full())
     }
 }
 
@@ -607,6 +617,7 @@ impl Drop for Place {
         let mut inner = self.pool.lock();
         while inner.open <= inner.limits.size
             && !inner.paused
+            && !inner.silent
             && !self.is_refused
             && let Some(waiter) = inner.waiters.first()
         {
@@ -620,7 +631,8 @@ impl Drop for Place {
             return;
         }
         inner.open -= 1;
-        if !self.is_refused || inner.open > 0 || inner.paused {
+        let is_given_up = self.is_refused || inner.silent;
+        if !is_given_up || inner.open > 0 || inner.paused {
             return;
         }
         // There is no server that anybody could wait for.

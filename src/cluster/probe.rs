@@ -1,6 +1,7 @@
 //! Owns: watching one node: its role, its life, its position. Never: touches a client's traffic;
 //! what it finds is written where routing reads it.
 
+mod met;
 mod steps;
 mod trouble;
 
@@ -9,16 +10,15 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
+use self::met::{Look, Met};
 use self::steps::Steps;
 use self::trouble::Trouble;
 use super::Cluster;
-use super::connect::{self, ConnectError, Connection, Target};
+use super::connect::{ConnectError, Connection};
 use super::demand::Rest;
-use super::incarnation::incarnation;
 use super::node::{Node, Role};
-use crate::auth::Credential;
 use crate::config::{Config, Monitor};
-use crate::session::consistency::{Incarnation, Lsn, Replica, Tick};
+use crate::session::consistency::{Lsn, Replica, Tick};
 use crate::session::route::Candidate;
 
 /// How long to wait before a node that has failed is asked again, at most.
@@ -26,9 +26,6 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// How often nodes are asked while there is no primary, at most.
 const SEARCH: Duration = Duration::from_millis(100);
-
-/// How often the probe of a node whose name leads now here and now there sees where that is, at most.
-const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the node is, in whichever role it has; how far a primary has flushed; which role that is; and the timeline that
 /// a standby is sent, where that is told. The role comes after the position: a node that is still in recovery then was so
@@ -92,6 +89,8 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
                     node.pools.iter().for_each(|pool| pool.vacate());
                 }
                 trouble.end(&cluster, &node);
+                // It was a new connection, and has been answered.
+                node.end_silence();
                 match probe.run(&cluster, &node).await {
                     Ok(other) => {
                         newer = other;
@@ -163,46 +162,6 @@ impl ProbeError {
     }
 }
 
-/// A new connection to a node, and the life of the server that it has led to.
-struct Met {
-    connection: Connection,
-    life: Incarnation,
-    /// As whom, and by which configuration that is.
-    monitor: Monitor,
-    config: Arc<Config>,
-}
-
-impl Met {
-    async fn by_connecting(cluster: &Cluster, node: &Node) -> Result<Met, ProbeError> {
-        // What others find from now on may be news.
-        node.settle_doubt();
-        let config = cluster.topology().config.clone();
-        let monitor = config.monitor(&cluster.name);
-        let tls = node.tls.load_full();
-        let target = Target {
-            host: &node.host,
-            port: node.port,
-            tls: &tls,
-            database: &monitor.database,
-            user: &monitor.user,
-            credential: monitor.password.clone().map(Credential::Password),
-            application_name: "tidegate monitor",
-        };
-        let limit = config.health.timeout;
-        let mut connection = connect::connect(&target, limit).await?;
-        let life = match timeout(limit, incarnation(&mut connection)).await {
-            Ok(life) => life?,
-            Err(_) => return Err(ProbeError::Timeout(limit)),
-        };
-        Ok(Met {
-            connection,
-            life,
-            monitor,
-            config,
-        })
-    }
-}
-
 /// An open connection that watches a node.
 struct Probe {
     connection: Connection,
@@ -213,8 +172,7 @@ struct Probe {
     segment: u64,
     /// It has WAIT FOR LSN (PostgreSQL 19).
     can_wait: bool,
-    /// When it was last seen where new connections lead.
-    met: Instant,
+    look: Look,
     last_start: Instant,
     steps: Steps,
     /// Polls since the position last changed, while somebody waits for it.
@@ -252,7 +210,7 @@ impl Probe {
             block: 0,
             segment: 0,
             can_wait: false,
-            met: Instant::now(),
+            look: Look::default(),
             last_start: Instant::now(),
             steps: Steps::new(),
             stalled: 0,
@@ -291,7 +249,11 @@ impl Probe {
 
     /// Samples as often as somebody needs it, and at the heartbeat otherwise, until the node
     /// leaves, or somebody else is to ask: over the connection that is returned, if any.
-    async fn run(&mut self, cluster: &Cluster, node: &Node) -> Result<Option<Met>, ProbeError> {
+    async fn run(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        node: &Arc<Node>,
+    ) -> Result<Option<Met>, ProbeError> {
         while !node.is_leaving() {
             refuse_stranger(cluster, node)?;
             let config = cluster.topology().config.clone();
@@ -301,7 +263,7 @@ impl Probe {
                 }
                 self.config = config.clone();
             }
-            if let Some(other) = self.look_elsewhere(cluster, node).await {
+            if let Some(other) = self.look.other(cluster, node).await {
                 tracing::info!(cluster = %cluster.name, node = %node.name, "node's name leads to another server now");
                 return Ok(Some(other));
             }
@@ -316,17 +278,6 @@ impl Probe {
             self.sample(cluster, node, &config).await?;
         }
         Ok(None)
-    }
-
-    /// Sees where new connections lead, if others have been led to another server: one to that, if this is. Where none
-    /// can be made, or it leads here, this one is as good as it was.
-    async fn look_elsewhere(&mut self, cluster: &Cluster, node: &Node) -> Option<Met> {
-        if !node.is_doubted() || self.met.elapsed() < DOUBT_PAUSE {
-            return None;
-        }
-        let met = Met::by_connecting(cluster, node).await;
-        self.met = Instant::now();
-        met.ok().filter(|met| met.life != node.incarnation())
     }
 
     /// How long to wait between two questions while somebody needs the answer.

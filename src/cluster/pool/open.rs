@@ -50,27 +50,22 @@ impl Pool {
             let mut inner = self.lock();
             let is_first = inner.refused.is_none();
             place.is_refused = Refused::note(&mut inner.refused, &error, Instant::now());
-            let refused = inner.refused.as_ref().filter(|_| place.is_refused);
-            let others_may_do = refused.is_some_and(Refused::is_for_new_ones_alone);
+            let is_silence = matches!(error, ConnectError::Timeout(_));
+            inner.silent |= is_silence;
+            let others_may_do = error.is_full() || is_silence && inner.open > 1;
             drop(inner);
             drop(place);
-            if is_first && others_may_do {
-                self.warn_of(&error);
+            if is_silence {
+                self.node.note_silence();
+            }
+            if is_first && error.is_full() {
+                let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
+                tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
             }
             return match others_may_do {
                 true => Ok(None),
                 false => Err(self.cannot_connect(error)),
             };
-        }
-    }
-
-    /// The node gives no more servers than there are.
-    fn warn_of(&self, error: &ConnectError) {
-        let (node, PoolKey { database, user }) = (&self.node.name, &self.key);
-        if error.is_full() {
-            tracing::warn!(%node, %database, %user, %error, "node takes fewer connections than pool.size");
-        } else if self.node.is_up() {
-            tracing::warn!(%node, %database, %user, %error, "node does not answer new connections: what there are of open ones serve on");
         }
     }
 
@@ -103,6 +98,12 @@ impl Pool {
             Ok(opened) => opened,
             Err(_) => Err(ConnectError::Timeout(limit)),
         }
+    }
+
+    /// New connections are answered again.
+    pub fn end_silence(self: &Arc<Self>) {
+        self.lock().silent = false;
+        while self.grow() {}
     }
 
     /// One more server has been opened. If others wait for lack of room, there may be some for the next.

@@ -1,13 +1,11 @@
-//! Owns: for how long a pool does not ask again that has been refused a server, or given no answer. Never: looks at a
-//! clock.
+//! Owns: for how long a pool does not ask again that has been refused a server. Never: looks at a clock.
 
 use std::time::{Duration, Instant};
 
 use crate::auth::AuthError;
 use crate::cluster::connect::ConnectError;
 
-/// A server that could not be opened, as the node has refused the login, or not answered for as long as it may: the
-/// next one would fare as this one has.
+/// A server that could not be opened, as the node has refused the login: the next one would be refused as well.
 #[derive(Debug)]
 pub struct Refused {
     words: Words,
@@ -21,19 +19,16 @@ pub struct Refused {
 enum Words {
     Server(Vec<u8>),
     Login(AuthError),
-    /// None, within that time.
-    None(Duration),
 }
 
 impl Refused {
     const PAUSE_MIN: Duration = Duration::from_millis(50);
     const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-    /// Remembers a login that has failed at this time, if it was refused, or has cost a wait: a node that is known to be
-    /// away is asked again at once when it is back.
+    /// Remembers a login that has failed at this time, if it was refused: a node that is away is asked again at
+    /// once when it is back.
     pub fn note(known: &mut Option<Refused>, error: &ConnectError, now: Instant) -> bool {
         let words = match error {
-            ConnectError::Timeout(limit) => Words::None(*limit),
             _ if error.is_node_away() => return false,
             ConnectError::Refused(words) => Words::Server(words.clone()),
             ConnectError::Auth(error) => Words::Login(error.clone()),
@@ -56,14 +51,12 @@ impl Refused {
         match self.words.clone() {
             Words::Server(words) => ConnectError::Refused(words),
             Words::Login(error) => ConnectError::Auth(error),
-            Words::None(limit) => ConnectError::Timeout(limit),
         }
     }
 
-    /// Whether who has some servers has what it can get: there are as many as there may be, or nobody answers who would
-    /// be new.
-    pub fn is_for_new_ones_alone(&self) -> bool {
-        matches!(self.words, Words::None(_)) || self.error().is_full()
+    /// Whether that is for the number of connections that there are: who has some has what it can get.
+    pub fn is_full(&self) -> bool {
+        self.error().is_full()
     }
 
     /// Whether somebody may ask again at this time. Who comes next does not before the outcome is known.
@@ -111,18 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_node_says_or_has_cost_is_remembered() {
+    fn only_what_the_node_says_is_remembered() {
         let mut known = None;
         let away = ConnectError::Refused(b"SFATAL\0C57P03\0Mstarting\0\0".to_vec());
         for error in [away, ConnectError::Closed] {
             assert!(!Refused::note(&mut known, &error, Instant::now()));
         }
-        let silence = ConnectError::Timeout(Duration::from_secs(5));
-        assert!(Refused::note(&mut known, &silence, Instant::now()));
-        let refused = known.as_ref().expect("remembered");
-        assert!(refused.is_for_new_ones_alone() && refused.error().is_node_away());
         let stale = ConnectError::Auth(AuthError::StaleKeys("a".into()));
         assert!(Refused::note(&mut known, &stale, Instant::now()));
-        assert!(known.is_some_and(|refused| !refused.is_for_new_ones_alone()));
+        assert!(known.is_some_and(|refused| !refused.is_full()));
     }
 }
