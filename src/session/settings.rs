@@ -90,8 +90,9 @@ impl Settings {
     fn valued<'a>(pairs: impl Iterator<Item = (&'a str, &'a [u8])>) -> Settings {
         let statement = |(name, value): (&str, &[u8])| {
             let name = name.to_ascii_lowercase();
-            let statement = set_config(&name, value).into_boxed_slice();
-            (name.into_boxed_str(), statement)
+            let name = setting::present_name(&name);
+            let statement = set_config(name, value).into_boxed_slice();
+            (name.into(), statement)
         };
         Settings::shared(pairs.map(statement).collect())
     }

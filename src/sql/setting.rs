@@ -81,6 +81,15 @@ pub struct Assignment<'a> {
     pub value: Option<String>,
 }
 
+/// The name that a setting has now, by this one in lower case: PostgreSQL still knows some by what they were once called.
+pub fn present_name(name: &str) -> &str {
+    match name {
+        "sort_mem" => "work_mem",
+        "vacuum_mem" => "maintenance_work_mem",
+        name => name,
+    }
+}
+
 /// What one SET or RESET gives a setting whose name has a dot. `None` if the statement is no such one.
 /// `conforming` as for [`Lexer::new`](super::lexer::Lexer::new).
 pub fn assignment(statement: &[u8], conforming: bool) -> Option<Assignment<'_>> {
@@ -252,7 +261,11 @@ fn name<'a>(cursor: &mut Cursor<'a>) -> Option<Cow<'a, str>> {
         whole.push('.');
         whole.push_str(&part);
     }
-    Some(name)
+    let present = present_name(&name);
+    match *present == *name {
+        true => Some(name),
+        false => Some(present.to_owned().into()),
+    }
 }
 
 fn lower(name: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
@@ -281,6 +294,8 @@ mod tests {
             ("set myapp.User to 'x'", set("myapp.user")),
             ("set /* c */ a.b.c = 1", set("a.b.c")),
             ("set a := 1", set("a")),
+            ("set Sort_Mem = 1", set("work_mem")),
+            ("reset vacuum_mem", reset("maintenance_work_mem")),
             ("set a to default", reset("a")),
             ("set session a = DEFAULT", reset("a")),
             ("set a = 'default'", set("a")),
