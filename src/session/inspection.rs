@@ -18,8 +18,13 @@ pub(super) type Fact = [Option<Box<[u8]>>; 3];
 const SETTING: &str = "setting";
 
 /// The settings that the server lists as the session's own.
-const LISTED: &str =
-    "SELECT 'setting', name, setting FROM pg_catalog.pg_settings WHERE source = 'session'";
+const LISTED: &str = "SELECT CASE context WHEN 'superuser' THEN 'privileged' ELSE 'setting' END, name, setting \
+     FROM pg_catalog.pg_settings WHERE source = 'session'";
+
+/// The role, which it does not list. That there is none goes without saying where nobody begins with one.
+const SHOWN_ROLE: &str = "SELECT 'setting', 'role', shown FROM pg_catalog.current_setting('role') AS shown \
+     WHERE shown <> 'none' OR EXISTS (SELECT FROM pg_catalog.pg_db_role_setting, \
+         pg_catalog.unnest(setconfig) AS given WHERE given LIKE 'role=%')";
 
 /// Each pin as the answer names it, and where the server shows what there is.
 const SHOWN: [(Pin, &str, &str); 5] = [
@@ -163,7 +168,7 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
     if settings {
         rows.push(format!("{LISTED} AND name <> 'statement_timeout'"));
         let mut unlisted: Vec<&str> = names.filter(|name| name.contains('.')).collect();
-        unlisted.extend(["role", "session_authorization"]);
+        unlisted.push("session_authorization");
         unlisted.sort_unstable();
         unlisted.dedup();
         rows.extend(unlisted.into_iter().map(|name| {
@@ -181,6 +186,7 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
     let question = unlimited(&rows.join(" UNION ALL "));
     match settings {
         // Read before it is changed for the rest: it would be taken for what the session has set.
+        rows.push(SHOWN_ROLE.to_owned());
         true => format!("{LISTED} AND name = 'statement_timeout'; {question}"),
         false => question,
     }

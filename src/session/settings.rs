@@ -98,10 +98,9 @@ impl Settings {
     }
 
     /// Settings as a server has listed them for a session that logged in as `login`. What is as it
-    /// would be without a SET need not be remembered.
+    /// would be without a SET need not be remembered; a role is listed only where that may not be so.
     pub fn listed<'a>(listed: impl Iterator<Item = (&'a str, &'a [u8])>, login: &[u8]) -> Settings {
         let matters = |(name, value): &(&str, &[u8])| match *name {
-            ROLE => *value != b"none",
             SESSION_AUTHORIZATION => *value != login,
             // What RESET leaves of a setting that only a SET has made known.
             name if name.contains('.') => !value.is_empty(),
@@ -555,8 +554,7 @@ mod tests {
 
     #[test]
     fn what_is_as_it_would_be_is_not_listed() {
-        let listed: [(&str, &[u8]); 6] = [
-            ("role", b"none"),
+        let listed: [(&str, &[u8]); 5] = [
             ("session_authorization", b"bob"),
             ("a.b", b""),
             ("a.c", b"1"),
