@@ -329,6 +329,11 @@ impl Session {
         Some(self.meaning.1.clone())
     }
 
+    /// Whether it began with a superuser's rights.
+    fn is_superusers(&self) -> bool {
+        self.greeted.get("is_superuser") == Some(b"on")
+    }
+
     /// The class of `sql` under the session's string syntax.
     fn classify(&self, sql: &[u8]) -> Arc<Class> {
         self.shared

@@ -778,6 +778,9 @@ fn what_a_server_says_to_settings_is_heard_before_it_matters() {
     let error = client.error("INSERT INTO log VALUES (1)");
     assert_eq!(error.code().code(), "42501", "{error}");
     assert_eq!(on_primary(&cluster, "SELECT count(*) FROM log"), "0");
+    // Nothing that it could say would get it out of this, so it has ended.
+    assert_eq!(error.severity(), "FATAL", "{error}");
+    wait_for("the session to end", || client.is_closed());
     other.rows("ROLLBACK");
 }
 

@@ -193,12 +193,15 @@ impl Client {
                 // The rest of the pipeline goes on elsewhere.
                 Ok(ControlFlow::Continue(next)) => (end, again) = (next, Again::default()),
                 Err(Failed::Retry(loss)) => {
+                    // Whatever came next, a RESET too, would fail likewise: its client is to connect again.
+                    let is_stuck = loss.by == By::Settings && loss.replica.is_none();
                     let fate = match loss.by.is_silent() || loss.by == By::Termination {
                         true => Box::pin(self.fate_of(&loss.pool, loss.life, end)).await,
                         false => Ok(Fate::Unwell),
                     };
                     match fate.map(|fate| again.after_loss(*loss, fate)) {
                         Ok(Ok(())) => {}
+                        Ok(Err(refusal)) if is_stuck => return Err(Ended::Refused(refusal)),
                         Ok(Err(refusal)) => return self.refuse(refusal, end).await,
                         // Nobody wants it any more.
                         Err(refusal) => {

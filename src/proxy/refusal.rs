@@ -25,6 +25,9 @@ pub enum Refusal {
     /// A server's own ErrorResponse, to be passed on.
     #[error("{}", message::ErrorLine(.0))]
     Server(Vec<u8>),
+    /// A server's ErrorResponse to what the client has set on another one.
+    #[error("a server refused what this session has set: {}", message::ErrorLine(.0))]
+    Settings(Vec<u8>),
     #[error("{0}")]
     Checkout(CheckoutError),
     #[error(
@@ -111,7 +114,12 @@ impl Refusal {
     pub fn lost(node: String, broken: Broken) -> Refusal {
         match broken {
             Broken::Server(ServerFault::Ended(words)) => Refusal::Server(words),
-            Broken::Server(ServerFault::Settings(words)) => Refusal::Server(words),
+            Broken::Server(ServerFault::Settings(words)) => {
+                match message::error_field(&words, b'C') {
+                    Some(b"57014") => Refusal::Server(words),
+                    _ => Refusal::Settings(words),
+                }
+            }
             other => Refusal::Lost {
                 node,
                 error: other.to_string(),
@@ -154,7 +162,7 @@ impl Refusal {
     pub fn sqlstate(&self) -> &str {
         match self {
             Refusal::Client(fault) => fault.sqlstate(),
-            Refusal::Server(error) => message::error_field(error, b'C')
+            Refusal::Server(error) | Refusal::Settings(error) => message::error_field(error, b'C')
                 .and_then(|code| std::str::from_utf8(code).ok())
                 .unwrap_or("XX000"),
             Refusal::Checkout(CheckoutError::Timeout { .. }) => "53300",
@@ -208,6 +216,9 @@ impl Refusal {
             Refusal::StaleKeys(_) => {
                 Some("The password has been changed since this client logged in: connect again.")
             }
+            Refusal::Settings(_) => Some(
+                "Connect again: what was set before can't be set any more, or not by this user.",
+            ),
             Refusal::Unknown { .. } => Some("Look whether it did before doing it again."),
             Refusal::Protocol { hint, .. } => *hint,
             _ => None,

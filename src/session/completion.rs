@@ -165,9 +165,16 @@ impl Session {
             self.settings.set(name, statement);
             server.settings.set(name, statement);
             self.restyled |= name == settings::DATE_STYLE;
-            // Servers read that by standard_conforming_strings: the value is asked for.
-            self.uncertain |= statement.contains(&b'\\');
+            // Servers read that by standard_conforming_strings, or by the search path: the value is asked for.
+            self.uncertain |= statement.contains(&b'\\') || name == settings::TEXT_SEARCH;
+            // The next server may refuse it: what is set is set there before the role.
+            self.uncertain |= self.has_risen(server);
         }
+    }
+
+    /// Whether it has a superuser's rights on this server by its role, which its login has not.
+    fn has_risen(&self, server: &ServerState) -> bool {
+        server.params.get("is_superuser") == Some(b"on") && !self.is_superusers()
     }
 
     /// PREPARE has run.

@@ -17,6 +17,9 @@ pub(super) type Fact = [Option<Box<[u8]>>; 3];
 
 const SETTING: &str = "setting";
 
+/// One that only a superuser may set.
+const PRIVILEGED: &str = "privileged";
+
 /// The settings that the server lists as the session's own.
 const LISTED: &str = "SELECT CASE context WHEN 'superuser' THEN 'privileged' ELSE 'setting' END, name, setting \
      FROM pg_catalog.pg_settings WHERE source = 'session'";
@@ -112,8 +115,11 @@ impl Session {
         if std::mem::take(&mut self.uncertain) {
             self.config_names.clear();
             let login = self.greeted.get("session_authorization").unwrap_or(b"");
+            let is = |kind: &[u8], name: &str| *kind == *name.as_bytes();
             let settings = facts.iter().filter_map(|fact| match fact {
-                [Some(kind), Some(name), Some(value)] if **kind == *SETTING.as_bytes() => {
+                [Some(kind), Some(name), Some(value)]
+                    if is(kind, SETTING) || is(kind, PRIVILEGED) =>
+                {
                     Some((str::from_utf8(name).ok()?, &**value))
                 }
                 _ => None,
@@ -122,6 +128,11 @@ impl Session {
             match listed.are_portable() {
                 true => self.settings = listed,
                 false => self.pins.touched(Pin::Settings),
+            }
+            let mut kinds = facts.iter().filter_map(|[kind, ..]| kind.as_deref());
+            if kinds.any(|kind| is(kind, PRIVILEGED)) && !self.is_superusers() {
+                // By the right of a role or a function, which whoever sets it on another server lacks.
+                self.pins.touched(Pin::Settings);
             }
             // What the server was told to show, and the session has not set.
             let shown = std::mem::replace(&mut server.settings, self.settings.clone());
@@ -175,6 +186,7 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
             let name = literal(name);
             format!("SELECT '{SETTING}', {name}, pg_catalog.current_setting({name}, true)")
         }));
+        rows.push(SHOWN_ROLE.to_owned());
     }
     for (pin, kind, shown) in SHOWN {
         if pins.contains(pin) {
@@ -186,7 +198,6 @@ fn question<'a>(settings: bool, names: impl Iterator<Item = &'a str>, pins: PinS
     let question = unlimited(&rows.join(" UNION ALL "));
     match settings {
         // Read before it is changed for the rest: it would be taken for what the session has set.
-        rows.push(SHOWN_ROLE.to_owned());
         true => format!("{LISTED} AND name = 'statement_timeout'; {question}"),
         false => question,
     }

@@ -50,6 +50,12 @@ const DEFERRABLE: &str = "default_transaction_deferrable";
 /// A SET of it changes a part of the value: it is restated whole from what the server reports.
 pub const DATE_STYLE: &str = "datestyle";
 
+/// It may name something in the search path of the moment, which is not what the name finds later.
+pub const TEXT_SEARCH: &str = "default_text_search_config";
+
+/// By it names in others are found, so it comes before them.
+const SEARCH_PATH: &str = "search_path";
+
 /// Settings that are often set and change how a statement runs, but not what it is.
 const MEANINGLESS: [&str; 14] = [
     "application_name",
@@ -219,9 +225,7 @@ impl Settings {
             let mut words = statement.windows(7);
             words.any(|word| word.eq_ignore_ascii_case(b"pg_temp"))
         };
-        self.map
-            .get("search_path")
-            .is_some_and(|path| names_it(path))
+        self.map.get(SEARCH_PATH).is_some_and(|path| names_it(path))
     }
 
     /// A digest of all that may change what a text means when it is prepared: how its bytes and its
@@ -345,7 +349,12 @@ impl Settings {
                 add(reset_statement(name).as_bytes());
             }
         }
-        for (name, statement) in wanted.map.iter().filter(|(name, _)| !is_apart(name)) {
+        let others = wanted
+            .map
+            .iter()
+            .filter(|(name, _)| ***name != *SEARCH_PATH);
+        let path = wanted.map.get_key_value(SEARCH_PATH).into_iter();
+        for (name, statement) in path.chain(others).filter(|(name, _)| !is_apart(name)) {
             if self.map.get(name) != Some(statement) {
                 add(statement);
             }
@@ -550,6 +559,17 @@ mod tests {
         assert_eq!(queries[0], b"SET NAMES 'LATIN1'");
         assert_eq!(queries[1], b"SET application_name = '\xe9'\n;");
         assert_eq!(latin.difference(&Settings::default()).len(), 2);
+    }
+
+    #[test]
+    fn what_names_are_found_by_goes_before_them() {
+        let started = [
+            ("Default_Text_Search_Config", "mine"),
+            ("search_path", "own"),
+        ];
+        let sql = text(&Settings::default(), &Settings::from_startup(started));
+        assert!(sql.find("'own'").unwrap() < sql.find("'mine'").unwrap());
+        assert_eq!(sql.matches("'search_path'").count(), 1, "{sql}");
     }
 
     #[test]

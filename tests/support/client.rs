@@ -113,6 +113,11 @@ impl Client {
         db_error(&answer.expect_err(sql))
     }
 
+    /// Whether its session has ended.
+    pub fn is_closed(&self) -> bool {
+        self.ask("").is_err_and(|error| error.is_closed())
+    }
+
     /// The first row of a simple query, or the error that it ends with.
     pub fn row_or_error(&self, sql: &str) -> Result<Row, Box<DbError>> {
         let rows = self.ask(sql).map_err(|error| Box::new(db_error(&error)))?;

@@ -45,6 +45,53 @@ fn a_setting_with_a_backslash_is_asked_for() {
     }
 }
 
+/// It stands for what the search path has led to, whatever that is later.
+#[test]
+fn a_text_search_configuration_is_asked_for() {
+    let (mut session, mut server) = (session(), server());
+    let set = frame(b'Q', b"SET default_text_search_config = mine\0");
+    told(&mut session, &mut server, &set);
+    heard(&mut session, &mut server, &[done("SET"), ready("I")]);
+    assert!(session.must_inspect());
+}
+
+/// On another server it would be set by the user who has logged in.
+#[test]
+fn who_sets_what_is_a_superusers_by_a_role_keeps_the_server() {
+    for (login, kind, asks, keeps) in [
+        ("off", "privileged", true, true),
+        ("off", "setting", true, false),
+        ("on", "privileged", false, false),
+    ] {
+        let mut session = session_with(params(&[("is_superuser", login)]));
+        let mut server = server();
+        server.params.set(b"is_superuser", b"on");
+        let set = frame(b'Q', b"SET session_replication_role = replica\0");
+        told(&mut session, &mut server, &set);
+        heard(&mut session, &mut server, &[done("SET"), ready("I")]);
+        assert_eq!(session.must_inspect(), asks, "{login}");
+        if asks {
+            session.say_inspection(&mut server, &mut BytesMut::new());
+            let fact = row([kind, "session_replication_role", "replica"]);
+            heard(&mut session, &mut server, &[done("SET"), fact, ready("I")]);
+            session.inspected(&mut server);
+        }
+        assert_eq!(session.is_pinned(), keeps, "{login} {kind}");
+        let names: Vec<_> = session.settings().names().collect();
+        assert_eq!(names, ["session_replication_role"]);
+    }
+}
+
+/// A row of the answer to an inspection.
+fn row(values: [&str; 3]) -> Vec<u8> {
+    let mut body = b"\0\x03".to_vec();
+    for value in values {
+        body.extend((value.len() as i32).to_be_bytes());
+        body.extend(value.as_bytes());
+    }
+    frame(b'D', &body)
+}
+
 /// The words that have set it are told to servers in the encoding that there is then.
 #[test]
 fn a_setting_beyond_ascii_is_asked_for_in_another_encoding() {
@@ -88,12 +135,8 @@ fn what_would_have_changed_settings_and_is_not_run_has_not() {
 #[test]
 fn who_has_set_too_much_by_functions_keeps_the_server() {
     let rows = |bytes: usize| {
-        let mut body = b"\0\x03".to_vec();
-        for value in ["setting", "a.b", &"x".repeat(bytes)] {
-            body.extend((value.len() as i32).to_be_bytes());
-            body.extend(value.as_bytes());
-        }
-        vec![done("SET"), frame(b'D', &body), ready("I")]
+        let fact = row(["setting", "a.b", &"x".repeat(bytes)]);
+        vec![done("SET"), fact, ready("I")]
     };
     for (bytes, names) in [(1000, &["a.b"][..]), (Settings::BYTES_MAX, &[])] {
         let (mut session, mut server) = (session(), server());
