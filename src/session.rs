@@ -50,7 +50,7 @@ use self::params::Params;
 use self::pins::Pins;
 use self::schema::Schema;
 use self::settings::Settings;
-use self::statements::{Registry, Statements};
+use self::statements::{Prepared, Registry, Statements};
 use self::token::Token;
 use self::tracked::Tracked;
 use self::transaction::Roaming;
@@ -315,8 +315,7 @@ impl Session {
 
     /// Whose prepared statements mean the same as this session's; `None` if nobody's do.
     fn meaning(&mut self) -> Option<Arc<str>> {
-        if self.localised || self.uncertain || self.has_tables_of_its_own() {
-            // Under settings that nobody else has, or that are not known.
+        if self.is_set_unseen() || self.has_tables_of_its_own() {
             return None;
         }
         if self.meaning.0 != self.settings {
@@ -332,6 +331,17 @@ impl Session {
     /// Whether it began with a superuser's rights.
     fn is_superusers(&self) -> bool {
         self.greeted.get("is_superuser") == Some(b"on")
+    }
+
+    /// Whether it is under settings that nobody else has, or that are not known.
+    fn is_set_unseen(&self) -> bool {
+        self.localised || self.uncertain
+    }
+
+    /// Whether the text of `prepared` may mean something else by the settings that there are now.
+    fn reads_otherwise(&self, prepared: &Prepared) -> bool {
+        let under = prepared.under.as_ref();
+        under.is_some_and(|under| self.is_set_unseen() || !under.means_as(&self.settings))
     }
 
     /// The class of `sql` under the session's string syntax.

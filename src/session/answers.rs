@@ -10,7 +10,7 @@ use super::Session;
 use super::batch::Rename;
 use super::own::Complaint;
 use super::repair::{Misplaced, Repairable};
-use super::server::{CopyIn, Expect, Expected, ServerState};
+use super::server::{CopyIn, Expect, Expected, Fit, ServerState};
 use super::skip::hide_owed;
 use super::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
 use super::tracked::{Tracked, next_statement};
@@ -299,7 +299,7 @@ impl Session {
                 self.note_missed(body);
                 self.hear_error(body, at, server, answer)?;
                 if let Some(id) = found {
-                    server.statements.push(id, ());
+                    server.statements.push(id, Fit::Fits);
                 }
                 if let Some(id) = missed_there(body) {
                     server.statements.pop(&id);
@@ -350,7 +350,7 @@ impl Session {
                 ) =>
             {
                 if let Some(Expect::Shape(prepared)) = server.queue.pop_front().map(|e| e.what) {
-                    prepared.returns(message::row_shape(body)?);
+                    self.hear_shape(&prepared, message::row_shape(body)?, server);
                 }
                 return Ok(());
             }
@@ -418,13 +418,26 @@ impl Session {
                 let at = next_statement(tracked.as_ref(), 0, conforming);
                 (tracked, 0, at)
             }
-            Expect::Settings | Expect::Inspection => (None, 0, 0..0),
+            Expect::Settings | Expect::Aside | Expect::Inspection => (None, 0, 0..0),
             _ => return Err(ServerFault::Unexpected('C')),
         };
         if let Some(tracked) = tracked {
             self.completed(&tracked, index, at, tag, server);
         }
         Ok(())
+    }
+
+    /// A server that has just prepared `prepared` returns rows of this shape.
+    fn hear_shape(&self, prepared: &Prepared, shape: u64, server: &mut ServerState) {
+        if prepared.is_shaped(shape) {
+        } else if self.has_tables_of_its_own() {
+            // To nobody else: of what is temporary, or may be undone.
+            if let Some(fit) = server.statements.peek_mut(&prepared.id) {
+                *fit = Fit::Misshaped(self.id);
+            }
+        } else {
+            prepared.outdate();
+        }
     }
 
     /// A portal has returned as many rows as it was to; there may be more. What it does to the session it has
@@ -514,7 +527,8 @@ impl Session {
         }
         match server.queue.front().map(|expected| &expected.what) {
             Some(Expect::Settings) => return Err(ServerFault::Settings(body.to_vec())),
-            Some(Expect::Failing) => return Ok(()),
+            // What was to be prepared aside is then prepared as the batch's own.
+            Some(Expect::Failing | Expect::Aside) => return Ok(()),
             Some(Expect::Inspection) => {
                 server.unanswered = true;
                 return Ok(());
@@ -559,7 +573,10 @@ impl Session {
                 answer.say(|out| in_clients_words(body, &[(existing, name)], out));
             }
             Some(Expect::Bind(Some(prepared)) | Expect::Describe(Some(prepared))) => {
-                if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
+                if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery")
+                    && !self.reads_otherwise(prepared)
+                    && !self.has_tables_of_its_own()
+                {
                     prepared.retire();
                 }
                 let name = self.statements.name_of(prepared).unwrap_or(b"");

@@ -3,7 +3,7 @@
 
 use super::Session;
 use super::batch::{Batch, End, Of, Step};
-use super::server::{Expect, Expected, ServerState};
+use super::server::{Expect, Expected, Fit, ServerState};
 use super::tracked::Tracked;
 use crate::sql::Verb;
 use crate::wire::frame::{HEADER, Header, body, header, run};
@@ -58,7 +58,7 @@ impl Session {
     pub fn finds_all_on(&self, server: &ServerState, batch: &Batch) -> bool {
         let has = |step: &Step| match step {
             Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
-                Of::Named(prepared) => server.statements.contains(&prepared.id),
+                Of::Named(prepared) => server.statements.peek(&prepared.id) == Some(&Fit::Fits),
                 _ => true,
             },
             _ => true,

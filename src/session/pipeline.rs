@@ -375,10 +375,15 @@ impl Session {
             true => self.renames_of_named(&class, parse.sql),
             false => Renames::new(),
         };
+        let (settings, sql, types) = (&self.settings, parse.sql, parse.types);
         let prepared = match scope {
-            _ if !renames.is_empty() => registry.naming(parse.sql, parse.types, &class, renames),
-            Some(scope) => registry.intern(&scope, parse.sql, parse.types, &class),
-            None => registry.unshared(parse.sql, parse.types, &class),
+            _ if !renames.is_empty() => registry.naming(sql, types, &class, renames),
+            Some(scope) => registry.intern(&scope, settings, sql, types, &class),
+            None => {
+                let is_known = !self.is_set_unseen() && !batch.sets;
+                let under = is_known.then(|| settings.of_meaning());
+                registry.unshared(under, sql, types, &class)
+            }
         };
         self.statements.insert(parse.name, prepared.clone());
         batch.steps.push(Step::Parse { name, prepared });

@@ -1,6 +1,7 @@
 //! Owns: how a planned batch is said to a given server: under its names, after what it lacks. Never:
 //! changes what the client said beyond a statement's name, but for EXPLAIN ROUTE, which no server knows.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use super::Session;
 use super::batch::{Batch, Of, Rename, Renames, Step};
 use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
-use super::server::{CopyIn, Expect, NOT_KNOWN, ServerState};
+use super::server::{CopyIn, Expect, Fit, NOT_KNOWN, ServerState};
+use super::settings::Settings;
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
@@ -92,6 +94,18 @@ impl Session {
             return false;
         }
         let mut said = false;
+        // Before the others: if one of those can't be prepared, an open transaction has failed.
+        for prepared in batch.steps.iter().flat_map(named) {
+            if let Some(under) = &prepared.under
+                && !fits(server, prepared)
+                && !prepared.is_stale()
+                && self.reads_otherwise(prepared)
+            {
+                say_aside(prepared, under, server, out);
+                said = true;
+            }
+        }
+        let mut asked = false;
         for step in &batch.steps {
             let (Step::Bind { of, .. } | Step::Describe { of, .. }) = step else {
                 continue;
@@ -99,17 +113,53 @@ impl Session {
             if let Of::Named(prepared) = of
                 && prepared.has_shape()
                 && !prepared.is_stale()
-                && ensure(server, prepared, out)
+                && !fits(server, prepared)
+                && !self.reads_otherwise(prepared)
             {
+                self.ensure_named(server, prepared, out);
+                self.prepare(server, prepared, out);
                 ask_shape(server, prepared, out);
-                said = true;
+                asked = true;
             }
         }
-        if said {
+        if asked {
             out.extend_from_slice(encode::SYNC);
             server.expect_hidden(Expect::Sync);
         }
-        said
+        said || asked
+    }
+
+    /// Prepares `prepared` on the server unless it has it.
+    fn ensure(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> Ensured {
+        if !prepared.renames.is_empty() {
+            self.ensure_named(server, prepared, out);
+        }
+        match server.statements.get(&prepared.id) {
+            Some(Fit::Fits) => Ensured::Had,
+            Some(Fit::Misshaped(to)) if *to == self.id => Ensured::Misshaped,
+            _ => {
+                self.prepare(server, prepared, out);
+                Ensured::Said
+            }
+        }
+    }
+
+    /// Prepares `prepared` on the server, in place of one by its name that does not fit.
+    fn prepare(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
+        // In a failed transaction only what ends it can be prepared, which has no constants.
+        let fit = match server.status != Status::Failed && self.reads_otherwise(prepared) {
+            true => Fit::Misread,
+            false => Fit::Fits,
+        };
+        replace(server, prepared, fit, out);
+        server.expect_hidden(Expect::Prepare { id: prepared.id });
+    }
+
+    /// Prepares what the text of `prepared` names. That names nothing itself.
+    fn ensure_named(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
+        for rename in &prepared.renames {
+            self.ensure(server, &rename.prepared, out);
+        }
     }
 
     /// Whether what is still to come of the batch's last message must not reach the server, which
@@ -151,7 +201,7 @@ impl Session {
                 let apart = !server.owes_within_pipeline();
                 let mut missing = false;
                 for rename in names {
-                    missing |= ensure(server, &rename.prepared, speech.own());
+                    missing |= self.ensure(server, &rename.prepared, speech.own()) == Ensured::Said;
                 }
                 // If one can't be prepared, the server is not to skip the Query over that. What it has
                 // been told before may make it skip all of them, as it would without the proxy.
@@ -179,17 +229,12 @@ impl Session {
                 server.expect(Expect::ClosePrepared(name.clone()));
             }
             Step::Parse { name, prepared } => {
-                let has = server.statements.get(&prepared.id).is_some();
-                if has && server.status != Status::Failed {
+                // Whether it takes a Parse in a failed transaction is for the server to say.
+                if fits(server, prepared) && server.status != Status::Failed {
                     server.expect(Expect::Parsed { name: name.clone() });
                 } else {
-                    if has {
-                        // Whether it takes a Parse in a failed transaction is for the server to say.
-                        close(server, prepared, speech.own());
-                    }
-                    ensure_named(server, prepared, speech.own());
-                    admit(server, prepared.id, speech.own());
-                    say_prepare(prepared, speech.own());
+                    self.ensure_named(server, prepared, speech.own());
+                    replace(server, prepared, Fit::Fits, speech.own());
                     server.expect(Expect::Parse {
                         prepared: prepared.clone(),
                         name: name.clone(),
@@ -200,7 +245,7 @@ impl Session {
                 }
             }
             Step::ParseAgain { name, existing } => {
-                ensure(server, existing, speech.own());
+                self.ensure(server, existing, speech.own());
                 say_prepare(existing, speech.own());
                 let (existing, name) = (existing.clone(), name.clone());
                 server.expect(Expect::ParseAgain { existing, name });
@@ -209,7 +254,7 @@ impl Session {
                 if unnamed.renames.is_empty() && !unnamed.class.explains {
                     speech.forward(at);
                 } else {
-                    say_unnamed(unnamed, server, speech.own());
+                    self.say_unnamed(unnamed, server, speech.own());
                 }
                 server.unnamed = Some((self.id, unnamed.serial));
                 server.expect(Expect::ParseUnnamed);
@@ -227,13 +272,12 @@ impl Session {
             }
             Step::Describe { at, of } => {
                 match of {
-                    Of::Named(prepared) if prepared.is_stale() => {
-                        encode::statement_target(speech.own(), b'D', NO_STATEMENT);
-                        server.expect(Expect::Stale);
-                        return;
-                    }
                     Of::Named(prepared) => {
-                        ensure(server, prepared, speech.own());
+                        if !self.ensure_current(server, prepared, speech) {
+                            encode::statement_target(speech.own(), b'D', NO_STATEMENT);
+                            server.expect(Expect::Stale);
+                            return;
+                        }
                         encode::statement_target(speech.own(), b'D', &prepared.server_name);
                     }
                     Of::Unnamed(unnamed) => {
@@ -299,16 +343,15 @@ impl Session {
         speech: &mut Speech<'_>,
     ) {
         match of {
-            Of::Named(prepared) if prepared.is_stale() => {
-                // Names nothing, and has no values: whatever the client bound is not looked at.
-                encode::bind_head(speech.own(), b"", NO_STATEMENT, NO_VALUES.len());
-                speech.own().extend_from_slice(NO_VALUES);
-                self.swallows = true;
-                server.expect(Expect::Stale);
-                return;
-            }
             Of::Named(prepared) => {
-                ensure(server, prepared, speech.own());
+                if !self.ensure_current(server, prepared, speech) {
+                    // Names nothing, and has no values: whatever the client bound is not looked at.
+                    encode::bind_head(speech.own(), b"", NO_STATEMENT, NO_VALUES.len());
+                    speech.own().extend_from_slice(NO_VALUES);
+                    self.swallows = true;
+                    server.expect(Expect::Stale);
+                    return;
+                }
                 speech.forward_bind(at, names, beyond, &prepared.server_name);
             }
             Of::Unnamed(unnamed) => {
@@ -325,12 +368,34 @@ impl Session {
         server.expect(Expect::Bind(of.named().cloned()));
     }
 
+    /// Prepares `prepared` on the server unless it has it. `false` if it returns something else by now.
+    fn ensure_current(
+        &self,
+        server: &mut ServerState,
+        prepared: &Prepared,
+        speech: &mut Speech<'_>,
+    ) -> bool {
+        !prepared.is_stale() && self.ensure(server, prepared, speech.own()) != Ensured::Misshaped
+    }
+
     fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {
         if server.unnamed != Some((self.id, unnamed.serial)) {
-            say_unnamed(unnamed, server, speech.own());
+            self.say_unnamed(unnamed, server, speech.own());
             server.unnamed = Some((self.id, unnamed.serial));
             server.expect_hidden(Expect::ParseUnnamed);
         }
+    }
+
+    /// Prepares the unnamed statement, and before it what it names.
+    fn say_unnamed(&self, unnamed: &Unnamed, server: &mut ServerState, out: &mut BytesMut) {
+        if unnamed.renames.is_empty() {
+            return encode::parse(out, b"", unnamed.said(), &unnamed.types);
+        }
+        for rename in &unnamed.renames {
+            self.ensure(server, &rename.prepared, out);
+        }
+        let sql = renamed(unnamed.said(), &unnamed.renames);
+        encode::parse(out, b"", &sql, &unnamed.types);
     }
 
     /// How many of `client`'s bytes go to a server that is in the middle of a COPY FROM STDIN, and
@@ -498,42 +563,96 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
     true
 }
 
-/// Makes room for a statement and notes that the server has it.
-fn admit(server: &mut ServerState, id: u64, out: &mut BytesMut) {
-    if let Some((evicted, ())) = server.statements.push(id, ())
-        && evicted != id
-    {
-        encode::statement_target(out, b'C', &server_name(evicted));
-        server.expect_hidden(Expect::Evict { id: evicted });
+/// Whether a server has a statement that is to be used.
+#[derive(PartialEq, Eq)]
+enum Ensured {
+    Had,
+    Said,
+    /// It returned something else to the session than at first.
+    Misshaped,
+}
+
+/// The statements that a step uses by their names on servers, those before others that these name.
+fn named(step: &Step) -> impl Iterator<Item = &Arc<Prepared>> {
+    let (prepared, renames): (_, &[Rename]) = match step {
+        Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
+            Of::Named(prepared) => (Some(prepared), &prepared.renames),
+            Of::Unnamed(unnamed) => (None, &unnamed.renames),
+            Of::Unknown => (None, &[]),
+        },
+        Step::Renamed { names, .. } => (None, names),
+        Step::Parse { prepared, .. } => (None, &prepared.renames),
+        Step::ParseAgain { existing, .. } => (Some(existing), &existing.renames),
+        Step::ParseUnnamed { unnamed, .. } => (None, &unnamed.renames),
+        _ => (None, &[]),
+    };
+    renames
+        .iter()
+        .map(|rename| &rename.prepared)
+        .chain(prepared)
+}
+
+fn fits(server: &mut ServerState, prepared: &Prepared) -> bool {
+    server.statements.get(&prepared.id) == Some(&Fit::Fits)
+}
+
+/// Prepares `prepared` under the settings of its own, in a transaction that is undone, or to a savepoint. If that
+/// fails, the batch does without.
+#[cold]
+fn say_aside(
+    prepared: &Arc<Prepared>,
+    under: &Settings,
+    server: &mut ServerState,
+    out: &mut BytesMut,
+) {
+    const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL";
+    let (begin, undo) = match server.status {
+        Status::Idle => ("BEGIN", "ROLLBACK"),
+        _ => (
+            "SAVEPOINT _tidegate",
+            "ROLLBACK TO _tidegate; RELEASE _tidegate",
+        ),
+    };
+    let begin = format!("{begin}; {RESET}").into_bytes();
+    for sql in iter::once(begin).chain(Settings::default().difference(under)) {
+        encode::query(out, &sql);
+        server.expect_hidden(Expect::Aside);
     }
+    replace(server, prepared, Fit::Fits, out);
+    server.expect_hidden(Expect::Prepare { id: prepared.id });
+    if prepared.has_shape() {
+        ask_shape(server, prepared, out);
+    }
+    out.extend_from_slice(encode::SYNC);
+    server.expect_hidden(Expect::Sync);
+    encode::query(out, undo.as_bytes());
+    server.expect_hidden(Expect::Settings);
+    server.unnamed = None;
+}
+
+/// Says that a statement is to be prepared, in place of one by its name, and makes room for it.
+fn replace(server: &mut ServerState, prepared: &Prepared, fit: Fit, out: &mut BytesMut) {
+    if server.statements.contains(&prepared.id) {
+        close(server, prepared, out);
+    }
+    if let Some((evicted, was)) = server.statements.push(prepared.id, fit) {
+        encode::statement_target(out, b'C', &server_name(evicted));
+        server.expect_hidden(Expect::Evict {
+            id: evicted,
+            fit: was,
+        });
+    }
+    say_prepare(prepared, out);
 }
 
 /// Closes a statement that the server has.
 fn close(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
+    let fit = server.statements.pop(&prepared.id);
     encode::statement_target(out, b'C', &prepared.server_name);
-    server.statements.pop(&prepared.id);
-    server.expect_hidden(Expect::Evict { id: prepared.id });
-}
-
-/// Prepares `prepared` on the server unless it has it. `true` when that was said.
-fn ensure(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> bool {
-    if !prepared.renames.is_empty() {
-        ensure_named(server, prepared, out);
-    }
-    if server.statements.get(&prepared.id).is_some() {
-        return false;
-    }
-    admit(server, prepared.id, out);
-    say_prepare(prepared, out);
-    server.expect_hidden(Expect::Prepare { id: prepared.id });
-    true
-}
-
-/// Prepares what the text of `prepared` names. That names nothing itself.
-fn ensure_named(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
-    for rename in &prepared.renames {
-        ensure(server, &rename.prepared, out);
-    }
+    server.expect_hidden(Expect::Evict {
+        id: prepared.id,
+        fit: fit.unwrap_or(Fit::Fits),
+    });
 }
 
 fn say_prepare(prepared: &Prepared, out: &mut BytesMut) {
@@ -547,18 +666,6 @@ fn say_prepare(prepared: &Prepared, out: &mut BytesMut) {
             types,
         ),
     }
-}
-
-/// Prepares the unnamed statement, and before it what it names.
-fn say_unnamed(unnamed: &Unnamed, server: &mut ServerState, out: &mut BytesMut) {
-    if unnamed.renames.is_empty() {
-        return encode::parse(out, b"", unnamed.said(), &unnamed.types);
-    }
-    for rename in &unnamed.renames {
-        ensure(server, &rename.prepared, out);
-    }
-    let sql = renamed(unnamed.said(), &unnamed.renames);
-    encode::parse(out, b"", &sql, &unnamed.types);
 }
 
 /// Closes the server's unnamed statement if `name`, up to its NUL, is that one's: it is another

@@ -37,7 +37,7 @@ pub struct ServerState {
     /// It has ended the connection, after all that it owed.
     pub is_gone: bool,
     /// The statements it has, by the ids that name them.
-    pub(super) statements: LruCache<u64, (), foldhash::fast::RandomState>,
+    pub(super) statements: LruCache<u64, Fit, foldhash::fast::RandomState>,
     /// Whose unnamed statement it has: the session's id and the statement's serial. `None` when it has
     /// none, [`NOT_KNOWN`] when it may have any.
     pub(super) unnamed: Option<(u64, u64)>,
@@ -241,6 +241,8 @@ pub(super) enum Expect {
     },
     /// The proxy's Describe of a statement that the server has just prepared.
     Shape(Arc<Prepared>),
+    /// The proxy's Query that leads to the settings of a statement, in a transaction that is undone.
+    Aside,
     /// The client's message that makes no sense: it fails.
     Malformed,
     /// A message that fails in place of one about a statement that returns something else by now.
@@ -258,6 +260,7 @@ pub(super) enum Expect {
     /// The proxy's Close of a statement, which makes room for others.
     Evict {
         id: u64,
+        fit: Fit,
     },
     Execute(Option<Tracked>),
     Query {
@@ -299,11 +302,22 @@ impl Expect {
                 | Expect::Sync
                 | Expect::FunctionCall
                 | Expect::Settings
+                | Expect::Aside
                 | Expect::Inspection
                 | Expect::Failing
                 | Expect::Fence { .. }
         )
     }
+}
+
+/// Whether a statement of a server's is what its number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Fits,
+    /// It was prepared under other settings than its own.
+    Misread,
+    /// It returned something else to this session, by definitions that nobody else has seen.
+    Misshaped(u64),
 }
 
 /// A statement that a session has forgotten by the name its client had given it.

@@ -233,13 +233,29 @@ impl Settings {
     pub fn meaning(&self) -> Option<u64> {
         use std::hash::{BuildHasher, Hash, Hasher};
         let mut digest = foldhash::quality::FixedState::with_seed(0).build_hasher();
-        let settings = self.map.iter().map(|(name, sql)| (&**name, &**sql));
-        let mut settings = settings
-            .filter(|(name, _)| !MEANINGLESS.contains(name) && !name.starts_with(own::PREFIX))
-            .peekable();
+        let mut settings = self.meant().peekable();
         settings.peek()?;
         settings.for_each(|setting| setting.hash(&mut digest));
         Some(digest.finish())
+    }
+
+    /// Those of them that may change what a text means when it is prepared.
+    pub fn of_meaning(&self) -> Settings {
+        Settings::shared(
+            self.meant()
+                .map(|(n, sql)| (n.into(), sql.into()))
+                .collect(),
+        )
+    }
+
+    /// Whether a text means the same under both.
+    pub fn means_as(&self, other: &Settings) -> bool {
+        self == other || self.meant().eq(other.meant())
+    }
+
+    fn meant(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let settings = self.map.iter().map(|(name, sql)| (&**name, &**sql));
+        settings.filter(|(name, _)| !MEANINGLESS.contains(name) && !name.starts_with(own::PREFIX))
     }
 
     /// Whether one more statement may be remembered: each change copies them all, and each is said
@@ -597,6 +613,10 @@ mod tests {
         let dmy = settings.meaning();
         settings.set("datestyle", b"SET datestyle = mdy");
         assert!(dmy.is_some() && dmy != settings.meaning());
+        let meant = settings.of_meaning();
+        assert_eq!(meant.names().collect::<Vec<_>>(), ["datestyle"]);
+        assert!(meant.means_as(&settings) && meant != settings);
+        assert!(!meant.means_as(&Settings::default()));
     }
 
     #[test]

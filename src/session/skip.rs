@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Session;
 use super::batch::{Batch, Step};
-use super::server::{Expect, Expected, Forgotten, NOT_KNOWN, ServerState};
+use super::server::{Expect, Expected, Fit, Forgotten, NOT_KNOWN, ServerState};
 use super::statements::Prepared;
 use crate::sql::Pin;
 
@@ -106,7 +106,7 @@ pub(super) fn hide_owed(server: &mut ServerState) {
 #[derive(Default)]
 struct Skipped {
     /// Statements that it has not closed, and those that it has not prepared.
-    kept: Vec<u64>,
+    kept: Vec<(u64, Fit)>,
     unmade: HashSet<u64, foldhash::fast::RandomState>,
 }
 
@@ -121,7 +121,7 @@ impl Skipped {
             | Expect::RefusedQuery(_)
             | Expect::Refused(_) => server.unnamed = Some(NOT_KNOWN),
             Expect::Close if expected.hidden => server.unnamed = Some(NOT_KNOWN),
-            Expect::Evict { id } if !self.unmade.contains(id) => self.kept.push(*id),
+            Expect::Evict { id, fit } if !self.unmade.contains(id) => self.kept.push((*id, *fit)),
             _ => {}
         }
     }
@@ -133,8 +133,8 @@ impl Skipped {
 
     /// There is room for what was kept: only what is unmade can have taken its place.
     fn end(self, server: &mut ServerState) {
-        for id in self.kept {
-            server.statements.push(id, ());
+        for (id, fit) in self.kept {
+            server.statements.push(id, fit);
         }
     }
 }

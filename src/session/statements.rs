@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 
 use super::batch::Renames;
+use super::settings::Settings;
 use crate::sql::Class;
 use crate::sql::lexer::{self, NAME_MAX};
 use crate::wire::PARSE_BYTES_MAX;
@@ -28,6 +29,9 @@ pub struct Prepared {
     /// The number of parameter types and their OIDs, as sent.
     pub types: Box<[u8]>,
     pub class: Arc<Class>,
+    /// The settings by which its text is read, on every server: those of when its client prepared it. `None` if they
+    /// are not known, or don't matter.
+    pub(super) under: Option<Settings>,
     /// Its text may name others, as EXECUTE does; and the one that it names otherwise than servers do. That one names
     /// none itself.
     pub(super) may_name: bool,
@@ -72,16 +76,19 @@ impl Prepared {
         self.shape.load(Ordering::Relaxed) != 0
     }
 
-    /// A server that has just prepared it returns rows of this shape.
-    pub fn returns(&self, shape: u64) {
+    /// Whether a server that has just prepared it, and returns rows of this shape, does as the first one did.
+    pub fn is_shaped(&self, shape: u64) -> bool {
         let shape = shape.max(1);
         let first = self
             .shape
             .compare_exchange(0, shape, Ordering::Relaxed, Ordering::Relaxed);
-        if first.is_err_and(|known| known != shape) {
-            self.stale.store(true, Ordering::Relaxed);
-            self.retire();
-        }
+        first.is_ok() || first == Err(shape)
+    }
+
+    /// It returns something else by now, for everybody.
+    pub fn outdate(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+        self.retire();
     }
 
     pub fn is_stale(&self) -> bool {
@@ -212,10 +219,11 @@ impl Registry {
     }
 
     /// The statement of this text and these types. `scope` names whose statements may be the same:
-    /// a cluster's, database's and user's.
+    /// a cluster's, database's and user's to whom texts mean what they mean under these settings.
     pub fn intern(
         &self,
         scope: &Arc<str>,
+        under: &Settings,
         sql: &[u8],
         types: &[u8],
         class: &Arc<Class>,
@@ -235,17 +243,24 @@ impl Registry {
         {
             return known.clone();
         }
-        let prepared = self.make(scope.clone(), sql, types, class, Renames::new());
+        let under = Some(under.of_meaning());
+        let prepared = self.make(scope.clone(), under, sql, types, class, Renames::new());
         shard.keep(hash, prepared.clone());
         prepared
     }
 
     /// A statement of this text and these types that nobody else gets.
-    pub fn unshared(&self, sql: &[u8], types: &[u8], class: &Arc<Class>) -> Arc<Prepared> {
-        self.naming(sql, types, class, Renames::new())
+    pub fn unshared(
+        &self,
+        under: Option<Settings>,
+        sql: &[u8],
+        types: &[u8],
+        class: &Arc<Class>,
+    ) -> Arc<Prepared> {
+        self.make(Arc::default(), under, sql, types, class, Renames::new())
     }
 
-    /// The like, of a text that names another by its client's name.
+    /// The like, of a text that names another by its client's name. Such a one is read when it is run.
     pub(super) fn naming(
         &self,
         sql: &[u8],
@@ -253,12 +268,13 @@ impl Registry {
         class: &Arc<Class>,
         renames: Renames,
     ) -> Arc<Prepared> {
-        self.make(Arc::default(), sql, types, class, renames)
+        self.make(Arc::default(), None, sql, types, class, renames)
     }
 
     fn make(
         &self,
         scope: Arc<str>,
+        under: Option<Settings>,
         sql: &[u8],
         types: &[u8],
         class: &Arc<Class>,
@@ -272,6 +288,7 @@ impl Registry {
             sql: sql.into(),
             types: types.into(),
             class: class.clone(),
+            under,
             may_name: may_name_one(class, sql),
             renames,
             proven: AtomicBool::new(false),
@@ -440,22 +457,24 @@ mod tests {
         let registry = Registry::new();
         let (here, there) = (Arc::from("main/app/app"), Arc::from("main/app/bob"));
         let read = class(Need::Read);
-        let one = registry.intern(&here, b"SELECT $1", b"\0\0", &read);
-        let id = |scope, types: &[u8], class| registry.intern(scope, b"SELECT $1", types, class).id;
+        let none = Settings::default();
+        let one = registry.intern(&here, &none, b"SELECT $1", b"\0\0", &read);
+        let intern =
+            |scope, types: &[u8], class| registry.intern(scope, &none, b"SELECT $1", types, class);
+        let id = |scope, types: &[u8], class| intern(scope, types, class).id;
         assert_eq!(one.id, id(&here, b"\0\0", &read));
         assert_ne!(one.id, id(&here, b"\0\x01\0\0\0\x17", &read));
         assert_ne!(one.id, id(&there, b"\0\0", &read));
         let write = class(Need::Write);
         let as_write = id(&here, b"\0\0", &write);
         assert_ne!(one.id, as_write, "what it needs has changed");
-        let again = registry.intern(&here, b"SELECT $1", b"\0\0", &read);
+        let again = intern(&here, b"\0\0", &read);
         again.retire();
         let third = id(&here, b"\0\0", &read);
         assert_ne!(again.id, third);
-        again.returns(7);
-        again.returns(7);
+        assert!(again.is_shaped(7) && again.is_shaped(7) && !again.is_shaped(8));
         assert!(!again.is_stale());
-        again.returns(8);
+        again.outdate();
         assert!(again.is_stale());
         registry.begin_epoch();
         assert_ne!(third, id(&here, b"\0\0", &read));
@@ -465,7 +484,8 @@ mod tests {
     fn what_is_remembered_is_bounded_in_bytes() {
         let (registry, scope) = (Registry::new(), Arc::from("main/app/app"));
         let read = class(Need::Read);
-        let intern = |sql: &[u8]| registry.intern(&scope, sql, b"\0\0", &read);
+        let none = Settings::default();
+        let intern = |sql: &[u8]| registry.intern(&scope, &none, sql, b"\0\0", &read);
         let remembered = || {
             let shards = registry.shards.iter().map(|shard| shard.lock().unwrap());
             let sizes = shards.map(|shard| {
@@ -500,7 +520,10 @@ mod tests {
         let (scope, read) = (Arc::from("main/app/app"), class(Need::Read));
         let old = Registry::new();
         let intern = |registry: &Registry, sql: &str| {
-            registry.intern(&scope, sql.as_bytes(), b"\0\0", &read).id
+            let none = Settings::default();
+            registry
+                .intern(&scope, &none, sql.as_bytes(), b"\0\0", &read)
+                .id
         };
         let first = intern(&old, "SELECT 1");
         let new = old.successor();

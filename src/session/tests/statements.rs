@@ -604,6 +604,8 @@ fn what_a_server_says_of_its_statements_is_believed() {
         told(&mut session, &mut server, client);
         let answers = [missing.clone(), ready("I")];
         assert_eq!(heard(&mut session, &mut server, &answers), "EZ");
+        // By now the server would have been asked what EXECUTE has set.
+        session.uncertain = false;
         let said = told(&mut session, &mut server, &run);
         assert_eq!(tags(&said), "PDSBS", "{said:?}");
         let seen = heard(&mut session, &mut server, &[there.clone(), ready("I")]);
@@ -690,4 +692,166 @@ fn the_texts_that_a_session_holds_are_bounded_together() {
     for name in ["a", "b", "c"] {
         assert_eq!(plan(&mut session, name), Ok(Planned::Batch(End::Ready)));
     }
+}
+
+/// Runs `sql` on a server that answers with this status.
+fn queried(session: &mut Session, server: &mut ServerState, sql: &str, status: &str) {
+    told(session, server, &frame(b'Q', format!("{sql}\0").as_bytes()));
+    let tag = sql.split(' ').next().unwrap();
+    let settings = server.queue.len() - 1;
+    let ready = ready(status);
+    let said = [vec![ready.clone(); settings], vec![done(tag), ready]].concat();
+    heard(session, server, &said);
+}
+
+/// PostgreSQL reads them once, whatever is set afterwards.
+#[test]
+fn the_constants_of_a_statement_are_read_as_when_its_client_prepared_it() {
+    for within in [None, Some("SET LOCAL TimeZone = 'UTC'"), Some("SELECT 1")] {
+        let (mut session, mut first, mut second) = (session(), server(), server());
+        queried(&mut session, &mut first, "SET TimeZone = 'Asia/Tokyo'", "I");
+        let prepare = [
+            parse("s", "SELECT '2020-01-01'::timestamptz"),
+            SYNC.to_vec(),
+        ]
+        .concat();
+        told(&mut session, &mut first, &prepare);
+        let answers = [prepared(b"t"), vec![ready("I")]].concat();
+        heard(&mut session, &mut first, &answers);
+        let is_same = within == Some("SELECT 1");
+        if !is_same {
+            queried(&mut session, &mut first, "SET TimeZone = 'UTC'", "I");
+        }
+        let (begin, undo) = match within {
+            None => ("BEGIN", "ROLLBACK"),
+            Some(sql) => {
+                queried(&mut session, &mut second, "BEGIN", "T");
+                queried(&mut session, &mut second, sql, "T");
+                (
+                    "SAVEPOINT _tidegate",
+                    "ROLLBACK TO _tidegate; RELEASE _tidegate",
+                )
+            }
+        };
+        let status = if within.is_some() { "T" } else { "I" };
+        second.settings = session.settings().clone();
+        let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+        let ran = [frame(b'2', b""), done("SELECT 1"), ready(status)];
+        let said = told(&mut session, &mut second, &run);
+        if is_same {
+            assert_eq!(tags(&said), "PDSBES");
+            continue;
+        }
+        assert_eq!(tags(&said), "QQPDSQBES", "{said:?}");
+        assert!(
+            said[0].starts_with(&format!("Q {begin}; RESET")),
+            "{said:?}"
+        );
+        assert!(
+            said[1].starts_with(r"Q SET TimeZone = \'Asia/Tokyo\'"),
+            "{said:?}"
+        );
+        assert_eq!(said[5], format!(r"Q {undo}\x00"));
+        let aside = [
+            vec![ready("T"); 2],
+            prepared(b"t"),
+            vec![ready("T"), ready(status)],
+        ];
+        let answers = [aside.concat(), ran.to_vec()].concat();
+        assert_eq!(heard(&mut session, &mut second, &answers), "2CZ");
+        assert_eq!(tags(&told(&mut session, &mut second, &run)), "BES");
+        heard(&mut session, &mut second, &ran);
+    }
+}
+
+/// What nobody can bring about again can't keep the session from its statement, but nobody else gets that.
+#[test]
+fn a_statement_that_is_prepared_under_other_settings_is_prepared_again_for_others() {
+    let (mut session, mut first, mut second) = (session(), server(), server());
+    queried(&mut session, &mut first, "SET ROLE r1", "I");
+    let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
+    told(&mut session, &mut first, &prepare);
+    let answers = [prepared(b"t"), vec![ready("I")]].concat();
+    heard(&mut session, &mut first, &answers);
+    queried(&mut session, &mut first, "RESET ROLE", "I");
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let (mut batch, mut out) = (Batch::new(), BytesMut::new());
+    session.plan(&run, &mut batch).unwrap();
+    assert!(session.say_missing(&batch, &mut second, &mut out));
+    let aside = [failed(), ready("E"), failed(), ready("E"), ready("I")];
+    let aside = [vec![done("BEGIN")], aside.to_vec()].concat();
+    assert_eq!(
+        heard(
+            &mut session,
+            &mut second,
+            &[vec![ready("T")], aside].concat()
+        ),
+        ""
+    );
+    assert!(second.is_idle());
+    let ran = [
+        frame(b'1', b""),
+        frame(b'2', b""),
+        done("SELECT 1"),
+        ready("I"),
+    ];
+    out.clear();
+    session.say(&batch, &run, &mut second, &mut out);
+    assert_eq!(heard(&mut session, &mut second, &ran), "2CZ");
+
+    queried(&mut session, &mut second, "SET ROLE r1", "I");
+    assert_eq!(tags(&told(&mut session, &mut second, &run)), "CPDSBES");
+}
+
+#[test]
+fn what_returns_something_else_by_definitions_of_one_session_is_stale_for_nobody() {
+    let shared = Arc::new(Shared::new(Classifier::new(Rules::default(), 100)));
+    let session = || {
+        Session::new(
+            shared.clone(),
+            "main/app/app",
+            Settings::default(),
+            params(&[]),
+        )
+    };
+    let (mut one, mut other) = (session(), session());
+    let (mut first, mut second) = (server(), server());
+    let prepare = [parse("s", "SELECT * FROM t"), SYNC.to_vec()].concat();
+    let answers = [prepared(b"a"), vec![ready("I")]].concat();
+    for session in [&mut one, &mut other] {
+        let said = told(session, &mut first, &prepare);
+        match said.len() {
+            1 => heard(session, &mut first, &[ready("I")]),
+            _ => heard(session, &mut first, &answers),
+        };
+    }
+    queried(&mut one, &mut second, "BEGIN", "T");
+    queried(&mut one, &mut second, "ALTER TABLE t ADD b int", "T");
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let (mut batch, mut out) = (Batch::new(), BytesMut::new());
+    one.plan(&run, &mut batch).unwrap();
+    assert!(one.say_missing(&batch, &mut second, &mut out));
+    let changed = [prepared(b"ab"), vec![ready("T")]].concat();
+    assert_eq!(heard(&mut one, &mut second, &changed), "");
+    assert!(!one.finds_all_on(&second, &batch));
+    out.clear();
+    one.say(&batch, &run, &mut second, &mut out);
+    assert!(out.windows(14).any(|part| part == b"_tidegate_none"));
+    assert_eq!(heard(&mut one, &mut second, &[failed(), ready("E")]), "EZ");
+    queried(&mut one, &mut second, "ROLLBACK", "I");
+
+    // Whoever comes first prepares it again.
+    let ran = [frame(b'2', b""), done("SELECT 1"), ready("I")];
+    for (session, expected) in [(&mut other, "CPDSBES"), (&mut one, "BES")] {
+        assert_eq!(tags(&told(session, &mut second, &run)), expected);
+        let again = match expected.len() {
+            3 => vec![],
+            _ => [vec![frame(b'3', b"")], answers.clone()].concat(),
+        };
+        assert_eq!(
+            heard(session, &mut second, &[again, ran.to_vec()].concat()),
+            "2CZ"
+        );
+    }
+    assert_eq!(tags(&told(&mut one, &mut first, &run)), "BES");
 }
