@@ -138,7 +138,7 @@ pub fn read_full(rows: impl IntoIterator<Item = [Option<String>; 3]>) -> (Effect
 
 /// Words that tell of an effect wherever they stand in a definition, sorted: those of the
 /// [`QUESTION`], and what is not defined by its text.
-const TELLING: [&str; 30] = [
+const TELLING: [&str; 31] = [
     "_shared",
     "currval",
     "deallocate",
@@ -156,6 +156,7 @@ const TELLING: [&str; 30] = [
     "pg_advisory_unlock_shared",
     "pg_advisory_xact_lock",
     "pg_advisory_xact_lock_shared",
+    "pg_settings",
     "pg_temp",
     "pg_try_advisory_lock",
     "pg_try_advisory_lock_shared",
@@ -558,6 +559,10 @@ mod tests {
             ("alter table t alter a set default currval('s')", true),
             ("alter function enter rename to go", true),
             ("create extension e", true),
+            (
+                "create function f() returns void language sql as 'update pg_settings set a = 1'",
+                true,
+            ),
             // Whatever has been defined before.
             ("commit prepared 'x'", true),
         ] {

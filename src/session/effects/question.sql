@@ -77,6 +77,7 @@ WITH RECURSIVE built_in AS MATERIALIZED (
         FROM bodies WHERE body ~
             E'(^|[;''$]|\\*/|\\y(begin|then|else|loop)\\y)(\\s|--[^\\n]*\\n)*(set|reset)\\s' OR body ~
             E'set_config|advisory_(un)?lock|_shared|\\y(gd|sd)\\y' OR body ~
+            E'\\yupdate\\y[^;]*\\ypg_settings\\y' OR body ~
             -- More than the one constant that is seen here.
             E'\\yexecute\\y(?!\\s*''([^'']|'''')*''\\s*(;|\\y(into|using|loop)\\y))' OR body ~
             E'\\y(temp|temporary|pg_temp|listen|unlisten|load|prepare|deallocate|discard|set_limit)\\y'

@@ -23,10 +23,14 @@ impl Tells {
         let mut lexer = Lexer::new(text, conforming);
         let mut before: Option<Token> = None;
         let mut last: Option<Token> = None;
+        let mut updates = false;
         while let Some(token) = lexer.solid() {
             if misread(token.kind) {
                 tells.object(Why::NotParsed);
             }
+            // By a rule of that view an UPDATE sets for the session what it changes.
+            tells.sets_config |= updates && may_name(token, text, b"pg_settings");
+            updates |= token.is(text, "update");
             if let Some(last) = last {
                 tells.pair(text, conforming, before, last, token);
             }
@@ -122,6 +126,11 @@ impl Tells {
     fn object(&mut self, why: Why) {
         self.objection.get_or_insert(why);
     }
+}
+
+/// Whether a token is this name, or one in escapes, which could be any.
+fn may_name(token: Token, text: &[u8], name: &[u8]) -> bool {
+    token.kind == Kind::UnicodeWord || token.name(text).is_some_and(|found| *found == *name)
 }
 
 /// Whether the new table that `rest` names first is in the temporary schema.
@@ -258,6 +267,25 @@ mod tests {
                 Some(Why::UnsafeFunction),
             ),
             ("select t.setseeds, a.b from t", false, &[], None),
+            ("update t set a = pg_settings", true, &[], None),
+            (
+                "explain analyze UPDATE only pg_catalog . \"pg_settings\" set a = 1",
+                true,
+                &[],
+                None,
+            ),
+            (
+                "update U&\"\\0070g_settings\" set a = 1",
+                true,
+                &[],
+                Some(Why::NotParsed),
+            ),
+            (
+                "select setting as update_ from pg_settings",
+                false,
+                &[],
+                None,
+            ),
             ("explain analyze execute p", false, &[], None),
             ("select 'open", false, &[], Some(Why::NotParsed)),
         ];
