@@ -56,9 +56,8 @@ struct Inner {
     waiters: Waiters<Grant>,
     /// The last server that was to be opened could not be, and none has been since.
     refused: Option<Refused>,
-    /// The last server that was to be opened got no answer. None is opened until the node's probe has seen that new
-    /// connections are answered: each would cost somebody a wait.
-    silent: bool,
+    /// The last server that was to be opened got no answer, and none has been since.
+    silence: Option<Silence>,
     credential: Proven,
     limits: config::Pool,
     closed: bool,
@@ -72,6 +71,17 @@ struct Inner {
     generation: u64,
     /// So are those whose age is counted from before this: the last look found them too old.
     oldest: Option<Instant>,
+}
+
+/// A pool whose last new connection was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// The node's probe is to see whether its own are.
+    Asked,
+    /// They are.
+    MayTry,
+    /// A server is being opened since.
+    Tried,
 }
 
 /// What a waiter is given.
@@ -140,7 +150,7 @@ impl Pool {
             open: 0,
             waiters: Waiters::default(),
             refused: None,
-            silent: false,
+            silence: None,
             credential,
             limits,
             closed: false,
@@ -188,7 +198,10 @@ impl Pool {
     /// Has the first of those who wait open one more server, if there may be one. `false` if not.
     fn grow(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
-        if inner.open >= inner.limits.size || inner.paused || inner.silent {
+        if inner.open >= inner.limits.size || inner.paused || inner.waiters.is_empty() {
+            return false;
+        }
+        if !inner.may_open_one() {
             return false;
         }
         let Some(waiter) = inner.waiters.first() else {
@@ -353,9 +366,9 @@ impl Pool {
             }
         }
         let empty = inner.open == old.len() && inner.waiters.is_empty();
-        let is_refused = inner.refused.is_some();
+        let is_short = inner.refused.is_some() || inner.silence.is_some();
         drop(inner);
-        if is_refused {
+        if is_short {
             self.grow();
         }
         // Dropped outside the lock: each gives up its place, which takes it.
@@ -492,11 +505,7 @@ impl Pool {
             ));
         }
         let now = Instant::now();
-        if inner.silent && inner.open == 0 {
-            let limit = inner.limits.connect_timeout;
-            return Err(self.cannot_connect(ConnectError::Timeout(limit)));
-        }
-        let may_open = inner.open < inner.limits.size && !inner.silent;
+        let may_open = inner.open < inner.limits.size;
         let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
         let may_open = match &mut inner.refused {
             Some(refused) if may_open => {
@@ -510,10 +519,14 @@ impl Pool {
             }
             _ => may_open,
         };
-        if may_open {
+        if may_open && inner.may_open_one() {
             inner.open += 1;
             drop(inner);
             return Ok(Ready::Place(Place::of(self)));
+        }
+        if inner.silence.is_some() && !others {
+            let limit = inner.limits.connect_timeout;
+            return Err(self.cannot_connect(ConnectError::Timeout(limit)));
         }
         let receiver = inner.waiters.join(worker, since.unwrap_or(now));
         Ok(Ready::Wait(receiver, Some(inner.limits.checkout_timeout)))
@@ -554,10 +567,20 @@ impl Pool {
 }
 
 impl Inner {
+    /// Whether a server may be opened: not while new connections are not answered, as each would cost somebody a wait. When
+    /// the node's probe has been answered one may, and the others when that has been.
+    fn may_open_one(&mut self) -> bool {
+        if self.silence == Some(Silence::MayTry) {
+            self.silence = Some(Silence::Tried);
+            return true;
+        }
+        self.silence.is_none()
+    }
+
     /// Whether the node gives no more than there are.
     fn has_all_it_gets(&self) -> bool {
         let is_full = || self.refused.as_ref().is_some_and(Refused::is_full);
-        self.open > 0 && (self.silent || is_full())
+        self.open > 0 && (self.silence.is_some() || is_full())
     }
 }
 
@@ -617,7 +640,7 @@ impl Drop for Place {
         let mut inner = self.pool.lock();
         while inner.open <= inner.limits.size
             && !inner.paused
-            && !inner.silent
+            && inner.silence.is_none()
             && !self.is_refused
             && let Some(waiter) = inner.waiters.first()
         {
@@ -631,7 +654,11 @@ impl Drop for Place {
             return;
         }
         inner.open -= 1;
-        let is_given_up = self.is_refused || inner.silent;
+        if inner.silence == Some(Silence::Tried) {
+            // It may have been given up before there was an outcome.
+            inner.silence = Some(Silence::MayTry);
+        }
+        let is_given_up = self.is_refused || inner.silence.is_some();
         if !is_given_up || inner.open > 0 || inner.paused {
             return;
         }

@@ -103,7 +103,12 @@ pub async fn watch(cluster: Arc<Cluster>, node: Arc<Node>) {
                     }
                 }
             }
-            Err(error) => error,
+            Err(error) => {
+                if !error.is_silence() {
+                    node.end_silence();
+                }
+                error
+            }
         };
         node.forget_position();
         node.set_probed();
@@ -134,6 +139,12 @@ enum ProbeError {
 }
 
 impl ProbeError {
+    /// Whether there was no answer at all in time.
+    fn is_silence(&self) -> bool {
+        let is_timeout = matches!(self, ProbeError::Connect(ConnectError::Timeout(_)));
+        is_timeout || matches!(self, ProbeError::Timeout(_))
+    }
+
     /// Whether the server serves others, for all that is known.
     fn lives(&self) -> bool {
         matches!(self, ProbeError::Connect(error) if error.is_for_who_asks())

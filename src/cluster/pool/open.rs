@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::refused::Refused;
 use super::server::{Server, aged_from};
-use super::{CheckoutError, Place, Pool, PoolKey};
+use super::{CheckoutError, Place, Pool, PoolKey, Silence};
 use crate::cluster::connect::{self, ConnectError, Connection, Target};
 use crate::cluster::incarnation::meet;
 use crate::session::consistency::Incarnation;
@@ -51,7 +51,7 @@ impl Pool {
             let is_first = inner.refused.is_none();
             place.is_refused = Refused::note(&mut inner.refused, &error, Instant::now());
             let is_silence = matches!(error, ConnectError::Timeout(_));
-            inner.silent |= is_silence;
+            inner.silence = is_silence.then_some(Silence::Asked);
             let others_may_do = error.is_full() || is_silence && inner.open > 1;
             drop(inner);
             drop(place);
@@ -100,16 +100,28 @@ impl Pool {
         }
     }
 
-    /// New connections are answered again.
+    /// The node's probe has been answered on a new connection.
     pub fn end_silence(self: &Arc<Self>) {
-        self.lock().silent = false;
-        while self.grow() {}
+        let mut inner = self.lock();
+        if inner.silence == Some(Silence::Asked) {
+            inner.silence = Some(Silence::MayTry);
+        }
+        drop(inner);
+        self.grow();
     }
 
     /// One more server has been opened. If others wait for lack of room, there may be some for the next.
     fn has_grown(self: &Arc<Self>) {
-        if self.lock().refused.is_some() && !self.grow() {
-            self.lock().refused = None;
+        let mut inner = self.lock();
+        let was_silent = inner.silence.take().is_some();
+        let is_refused = inner.refused.is_some();
+        drop(inner);
+        if is_refused {
+            if !self.grow() {
+                self.lock().refused = None;
+            }
+        } else if was_silent {
+            while self.grow() {}
         }
     }
 }

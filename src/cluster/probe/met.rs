@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::ProbeError;
 use crate::auth::Credential;
 use crate::cluster::Cluster;
-use crate::cluster::connect::{self, ConnectError, Connection, Target};
+use crate::cluster::connect::{self, Connection, Target};
 use crate::cluster::incarnation::incarnation;
 use crate::cluster::node::Node;
 use crate::config::{Config, Monitor};
@@ -30,11 +30,21 @@ pub struct Met {
 
 impl Met {
     /// # Errors
-    /// When the node does not answer in time, or refuses the monitor.
+    /// When the node does not answer within `health.timeout`, or refuses the monitor.
     pub async fn by_connecting(cluster: &Cluster, node: &Node) -> Result<Met, ProbeError> {
+        let config = cluster.topology().config.clone();
+        let limit = config.health.timeout;
+        Met::within(limit, config, cluster, node).await
+    }
+
+    async fn within(
+        limit: Duration,
+        config: Arc<Config>,
+        cluster: &Cluster,
+        node: &Node,
+    ) -> Result<Met, ProbeError> {
         // What others find from now on may be news.
         node.settle_doubt();
-        let config = cluster.topology().config.clone();
         let monitor = config.monitor(&cluster.name);
         let tls = node.tls.load_full();
         let target = Target {
@@ -46,7 +56,6 @@ impl Met {
             credential: monitor.password.clone().map(Credential::Password),
             application_name: "tidegate monitor",
         };
-        let limit = config.health.timeout;
         let mut connection = connect::connect(&target, limit).await?;
         let life = match timeout(limit, incarnation(&mut connection)).await {
             Ok(life) => life?,
@@ -86,7 +95,10 @@ impl Look {
         if is_sought && self.under_way.is_none() && !self.last.is_some_and(has_looked) {
             let (cluster, node) = (cluster.clone(), node.clone());
             self.under_way = Some(tokio::spawn(async move {
-                let met = Met::by_connecting(&cluster, &node).await;
+                let config = cluster.topology().config.clone();
+                // Nobody waits for it, and pools are not to give a node more time than it gets here.
+                let limit = config.health.timeout.max(config.pool.connect_timeout);
+                let met = Met::within(limit, config, &cluster, &node).await;
                 node.wake.notify_one();
                 met
             }));
@@ -97,12 +109,8 @@ impl Look {
     /// Whoever is answered in any way tells that others will be.
     fn note(&mut self, cluster: &Cluster, node: &Node, met: &Result<Met, ProbeError>) {
         let (cluster, name) = (&cluster.name, &node.name);
-        let is_silence = |error: &ProbeError| {
-            let is_timeout = matches!(error, ProbeError::Connect(ConnectError::Timeout(_)));
-            is_timeout || matches!(error, ProbeError::Timeout(_))
-        };
         match met {
-            Err(error) if is_silence(error) => {
+            Err(error) if error.is_silence() => {
                 if node.is_silent() && !std::mem::replace(&mut self.has_told, true) {
                     tracing::warn!(%cluster, node = %name, "node answers its open connections, but no new one: clients share the servers that are open");
                 }
