@@ -194,7 +194,9 @@ impl Client {
                 Ok(ControlFlow::Continue(next)) => (end, again) = (next, Again::default()),
                 Err(Failed::Retry(loss)) => {
                     // Whatever came next, a RESET too, would fail likewise: its client is to connect again.
-                    let is_stuck = loss.by == By::Settings && loss.replica.is_none();
+                    let is_on_primary = loss.replica.is_none();
+                    let is_stuck =
+                        loss.by == By::Settings && is_on_primary && loss.refusal.is_for_good();
                     let fate = match loss.by.is_silent() || loss.by == By::Termination {
                         true => Box::pin(self.fate_of(&loss.pool, loss.life, end)).await,
                         false => Ok(Fate::Unwell),

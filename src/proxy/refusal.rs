@@ -159,6 +159,13 @@ impl Refusal {
         }
     }
 
+    /// Whether a server has refused what a session has set for a reason that does not pass: bad values, missing names and
+    /// rights, and not a lack of anything.
+    pub fn is_for_good(&self) -> bool {
+        let class = self.sqlstate().get(..2).unwrap_or_default();
+        matches!(self, Refusal::Settings(_)) && ["0A", "22", "28", "42"].contains(&class)
+    }
+
     pub fn sqlstate(&self) -> &str {
         match self {
             Refusal::Client(fault) => fault.sqlstate(),
