@@ -258,6 +258,24 @@ fn servers_are_renewed_for_whom_it_matters_to() {
 }
 
 #[test]
+fn a_seed_of_random_numbers_is_its_sessions() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start_with(&cluster, |config| configured(&config, "size = 1\n"));
+    let next = |client: &Client| client.one("SELECT random()::text");
+    let seeded = Client::open(&gateway, "app", "");
+    let numbers = [(); 2].map(|()| {
+        seeded.rows("SELECT setseed(0.5)");
+        [next(&seeded), next(&seeded)]
+    });
+    assert_eq!(numbers[0], numbers[1]);
+    seeded.rows("SELECT setseed(0.5)");
+    assert_eq!(next(&seeded), numbers[0][0]);
+    drop(seeded);
+    let other = Client::open(&gateway, "app", "");
+    assert_ne!(next(&other), numbers[0][1]);
+}
+
+#[test]
 fn who_may_not_drop_a_database_closes_nothing_on_it() {
     let cluster = support::cluster_with(0, &[]);
     with_other(&cluster, "");

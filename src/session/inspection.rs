@@ -29,7 +29,8 @@ const SHOWN_ROLE: &str = "SELECT 'setting', 'role', shown FROM pg_catalog.curren
      WHERE shown <> 'none' OR EXISTS (SELECT FROM pg_catalog.pg_db_role_setting, \
          pg_catalog.unnest(setconfig) AS given WHERE given LIKE 'role=%')";
 
-/// Each pin as the answer names it, and where the server shows what there is.
+/// Each pin as the answer names it, and where the server shows what there is. Whatever else is in the temporary schema
+/// (a collation, say) needs no name: where it is used, that of its schema is told.
 const SHOWN: [(Pin, &str, &str); 5] = [
     (
         Pin::TemporaryTable,
@@ -39,7 +40,10 @@ const SHOWN: [(Pin, &str, &str); 5] = [
          UNION SELECT typname FROM pg_catalog.pg_type \
             WHERE typnamespace = pg_catalog.pg_my_temp_schema() \
          UNION SELECT proname FROM pg_catalog.pg_proc \
-            WHERE pronamespace = pg_catalog.pg_my_temp_schema()",
+            WHERE pronamespace = pg_catalog.pg_my_temp_schema() \
+         UNION SELECT '' FROM pg_catalog.pg_depend \
+            WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+            AND refobjid = pg_catalog.pg_my_temp_schema()",
     ),
     (
         Pin::AdvisoryLock,

@@ -99,8 +99,9 @@ pub enum Effect {
     ReadsSequence,
     /// A session-level advisory lock is taken or released.
     AdvisoryLock,
-    /// A connection to another server is opened, which stays for as long as this server lives.
-    Connects,
+    /// Something is left that stays for as long as the server's process lives: a connection to another server, a
+    /// replication origin, a backup that is under way.
+    Stays,
 }
 
 /// The effect of calling the function `name`, built in or of a known extension, in whatever schema it was
@@ -110,8 +111,16 @@ pub fn effect(name: &[u8]) -> Option<Effect> {
     if matches!(name, b"set_config" | b"set_limit") {
         return Some(Effect::SetsConfig);
     }
-    if matches!(name, b"dblink_connect" | b"dblink_connect_u") {
-        return Some(Effect::Connects);
+    let stays = [
+        &b"dblink_connect"[..],
+        b"dblink_connect_u",
+        b"pg_backup_start",
+        b"pg_replication_origin_session_setup",
+        // Of PostgreSQL 14.
+        b"pg_start_backup",
+    ];
+    if stays.contains(&name) {
+        return Some(Effect::Stays);
     }
     if name == b"setseed" {
         return Some(Effect::Seeds);
@@ -323,7 +332,10 @@ mod tests {
             ("pg_advisory_unlock_all", Some(Effect::AdvisoryLock)),
             ("set_config", Some(Effect::SetsConfig)),
             ("set_limit", Some(Effect::SetsConfig)),
-            ("dblink_connect_u", Some(Effect::Connects)),
+            ("dblink_connect_u", Some(Effect::Stays)),
+            ("pg_backup_start", Some(Effect::Stays)),
+            ("pg_backup_stop", None),
+            ("pg_replication_origin_session_setup", Some(Effect::Stays)),
             ("dblink", None),
             ("lastval", Some(Effect::ReadsSequence)),
             ("nextval", None),

@@ -168,6 +168,10 @@ impl Server {
             if discard {
                 self.run(b"DISCARD ALL").await?;
                 self.state.reset();
+                // The one thing that it leaves, and that can be cleared.
+                let seed = rand::random::<f64>();
+                let seed = format!("SELECT pg_catalog.setseed({seed})");
+                self.run(seed.as_bytes()).await?;
             }
             Ok::<(), ConnectError>(())
         };

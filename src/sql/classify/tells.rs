@@ -116,7 +116,7 @@ impl Tells {
             Some(Effect::ReadsSequence) => self.reads_sequence = true,
             Some(Effect::Seeds) => self.pins.insert(Pin::Settings),
             Some(Effect::AdvisoryLock) => self.pins.insert(Pin::AdvisoryLock),
-            Some(Effect::Connects) => self.pins.insert(Pin::Load),
+            Some(Effect::Stays) => self.pins.insert(Pin::Load),
             None if name.starts_with(b"pg_advisory_") || name.starts_with(b"pg_try_advisory_") => {}
             None => return,
         }
