@@ -217,6 +217,21 @@ pub enum Verb {
     ExplainRoute,
 }
 
+impl Verb {
+    /// Whether it steers a transaction, and nothing else.
+    pub fn is_control(self) -> bool {
+        matches!(
+            self,
+            Verb::Begin(_)
+                | Verb::Commit
+                | Verb::Rollback
+                | Verb::Savepoint
+                | Verb::Release
+                | Verb::RollbackTo
+        )
+    }
+}
+
 /// What a definition may change of what its database's [catalog] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

@@ -418,7 +418,7 @@ impl Session {
                 let at = next_statement(tracked.as_ref(), 0, conforming);
                 (tracked, 0, at)
             }
-            Expect::Settings | Expect::Aside | Expect::Inspection => (None, 0, 0..0),
+            Expect::Settings | Expect::Inspection => (None, 0, 0..0),
             _ => return Err(ServerFault::Unexpected('C')),
         };
         if let Some(tracked) = tracked {
@@ -430,8 +430,8 @@ impl Session {
     /// A server that has just prepared `prepared` returns rows of this shape.
     fn hear_shape(&self, prepared: &Prepared, shape: u64, server: &mut ServerState) {
         if prepared.is_shaped(shape) {
-        } else if self.has_tables_of_its_own() {
-            // To nobody else: of what is temporary, or may be undone.
+        } else if self.has_tables_of_its_own() || self.reads_otherwise(prepared) {
+            // To nobody else: by what is temporary, may be undone, or is set by it.
             if let Some(fit) = server.statements.peek_mut(&prepared.id) {
                 *fit = Fit::Misshaped(self.id);
             }
@@ -527,8 +527,7 @@ impl Session {
         }
         match server.queue.front().map(|expected| &expected.what) {
             Some(Expect::Settings) => return Err(ServerFault::Settings(body.to_vec())),
-            // What was to be prepared aside is then prepared as the batch's own.
-            Some(Expect::Failing | Expect::Aside) => return Ok(()),
+            Some(Expect::Failing) => return Ok(()),
             Some(Expect::Inspection) => {
                 server.unanswered = true;
                 return Ok(());

@@ -237,6 +237,20 @@ impl Of {
 }
 
 impl Batch {
+    /// Whether more than one of its steps may have a server prepare something, or run it.
+    pub(super) fn runs_several(&self) -> bool {
+        let runs = |step: &&Step| {
+            matches!(
+                step,
+                Step::Query { .. }
+                    | Step::Renamed { .. }
+                    | Step::Execute { .. }
+                    | Step::Describe { .. }
+            )
+        };
+        self.steps.iter().filter(runs).nth(1).is_some()
+    }
+
     pub fn new() -> Batch {
         Batch {
             need: Need::Read,

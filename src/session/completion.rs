@@ -9,7 +9,7 @@ use super::settings::{self, Settings};
 use super::tracked::Tracked;
 use super::{Session, statements};
 use crate::sql::altered::{self, Altered};
-use crate::sql::set_config::Changes;
+use crate::sql::set_config::{Changes, Name};
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Pin, Reach, Statement, Verb, prepared};
 
@@ -48,12 +48,7 @@ impl Session {
             // What was set since the savepoint is undone, what was set before it is not.
             Verb::RollbackTo => self.uncertain |= self.before.is_some(),
             Verb::Setting => self.set(text(), server),
-            Verb::SettingLocal => match text().and_then(|text| setting::assignment(text, true)) {
-                Some(assignment) if assignment.name.starts_with(own::PREFIX) => {
-                    self.set_own_local(&assignment);
-                }
-                _ => self.localised = true,
-            },
+            Verb::SettingLocal => self.set_local(text()),
             Verb::DiscardAll => self.discarded_all(server),
             Verb::DiscardSequences => self.pins.lift(Pin::Sequence),
             // It drops no prepared statement.
@@ -73,6 +68,18 @@ impl Session {
         }
     }
 
+    /// SET LOCAL has run, or SET of something else that ends with its transaction.
+    fn set_local(&mut self, text: Option<&[u8]>) {
+        let own = text.and_then(|text| setting::assignment(text, true));
+        match own.filter(|own| own.name.starts_with(own::PREFIX)) {
+            Some(assignment) => self.set_own_local(&assignment),
+            None => {
+                let name = text.and_then(setting::local_name);
+                self.localised |= name.is_none_or(|name| settings::has_meaning(&name));
+            }
+        }
+    }
+
     /// Calls in a statement that has succeeded may have changed settings: these, as far as that can be told.
     fn called(&mut self, statement: &Statement, changes: Option<&Changes>, server: &ServerState) {
         if let Some(changes) = changes {
@@ -80,7 +87,16 @@ impl Session {
         }
         match changes {
             // What it has set is gone with the transaction, as by SET LOCAL.
-            Some(changes) if changes.only_local => self.localised = true,
+            Some(Changes {
+                only_local: Some(names),
+                ..
+            }) => {
+                let has_meaning = |name: &Name| match name {
+                    Name::Literal(name) => settings::has_meaning(name),
+                    Name::Parameter(_) => true,
+                };
+                self.localised |= names.iter().any(has_meaning);
+            }
             changes if statement.sets_config || statement.verb == Verb::Run => {
                 self.configured(changes, server);
             }

@@ -3,9 +3,8 @@
 
 use super::Session;
 use super::batch::{Batch, End, Of, Step};
-use super::server::{Expect, Expected, Fit, ServerState};
+use super::server::{Expect, Expected, ServerState};
 use super::tracked::Tracked;
-use crate::sql::Verb;
 use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};
 
@@ -58,7 +57,10 @@ impl Session {
     pub fn finds_all_on(&self, server: &ServerState, batch: &Batch) -> bool {
         let has = |step: &Step| match step {
             Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
-                Of::Named(prepared) => server.statements.peek(&prepared.id) == Some(&Fit::Fits),
+                Of::Named(prepared) => server
+                    .statements
+                    .peek(&prepared.id)
+                    .is_some_and(|fit| self.takes(*fit, prepared)),
                 _ => true,
             },
             _ => true,
@@ -99,15 +101,7 @@ fn is_control(tracked: &Tracked) -> bool {
     let [statement] = &*tracked.class.statements else {
         return false;
     };
-    matches!(
-        statement.verb,
-        Verb::Begin(_)
-            | Verb::Commit
-            | Verb::Rollback
-            | Verb::Savepoint
-            | Verb::Release
-            | Verb::RollbackTo
-    )
+    statement.verb.is_control()
 }
 
 /// The status that the answer ends with, if all that is owed is in it, and no more; all statements that

@@ -1,18 +1,16 @@
 //! Owns: how a planned batch is said to a given server: under its names, after what it lacks. Never:
 //! changes what the client said beyond a statement's name, but for EXPLAIN ROUTE, which no server knows.
 
-use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
 use super::Session;
-use super::batch::{Batch, Of, Rename, Renames, Step};
+use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, Fit, NOT_KNOWN, ServerState};
-use super::settings::Settings;
 use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
@@ -48,7 +46,8 @@ impl Session {
             self.skip(batch);
         } else {
             // What is prepared behind it in the pipeline finds them changed.
-            self.localised |= batch.sets;
+            let is_whole = batch.end() == Some(End::Ready);
+            self.localised |= batch.sets && (!is_whole || batch.runs_several());
         }
         for step in &batch.steps {
             if !self.failed || matches!(step, Step::Sync { .. }) {
@@ -94,18 +93,6 @@ impl Session {
             return false;
         }
         let mut said = false;
-        // Before the others: if one of those can't be prepared, an open transaction has failed.
-        for prepared in batch.steps.iter().flat_map(named) {
-            if let Some(under) = &prepared.under
-                && !fits(server, prepared)
-                && !prepared.is_stale()
-                && self.reads_otherwise(prepared)
-            {
-                say_aside(prepared, under, server, out);
-                said = true;
-            }
-        }
-        let mut asked = false;
         for step in &batch.steps {
             let (Step::Bind { of, .. } | Step::Describe { of, .. }) = step else {
                 continue;
@@ -113,20 +100,20 @@ impl Session {
             if let Of::Named(prepared) = of
                 && prepared.has_shape()
                 && !prepared.is_stale()
-                && !fits(server, prepared)
-                && !self.reads_otherwise(prepared)
+                && !self.finds(prepared, server)
             {
+                // What returned something else to this session may do so no more.
                 self.ensure_named(server, prepared, out);
                 self.prepare(server, prepared, out);
                 ask_shape(server, prepared, out);
-                asked = true;
+                said = true;
             }
         }
-        if asked {
+        if said {
             out.extend_from_slice(encode::SYNC);
             server.expect_hidden(Expect::Sync);
         }
-        said || asked
+        said
     }
 
     /// Prepares `prepared` on the server unless it has it.
@@ -134,25 +121,40 @@ impl Session {
         if !prepared.renames.is_empty() {
             self.ensure_named(server, prepared, out);
         }
-        match server.statements.get(&prepared.id) {
-            Some(Fit::Fits) => Ensured::Had,
-            Some(Fit::Misshaped(to)) if *to == self.id => Ensured::Misshaped,
-            _ => {
-                self.prepare(server, prepared, out);
-                Ensured::Said
-            }
+        if self.finds(prepared, server) {
+            return Ensured::Had;
         }
+        if server.statements.peek(&prepared.id) == Some(&Fit::Misshaped(self.id)) {
+            return Ensured::Misshaped;
+        }
+        self.prepare(server, prepared, out);
+        Ensured::Said
     }
 
     /// Prepares `prepared` on the server, in place of one by its name that does not fit.
     fn prepare(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
-        // In a failed transaction only what ends it can be prepared, which has no constants.
-        let fit = match server.status != Status::Failed && self.reads_otherwise(prepared) {
-            true => Fit::Misread,
+        let fit = match self.reads_otherwise(prepared) {
+            true => Fit::Misread(self.id),
             false => Fit::Fits,
         };
         replace(server, prepared, fit, out);
         server.expect_hidden(Expect::Prepare { id: prepared.id });
+    }
+
+    /// Whether the server has `prepared` as the session may use it; it is used.
+    fn finds(&self, prepared: &Prepared, server: &mut ServerState) -> bool {
+        let fit = server.statements.get(&prepared.id).copied();
+        fit.is_some_and(|fit| self.takes(fit, prepared))
+    }
+
+    /// Whether a server's statement of this fit is what the session may use for `prepared`: that of everybody, or its own
+    /// for as long as it reads it otherwise.
+    pub(super) fn takes(&self, fit: Fit, prepared: &Prepared) -> bool {
+        match fit {
+            Fit::Fits => true,
+            Fit::Misread(by) => by == self.id && self.reads_otherwise(prepared),
+            Fit::Misshaped(_) => false,
+        }
     }
 
     /// Prepares what the text of `prepared` names. That names nothing itself.
@@ -230,7 +232,8 @@ impl Session {
             }
             Step::Parse { name, prepared } => {
                 // Whether it takes a Parse in a failed transaction is for the server to say.
-                if fits(server, prepared) && server.status != Status::Failed {
+                let has = server.statements.get(&prepared.id) == Some(&Fit::Fits);
+                if has && server.status != Status::Failed {
                     server.expect(Expect::Parsed { name: name.clone() });
                 } else {
                     self.ensure_named(server, prepared, speech.own());
@@ -570,64 +573,6 @@ enum Ensured {
     Said,
     /// It returned something else to the session than at first.
     Misshaped,
-}
-
-/// The statements that a step uses by their names on servers, those before others that these name.
-fn named(step: &Step) -> impl Iterator<Item = &Arc<Prepared>> {
-    let (prepared, renames): (_, &[Rename]) = match step {
-        Step::Bind { of, .. } | Step::Describe { of, .. } => match of {
-            Of::Named(prepared) => (Some(prepared), &prepared.renames),
-            Of::Unnamed(unnamed) => (None, &unnamed.renames),
-            Of::Unknown => (None, &[]),
-        },
-        Step::Renamed { names, .. } => (None, names),
-        Step::Parse { prepared, .. } => (None, &prepared.renames),
-        Step::ParseAgain { existing, .. } => (Some(existing), &existing.renames),
-        Step::ParseUnnamed { unnamed, .. } => (None, &unnamed.renames),
-        _ => (None, &[]),
-    };
-    renames
-        .iter()
-        .map(|rename| &rename.prepared)
-        .chain(prepared)
-}
-
-fn fits(server: &mut ServerState, prepared: &Prepared) -> bool {
-    server.statements.get(&prepared.id) == Some(&Fit::Fits)
-}
-
-/// Prepares `prepared` under the settings of its own, in a transaction that is undone, or to a savepoint. If that
-/// fails, the batch does without.
-#[cold]
-fn say_aside(
-    prepared: &Arc<Prepared>,
-    under: &Settings,
-    server: &mut ServerState,
-    out: &mut BytesMut,
-) {
-    const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL";
-    let (begin, undo) = match server.status {
-        Status::Idle => ("BEGIN", "ROLLBACK"),
-        _ => (
-            "SAVEPOINT _tidegate",
-            "ROLLBACK TO _tidegate; RELEASE _tidegate",
-        ),
-    };
-    let begin = format!("{begin}; {RESET}").into_bytes();
-    for sql in iter::once(begin).chain(Settings::default().difference(under)) {
-        encode::query(out, &sql);
-        server.expect_hidden(Expect::Aside);
-    }
-    replace(server, prepared, Fit::Fits, out);
-    server.expect_hidden(Expect::Prepare { id: prepared.id });
-    if prepared.has_shape() {
-        ask_shape(server, prepared, out);
-    }
-    out.extend_from_slice(encode::SYNC);
-    server.expect_hidden(Expect::Sync);
-    encode::query(out, undo.as_bytes());
-    server.expect_hidden(Expect::Settings);
-    server.unnamed = None;
 }
 
 /// Says that a statement is to be prepared, in place of one by its name, and makes room for it.

@@ -241,8 +241,6 @@ pub(super) enum Expect {
     },
     /// The proxy's Describe of a statement that the server has just prepared.
     Shape(Arc<Prepared>),
-    /// The proxy's Query that leads to the settings of a statement, in a transaction that is undone.
-    Aside,
     /// The client's message that makes no sense: it fails.
     Malformed,
     /// A message that fails in place of one about a statement that returns something else by now.
@@ -302,7 +300,6 @@ impl Expect {
                 | Expect::Sync
                 | Expect::FunctionCall
                 | Expect::Settings
-                | Expect::Aside
                 | Expect::Inspection
                 | Expect::Failing
                 | Expect::Fence { .. }
@@ -314,8 +311,8 @@ impl Expect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
     Fits,
-    /// It was prepared under other settings than its own.
-    Misread,
+    /// It was prepared for this session under other settings than its own.
+    Misread(u64),
     /// It returned something else to this session, by definitions that nobody else has seen.
     Misshaped(u64),
 }

@@ -57,7 +57,7 @@ pub const TEXT_SEARCH: &str = "default_text_search_config";
 const SEARCH_PATH: &str = "search_path";
 
 /// Settings that are often set and change how a statement runs, but not what it is.
-const MEANINGLESS: [&str; 14] = [
+const MEANINGLESS: [&str; 16] = [
     "application_name",
     "client_min_messages",
     DEFERRABLE,
@@ -66,13 +66,21 @@ const MEANINGLESS: [&str; 14] = [
     "extra_float_digits",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
+    "jit",
     "lock_timeout",
     "log_statement",
     "maintenance_work_mem",
     "statement_timeout",
     "synchronous_commit",
+    "transaction_timeout",
     "work_mem",
 ];
+
+/// Whether a text may mean something else by the setting of this name when it is prepared. What applications and
+/// extensions make up is looked at when a statement is run.
+pub fn has_meaning(name: &str) -> bool {
+    !MEANINGLESS.contains(&name) && !name.contains('.')
+}
 
 /// Settings of the transaction at hand, however they are set: they end with it.
 const ENDS_WITH_TRANSACTION: [&str; 3] = [
@@ -255,7 +263,7 @@ impl Settings {
 
     fn meant(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let settings = self.map.iter().map(|(name, sql)| (&**name, &**sql));
-        settings.filter(|(name, _)| !MEANINGLESS.contains(name) && !name.starts_with(own::PREFIX))
+        settings.filter(|(name, _)| has_meaning(name))
     }
 
     /// Whether one more statement may be remembered: each change copies them all, and each is said

@@ -288,7 +288,7 @@ impl Registry {
             sql: sql.into(),
             types: types.into(),
             class: class.clone(),
-            under,
+            under: under.filter(|_| !class.statements.iter().all(|s| s.verb.is_control())),
             may_name: may_name_one(class, sql),
             renames,
             proven: AtomicBool::new(false),

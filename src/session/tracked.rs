@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::statements::{Prepared, Unnamed};
-use super::{own, transaction};
+use super::transaction;
 use crate::sql::lexer;
 use crate::sql::set_config::{self, Changes, Name, Value};
 use crate::sql::{Class, Pin, Reach, Statement, Verb};
@@ -37,7 +37,7 @@ impl Tracked {
         if !statements.iter().any(has_effects) {
             return None;
         }
-        let keeps_text = |s: &Statement| is_told_by_text(s, sql) || keeps && is_said_again(s);
+        let keeps_text = |s: &Statement| is_told_by_text(s) || keeps && is_said_again(s);
         let calls = |s: &Statement| s.sets_config || s.verb == Verb::Run;
         Some(Tracked {
             class: class.clone(),
@@ -117,21 +117,19 @@ fn has_effects(statement: &Statement) -> bool {
     statement.verb != Verb::Plain || !statement.pins.is_empty() || statement.sets_config
 }
 
-/// Whether what a statement of `sql` does is told by its text, and not by its class alone.
-fn is_told_by_text(statement: &Statement, sql: &[u8]) -> bool {
-    match statement.verb {
-        Verb::SettingLocal => own::is_mentioned(sql),
-        verb => matches!(
-            verb,
-            Verb::Setting
-                | Verb::Prepare
-                | Verb::Deallocate
-                | Verb::Routine
-                | Verb::Role
-                | Verb::Database
-                | Verb::Ddl(Reach::Itself | Reach::Anything)
-        ),
-    }
+/// Whether what a statement does is told by its text, and not by its class alone.
+fn is_told_by_text(statement: &Statement) -> bool {
+    matches!(
+        statement.verb,
+        Verb::Setting
+            | Verb::SettingLocal
+            | Verb::Prepare
+            | Verb::Deallocate
+            | Verb::Routine
+            | Verb::Role
+            | Verb::Database
+            | Verb::Ddl(Reach::Itself | Reach::Anything)
+    )
 }
 
 /// Whether a transaction that is opened elsewhere may need the words of a statement: they are said again, or tell

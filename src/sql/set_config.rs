@@ -11,8 +11,8 @@ pub struct Changes {
     pub names: Vec<Name>,
     /// Some call's name can't be told from the text.
     pub unknown: bool,
-    /// The text is nothing but calls that end with their transaction, by [`locals`].
-    pub only_local: bool,
+    /// The text is nothing but calls that end with their transaction, by [`locals`], for these names.
+    pub only_local: Option<Vec<Name>>,
     /// What it makes of the proxy's own settings, for however long: each by its name, and the value where that is
     /// one constant or parameter.
     pub own: Vec<(Name, Option<Value>)>,
@@ -62,7 +62,15 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let (is_block, calls) = (has("do"), has("call"));
     let mut reader = Reader::new(conforming, is_block);
     reader.read(sql, (is_block || calls).then_some(NESTING_MAX), true);
-    reader.changes.only_local = locals(sql, conforming).is_some();
+    let name = |local: &Local<'_>| match local[0] {
+        Argument::Constant(text) => {
+            let name = string_value(text, conforming).unwrap_or_default();
+            Name::Literal(name.to_ascii_lowercase().into())
+        }
+        Argument::Parameter(number) => Name::Parameter(number),
+    };
+    let locals = locals(sql, conforming);
+    reader.changes.only_local = locals.map(|locals| locals.iter().map(name).collect());
     reader.changes
 }
 
@@ -485,7 +493,7 @@ mod tests {
             let values = [&b"one"[..], b"two"];
             let value = |number: u16| values.get(usize::from(number) - 1).copied();
             let said = spelled(&calls, value, quoted)?;
-            assert!(changes(sql.as_bytes(), true).only_local);
+            assert!(changes(sql.as_bytes(), true).only_local.is_some());
             String::from_utf8(said).ok()
         };
         for (sql, expected) in [

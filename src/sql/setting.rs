@@ -127,6 +127,14 @@ pub fn assignment(statement: &[u8], conforming: bool) -> Option<Assignment<'_>> 
     })
 }
 
+/// The setting, in lower case, that `SET LOCAL name = …` is about. `None` if the statement is no such one.
+pub fn local_name(statement: &[u8]) -> Option<Cow<'_, str>> {
+    let mut cursor = Cursor::new(statement, true);
+    let is_local = cursor.eat("set") && cursor.eat("local");
+    let name = is_local.then(|| name(&mut cursor)).flatten()?;
+    (cursor.at("to") || cursor.at_kind(Kind::Operator)).then_some(name)
+}
+
 /// The value in a `SELECT set_config('name', 'value', …)` that is no longer than that.
 pub fn value_of_set_config(statement: &[u8]) -> Option<String> {
     let mut cursor = Cursor::new(statement, true);
@@ -282,6 +290,23 @@ fn lower(name: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_local_setting_is_named() {
+        for (sql, name) in [
+            (
+                "SET LOCAL Statement_Timeout = 100",
+                Some("statement_timeout"),
+            ),
+            ("set local app.\"User\" to default", Some("app.user")),
+            ("set local time zone 'UTC'", None),
+            ("set local role app", None),
+            ("set a = 1", None),
+            ("set constraints all deferred", None),
+        ] {
+            assert_eq!(local_name(sql.as_bytes()).as_deref(), name, "{sql}");
+        }
+    }
 
     #[test]
     fn settings_are_named_as_the_server_names_them() {

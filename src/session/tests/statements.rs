@@ -1,6 +1,7 @@
 //! Prepared statements: whose they are, what they are called on servers, and when they are gone.
 
 use super::*;
+use crate::session::server::Fit;
 
 #[test]
 fn names_of_statements_are_told_apart_by_their_first_bytes() {
@@ -704,103 +705,78 @@ fn queried(session: &mut Session, server: &mut ServerState, sql: &str, status: &
     heard(session, server, &said);
 }
 
-/// PostgreSQL reads them once, whatever is set afterwards.
+/// PostgreSQL reads its constants once, by what is set then. Whoever has set something else since is given what is read by
+/// that on another server; nobody else is.
 #[test]
-fn the_constants_of_a_statement_are_read_as_when_its_client_prepared_it() {
-    for within in [None, Some("SET LOCAL TimeZone = 'UTC'"), Some("SELECT 1")] {
+fn a_statement_that_is_prepared_under_other_settings_is_nobody_elses() {
+    let shared = Arc::new(Shared::new(Classifier::new(Rules::default(), 100)));
+    let session = || {
+        let (settings, params) = (Settings::default(), params(&[]));
+        Session::new(shared.clone(), "main/app/app", settings, params)
+    };
+    let (mut one, mut other) = (session(), session());
+    let (mut first, mut second, mut third) = (server(), server(), server());
+    let text = "SELECT '2020-01-01'::timestamptz";
+    let prepare = [parse("s", text), SYNC.to_vec()].concat();
+    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
+    let is_ready = vec![ready("I")];
+    let ran = [frame(b'2', b""), done("SELECT 1"), ready("I")];
+    let again = [
+        vec![frame(b'3', b"")],
+        prepared(b"t"),
+        is_ready.clone(),
+        ran.to_vec(),
+    ];
+    queried(&mut one, &mut first, "SET TimeZone = 'Asia/Tokyo'", "I");
+    told(&mut one, &mut first, &prepare);
+    let answers = [prepared(b"t"), is_ready.clone()].concat();
+    heard(&mut one, &mut first, &answers);
+
+    queried(&mut one, &mut first, "SET TimeZone = 'UTC'", "I");
+    second.settings = one.settings().clone();
+    for expected in ["PDSBES", "BES"] {
+        assert_eq!(tags(&told(&mut one, &mut second, &run)), expected);
+        let before = match expected.len() {
+            3 => vec![],
+            _ => answers.clone(),
+        };
+        heard(&mut one, &mut second, &[before, ran.to_vec()].concat());
+    }
+
+    queried(&mut other, &mut third, "SET TimeZone = 'Asia/Tokyo'", "I");
+    second.settings = other.settings().clone();
+    first.settings = other.settings().clone();
+    assert_eq!(tags(&told(&mut other, &mut first, &prepare)), "S");
+    heard(&mut other, &mut first, &is_ready);
+    assert_eq!(tags(&told(&mut other, &mut second, &run)), "CPDSBES");
+    heard(&mut other, &mut second, &again.concat());
+    // That is as good for the first, as it is what it has prepared.
+    second.settings = one.settings().clone();
+    assert_eq!(tags(&told(&mut one, &mut second, &run)), "BES");
+}
+
+/// What applications set for their own use, for row-level security say, is no reason to prepare anything again.
+#[test]
+fn a_statement_means_the_same_whatever_an_application_sets_for_itself() {
+    for (sql, is_same) in [
+        ("SET LOCAL app.user = '1'", true),
+        ("SELECT set_config('app.user', '1', true)", true),
+        ("SET LOCAL statement_timeout = 100", true),
+        ("SET LOCAL search_path = other", false),
+        ("SELECT set_config('search_path', 'other', true)", false),
+    ] {
         let (mut session, mut first, mut second) = (session(), server(), server());
-        queried(&mut session, &mut first, "SET TimeZone = 'Asia/Tokyo'", "I");
-        let prepare = [
-            parse("s", "SELECT '2020-01-01'::timestamptz"),
-            SYNC.to_vec(),
-        ]
-        .concat();
+        let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
         told(&mut session, &mut first, &prepare);
         let answers = [prepared(b"t"), vec![ready("I")]].concat();
         heard(&mut session, &mut first, &answers);
-        let is_same = within == Some("SELECT 1");
-        if !is_same {
-            queried(&mut session, &mut first, "SET TimeZone = 'UTC'", "I");
-        }
-        let (begin, undo) = match within {
-            None => ("BEGIN", "ROLLBACK"),
-            Some(sql) => {
-                queried(&mut session, &mut second, "BEGIN", "T");
-                queried(&mut session, &mut second, sql, "T");
-                (
-                    "SAVEPOINT _tidegate",
-                    "ROLLBACK TO _tidegate; RELEASE _tidegate",
-                )
-            }
-        };
-        let status = if within.is_some() { "T" } else { "I" };
-        second.settings = session.settings().clone();
+        queried(&mut session, &mut second, "BEGIN", "T");
+        queried(&mut session, &mut second, sql, "T");
         let run = [bind("s"), execute(), SYNC.to_vec()].concat();
-        let ran = [frame(b'2', b""), done("SELECT 1"), ready(status)];
-        let said = told(&mut session, &mut second, &run);
-        if is_same {
-            assert_eq!(tags(&said), "PDSBES");
-            continue;
-        }
-        assert_eq!(tags(&said), "QQPDSQBES", "{said:?}");
-        assert!(
-            said[0].starts_with(&format!("Q {begin}; RESET")),
-            "{said:?}"
-        );
-        assert!(
-            said[1].starts_with(r"Q SET TimeZone = \'Asia/Tokyo\'"),
-            "{said:?}"
-        );
-        assert_eq!(said[5], format!(r"Q {undo}\x00"));
-        let aside = [
-            vec![ready("T"); 2],
-            prepared(b"t"),
-            vec![ready("T"), ready(status)],
-        ];
-        let answers = [aside.concat(), ran.to_vec()].concat();
-        assert_eq!(heard(&mut session, &mut second, &answers), "2CZ");
-        assert_eq!(tags(&told(&mut session, &mut second, &run)), "BES");
-        heard(&mut session, &mut second, &ran);
+        told(&mut session, &mut second, &run);
+        let fit = second.statements.iter().next().map(|(_, fit)| *fit);
+        assert_eq!(fit == Some(Fit::Fits), is_same, "{sql}: {fit:?}");
     }
-}
-
-/// What nobody can bring about again can't keep the session from its statement, but nobody else gets that.
-#[test]
-fn a_statement_that_is_prepared_under_other_settings_is_prepared_again_for_others() {
-    let (mut session, mut first, mut second) = (session(), server(), server());
-    queried(&mut session, &mut first, "SET ROLE r1", "I");
-    let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();
-    told(&mut session, &mut first, &prepare);
-    let answers = [prepared(b"t"), vec![ready("I")]].concat();
-    heard(&mut session, &mut first, &answers);
-    queried(&mut session, &mut first, "RESET ROLE", "I");
-    let run = [bind("s"), execute(), SYNC.to_vec()].concat();
-    let (mut batch, mut out) = (Batch::new(), BytesMut::new());
-    session.plan(&run, &mut batch).unwrap();
-    assert!(session.say_missing(&batch, &mut second, &mut out));
-    let aside = [failed(), ready("E"), failed(), ready("E"), ready("I")];
-    let aside = [vec![done("BEGIN")], aside.to_vec()].concat();
-    assert_eq!(
-        heard(
-            &mut session,
-            &mut second,
-            &[vec![ready("T")], aside].concat()
-        ),
-        ""
-    );
-    assert!(second.is_idle());
-    let ran = [
-        frame(b'1', b""),
-        frame(b'2', b""),
-        done("SELECT 1"),
-        ready("I"),
-    ];
-    out.clear();
-    session.say(&batch, &run, &mut second, &mut out);
-    assert_eq!(heard(&mut session, &mut second, &ran), "2CZ");
-
-    queried(&mut session, &mut second, "SET ROLE r1", "I");
-    assert_eq!(tags(&told(&mut session, &mut second, &run)), "CPDSBES");
 }
 
 #[test]
