@@ -140,6 +140,8 @@ struct Place {
     pool: Arc<Pool>,
     /// The node does not give it: nobody else is to try in turn.
     is_refused: bool,
+    /// By it is found out whether new connections are answered again.
+    is_trial: bool,
 }
 
 impl Pool {
@@ -198,19 +200,23 @@ impl Pool {
     /// Has the first of those who wait open one more server, if there may be one. `false` if not.
     fn grow(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
-        if inner.open >= inner.limits.size || inner.paused || inner.waiters.is_empty() {
+        let is_shut = matches!(inner.silence, Some(Silence::Asked | Silence::Tried));
+        if inner.open >= inner.limits.size || inner.paused || is_shut {
             return false;
         }
-        if !inner.may_open_one() {
-            return false;
-        }
-        let Some(waiter) = inner.waiters.first() else {
-            return false;
+        let waiter = loop {
+            match inner.waiters.first() {
+                // It has given up.
+                Some(waiter) if waiter.is_closed() => {}
+                Some(waiter) => break waiter,
+                None => return false,
+            }
         };
         inner.open += 1;
+        let is_trial = inner.begin_trial();
         drop(inner);
         // If that one has given up, the place that is dropped goes to the next.
-        let _ = waiter.send(Grant::Place(Place::of(self)));
+        let _ = waiter.send(Grant::Place(Place::of(self, is_trial)));
         true
     }
 
@@ -505,7 +511,8 @@ impl Pool {
             ));
         }
         let now = Instant::now();
-        let may_open = inner.open < inner.limits.size;
+        let is_shut = matches!(inner.silence, Some(Silence::Asked | Silence::Tried));
+        let may_open = inner.open < inner.limits.size && !is_shut;
         let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
         let may_open = match &mut inner.refused {
             Some(refused) if may_open => {
@@ -519,10 +526,11 @@ impl Pool {
             }
             _ => may_open,
         };
-        if may_open && inner.may_open_one() {
+        if may_open {
             inner.open += 1;
+            let is_trial = inner.begin_trial();
             drop(inner);
-            return Ok(Ready::Place(Place::of(self)));
+            return Ok(Ready::Place(Place::of(self, is_trial)));
         }
         if inner.silence.is_some() && !others {
             let limit = inner.limits.connect_timeout;
@@ -567,14 +575,14 @@ impl Pool {
 }
 
 impl Inner {
-    /// Whether a server may be opened: not while new connections are not answered, as each would cost somebody a wait. When
-    /// the node's probe has been answered one may, and the others when that has been.
-    fn may_open_one(&mut self) -> bool {
-        if self.silence == Some(Silence::MayTry) {
+    /// A server is being opened. Whether by that it is found out if new connections are answered again: each that is not
+    /// costs somebody a wait, so others are opened only when that one has been.
+    fn begin_trial(&mut self) -> bool {
+        let is_trial = self.silence == Some(Silence::MayTry);
+        if is_trial {
             self.silence = Some(Silence::Tried);
-            return true;
         }
-        self.silence.is_none()
+        is_trial
     }
 
     /// Whether the node gives no more than there are.
@@ -627,10 +635,11 @@ fn take_best(idle: &mut Idle, wanted: &Settings, favourite: u64) -> Option<Box<S
 
 impl Place {
     /// One that has been counted.
-    fn of(pool: &Arc<Pool>) -> Place {
+    fn of(pool: &Arc<Pool>, is_trial: bool) -> Place {
         Place {
             pool: pool.clone(),
             is_refused: false,
+            is_trial,
         }
     }
 }
@@ -650,13 +659,16 @@ impl Drop for Place {
             drop(inner);
             // The place goes to who waits longest. If that one has just given up, dropping the new
             // place does all this again.
-            let _ = waiter.send(Grant::Place(Place::of(&self.pool)));
+            let _ = waiter.send(Grant::Place(Place::of(&self.pool, false)));
             return;
         }
         inner.open -= 1;
-        if inner.silence == Some(Silence::Tried) {
-            // It may have been given up before there was an outcome.
+        if self.is_trial && inner.silence == Some(Silence::Tried) {
+            // It has been given up before there was an outcome: the next one is to find out.
             inner.silence = Some(Silence::MayTry);
+            drop(inner);
+            self.pool.grow();
+            return;
         }
         let is_given_up = self.is_refused || inner.silence.is_some();
         if !is_given_up || inner.open > 0 || inner.paused {

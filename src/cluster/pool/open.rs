@@ -32,6 +32,7 @@ impl Pool {
                     self.node.note_connect(life);
                     self.node.begin_use();
                     self.has_grown();
+                    place.is_trial = false;
                     let mut server = Server::new(connection, life, place);
                     server.generation = generation;
                     server.aged_from = aged_from(server.aged_from, lifetime, rand::random());

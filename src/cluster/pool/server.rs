@@ -268,7 +268,7 @@ mod tests {
                 pid: 1,
                 secret: Vec::new(),
             }),
-            place: Place::of(&Arc::new(pool)),
+            place: Place::of(&Arc::new(pool), false),
             worker: net::worker(),
             generation: 0,
             aged_from: now,
