@@ -97,7 +97,7 @@ pub struct Session {
     /// The part of its sessions to which texts mean what they mean to this one, under which settings.
     meaning: (Settings, Arc<str>),
     /// SET LOCAL has run in the open transaction, or a pipeline is under way that changes settings.
-    localised: bool,
+    localised: Localised,
     shared: Arc<Shared>,
     /// What is known of the database, where somebody asks it.
     catalog: Option<Arc<catalog::Known>>,
@@ -156,6 +156,29 @@ pub struct Session {
     begun: Option<Modes>,
 }
 
+/// What a session has set for its open transaction alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Localised {
+    /// Nothing by which a text means something else.
+    #[default]
+    No,
+    /// How names are found, or rights are judged.
+    Names,
+    /// How constants are read, or it is not known what.
+    All,
+}
+
+impl Localised {
+    /// By a setting of this name.
+    fn by(name: &str) -> Localised {
+        match name {
+            _ if settings::reads_constants(name) => Localised::All,
+            _ if settings::has_meaning(name) => Localised::Names,
+            _ => Localised::No,
+        }
+    }
+}
+
 /// What most sessions never have: of the proxy's own settings, but for one.
 #[derive(Default)]
 struct OwnState {
@@ -193,7 +216,7 @@ impl Session {
             scope: scope.into(),
             // Of no settings, until they are looked at.
             meaning: (Settings::default(), scope.into()),
-            localised: false,
+            localised: Localised::No,
             shared,
             catalog: None,
             statements: Statements::default(),
@@ -335,13 +358,20 @@ impl Session {
 
     /// Whether it is under settings that nobody else has, or that are not known.
     fn is_set_unseen(&self) -> bool {
-        self.localised || self.uncertain
+        self.localised > Localised::No || self.uncertain
     }
 
     /// Whether the text of `prepared` may mean something else by the settings that there are now.
-    fn reads_otherwise(&self, prepared: &Prepared) -> bool {
+    fn means_otherwise(&self, prepared: &Prepared) -> bool {
         let under = prepared.under.as_ref();
         under.is_some_and(|under| self.is_set_unseen() || !under.means_as(&self.settings))
+    }
+
+    /// Whether that may be for how its constants are read, which a server does but once.
+    fn reads_otherwise(&self, prepared: &Prepared) -> bool {
+        let is_unseen = self.localised > Localised::Names || self.uncertain;
+        let under = prepared.under.as_ref();
+        under.is_some_and(|under| is_unseen || !under.reads_as(&self.settings))
     }
 
     /// The class of `sql` under the session's string syntax.

@@ -430,7 +430,7 @@ impl Session {
     /// A server that has just prepared `prepared` returns rows of this shape.
     fn hear_shape(&self, prepared: &Prepared, shape: u64, server: &mut ServerState) {
         if prepared.is_shaped(shape) {
-        } else if self.has_tables_of_its_own() || self.reads_otherwise(prepared) {
+        } else if self.has_tables_of_its_own() || self.means_otherwise(prepared) {
             // To nobody else: by what is temporary, may be undone, or is set by it.
             if let Some(fit) = server.statements.peek_mut(&prepared.id) {
                 *fit = Fit::Misshaped(self.id);
@@ -573,7 +573,7 @@ impl Session {
             }
             Some(Expect::Bind(Some(prepared)) | Expect::Describe(Some(prepared))) => {
                 if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery")
-                    && !self.reads_otherwise(prepared)
+                    && !self.means_otherwise(prepared)
                     && !self.has_tables_of_its_own()
                 {
                     prepared.retire();

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Localised;
 use super::effects::Suspicion;
 use super::explain::Question;
 use super::own::Complaint;
@@ -59,7 +60,7 @@ pub struct Batch {
     /// By something in it names may come to mean something else, or settings be changed: what is prepared
     /// behind that is nobody else's.
     pub(super) reshapes: bool,
-    pub(super) sets: bool,
+    pub(super) sets: Localised,
     /// The first of its statements that steers a transaction; and what all others need than one that opens it.
     pub(super) control: Option<Control>,
     pub rest: Need,
@@ -237,20 +238,6 @@ impl Of {
 }
 
 impl Batch {
-    /// Whether more than one of its steps may have a server prepare something, or run it.
-    pub(super) fn runs_several(&self) -> bool {
-        let runs = |step: &&Step| {
-            matches!(
-                step,
-                Step::Query { .. }
-                    | Step::Renamed { .. }
-                    | Step::Execute { .. }
-                    | Step::Describe { .. }
-            )
-        };
-        self.steps.iter().filter(runs).nth(1).is_some()
-    }
-
     pub fn new() -> Batch {
         Batch {
             need: Need::Read,
@@ -267,7 +254,7 @@ impl Batch {
             unjudged_more: false,
             redefines: false,
             reshapes: false,
-            sets: false,
+            sets: Localised::No,
             control: None,
             rest: Need::Read,
             within: Within::Stays,
@@ -326,7 +313,7 @@ impl Batch {
         (*need, *why) = (Need::Read, Why::Empty);
         (*len, *beyond) = (0, 0);
         (*executes, *shows_data, *flushed) = (false, false, false);
-        (*forgets, *reshapes, *sets) = (false, false, false);
+        (*forgets, *reshapes, *sets) = (false, false, Localised::No);
         (*needs_server, *reads_sequences, *unjudged_more) = (false, false, false);
         *reads_unseen = false;
         (*suspicion, *end) = (None, None);

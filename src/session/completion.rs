@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::own::{self, Own};
 use super::server::ServerState;
 use super::settings::{self, Settings};
-use super::tracked::Tracked;
+use super::tracked::{Tracked, by_calls, by_set_local};
 use super::{Session, statements};
 use crate::sql::altered::{self, Altered};
-use crate::sql::set_config::{Changes, Name};
+use crate::sql::set_config::Changes;
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Pin, Reach, Statement, Verb, prepared};
 
@@ -73,10 +73,7 @@ impl Session {
         let own = text.and_then(|text| setting::assignment(text, true));
         match own.filter(|own| own.name.starts_with(own::PREFIX)) {
             Some(assignment) => self.set_own_local(&assignment),
-            None => {
-                let name = text.and_then(setting::local_name);
-                self.localised |= name.is_none_or(|name| settings::has_meaning(&name));
-            }
+            None => self.localised = self.localised.max(by_set_local(text)),
         }
     }
 
@@ -87,15 +84,8 @@ impl Session {
         }
         match changes {
             // What it has set is gone with the transaction, as by SET LOCAL.
-            Some(Changes {
-                only_local: Some(names),
-                ..
-            }) => {
-                let has_meaning = |name: &Name| match name {
-                    Name::Literal(name) => settings::has_meaning(name),
-                    Name::Parameter(_) => true,
-                };
-                self.localised |= names.iter().any(has_meaning);
+            Some(changes) if changes.only_local.is_some() => {
+                self.localised = self.localised.max(by_calls(changes));
             }
             changes if statement.sets_config || statement.verb == Verb::Run => {
                 self.configured(changes, server);

@@ -43,7 +43,7 @@ impl Session {
     /// Something has been defined or dropped that may be temporary without saying so: by where names are
     /// looked for, which is not always known, or by what it is made of.
     pub(super) fn look_for_temporary(&mut self) {
-        match self.localised || self.uncertain || self.settings.make_temporary() {
+        match self.is_set_unseen() || self.settings.make_temporary() {
             true => self.pins.touched(Pin::TemporaryTable),
             false => self.pins.look_again(Pin::TemporaryTable),
         }

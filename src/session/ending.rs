@@ -3,7 +3,7 @@
 
 use super::server::ServerState;
 use super::settings::{self, Settings};
-use super::{Session, catalog};
+use super::{Localised, Session, catalog};
 use crate::wire::message::Status;
 
 impl Session {
@@ -54,7 +54,7 @@ impl Session {
             self.committed();
         }
         self.before = None;
-        self.localised = false;
+        self.localised = Localised::No;
         self.roaming = None;
         if self.did.wrote {
             self.has_drawn();

@@ -10,7 +10,7 @@ use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::statements::Prepared;
 use super::tracked::{Text, Tracked};
 use super::transaction::{Control, Within};
-use super::{Session, own, statements, transaction};
+use super::{Localised, Session, own, statements, transaction};
 use crate::sql::catalog::Catalog;
 use crate::sql::{Class, Need, Pin, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -368,7 +368,9 @@ impl Session {
             let most = super::Statements::NAMED_BYTES_MAX;
             return Err(ClientFault::TooLongStatements(most));
         }
-        let scope = self.meaning().filter(|_| !batch.reshapes && !batch.sets);
+        let scope = self
+            .meaning()
+            .filter(|_| !batch.reshapes && batch.sets == Localised::No);
         let registry = &self.shared.registry;
         let may_name = statements::may_name_one(&class, parse.sql);
         let renames = match may_name {
@@ -380,7 +382,7 @@ impl Session {
             _ if !renames.is_empty() => registry.naming(sql, types, &class, renames),
             Some(scope) => registry.intern(&scope, settings, sql, types, &class),
             None => {
-                let is_known = !self.is_set_unseen() && !batch.sets;
+                let is_known = !self.is_set_unseen() && batch.sets == Localised::No;
                 let under = is_known.then(|| settings.of_meaning());
                 registry.unshared(under, sql, types, &class)
             }
@@ -448,7 +450,8 @@ impl Session {
             self.look_for_own(class, sql, batch);
             question = of.question();
         }
-        batch.sets |= effects.as_ref().is_some_and(Tracked::sets);
+        let sets = effects.as_ref().map_or(Localised::No, Tracked::sets);
+        batch.sets = batch.sets.max(sets);
         batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
         match effects {
             Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),

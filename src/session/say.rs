@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Session;
-use super::batch::{Batch, End, Of, Rename, Renames, Step};
+use super::batch::{Batch, Of, Rename, Renames, Step};
 use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, Fit, NOT_KNOWN, ServerState};
@@ -46,8 +46,7 @@ impl Session {
             self.skip(batch);
         } else {
             // What is prepared behind it in the pipeline finds them changed.
-            let is_whole = batch.end() == Some(End::Ready);
-            self.localised |= batch.sets && (!is_whole || batch.runs_several());
+            self.localised = self.localised.max(batch.sets);
         }
         for step in &batch.steps {
             if !self.failed || matches!(step, Step::Sync { .. }) {

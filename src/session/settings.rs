@@ -76,6 +76,15 @@ const MEANINGLESS: [&str; 16] = [
     "work_mem",
 ];
 
+/// Settings by which names are found and rights are judged. A server looks at these itself when it runs what it has
+/// prepared, and reads the text anew if they are others.
+const RESOLVING: [&str; 3] = [SEARCH_PATH, ROLE, SESSION_AUTHORIZATION];
+
+/// Whether constants may be read otherwise by the setting of this name, when a text is prepared.
+pub fn reads_constants(name: &str) -> bool {
+    has_meaning(name) && !RESOLVING.contains(&name)
+}
+
 /// Whether a text may mean something else by the setting of this name when it is prepared. What applications and
 /// extensions make up is looked at when a statement is run.
 pub fn has_meaning(name: &str) -> bool {
@@ -259,6 +268,28 @@ impl Settings {
     /// Whether a text means the same under both.
     pub fn means_as(&self, other: &Settings) -> bool {
         self == other || self.meant().eq(other.meant())
+    }
+
+    /// Whether the constants of a text are read alike under both, in whatever words that is set.
+    pub fn reads_as(&self, other: &Settings) -> bool {
+        fn read(settings: &Settings) -> impl Iterator<Item = (&str, &[u8])> {
+            settings.meant().filter(|(name, _)| reads_constants(name))
+        }
+        let is_alike = |a: (&str, &[u8]), b: (&str, &[u8])| {
+            let value = setting::last_value;
+            a == b || a.0 == b.0 && value(a.1).is_some_and(|one| value(b.1) == Some(one))
+        };
+        if self == other {
+            return true;
+        }
+        let (mut own, mut others) = (read(self), read(other));
+        loop {
+            match (own.next(), others.next()) {
+                (None, None) => return true,
+                (Some(a), Some(b)) if is_alike(a, b) => {}
+                _ => return false,
+            }
+        }
     }
 
     fn meant(&self) -> impl Iterator<Item = (&str, &[u8])> {

@@ -5,9 +5,10 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::statements::{Prepared, Unnamed};
-use super::transaction;
+use super::{Localised, transaction};
 use crate::sql::lexer;
 use crate::sql::set_config::{self, Changes, Name, Value};
+use crate::sql::setting::{self, Setting};
 use crate::sql::{Class, Pin, Reach, Statement, Verb};
 use crate::wire::message;
 
@@ -47,13 +48,18 @@ impl Tracked {
         })
     }
 
-    /// Whether its success changes settings.
-    pub fn sets(&self) -> bool {
-        let sets = |s: &Statement| {
-            let by_verb = [Verb::Setting, Verb::SettingLocal, Verb::DiscardAll];
-            s.sets_config || by_verb.contains(&s.verb)
+    /// What its success may set by which a text means something else.
+    pub fn sets(&self) -> Localised {
+        let text = self.text.as_deref();
+        let by_verb = |s: &Statement| match s.verb {
+            Verb::DiscardAll => Localised::All,
+            Verb::Setting => by_set(text),
+            Verb::SettingLocal => by_set_local(text),
+            _ if s.sets_config => self.changes.as_deref().map_or(Localised::All, by_calls),
+            _ => Localised::No,
         };
-        self.has(sets)
+        let statements = self.class.statements.iter();
+        statements.map(by_verb).max().unwrap_or_default()
     }
 
     /// Whether by its success names may come to mean something else.
@@ -132,6 +138,42 @@ fn is_told_by_text(statement: &Statement) -> bool {
     )
 }
 
+/// What a SET or RESET of this text sets, if that is known.
+fn by_set(text: Option<&[u8]>) -> Localised {
+    match text.and_then(setting::setting) {
+        Some(Setting::Set { name } | Setting::Reset { name }) => Localised::by(&name),
+        Some(Setting::Transactions(_)) => Localised::No,
+        _ => Localised::All,
+    }
+}
+
+/// What a SET LOCAL of this text sets, or a statement that sets nothing beyond what a transaction is.
+pub(super) fn by_set_local(text: Option<&[u8]>) -> Localised {
+    match text {
+        Some(text) if setting::is_of_transaction(text) => Localised::No,
+        text => {
+            let name = text.and_then(setting::local_name);
+            name.map_or(Localised::All, |name| Localised::by(&name))
+        }
+    }
+}
+
+/// What calls of set_config set.
+pub(super) fn by_calls(changes: &Changes) -> Localised {
+    let by = |name: &Name| match name {
+        Name::Literal(name) => Localised::by(name),
+        Name::Parameter(_) => Localised::All,
+    };
+    let locals = changes.only_local.iter().flatten();
+    let known = changes.names.iter().chain(locals).map(by).max();
+    match changes.unknown {
+        true => Localised::All,
+        // Those that end with the transaction are told only where there is nothing else.
+        false if changes.only_local.is_none() => Localised::All,
+        false => known.unwrap_or_default(),
+    }
+}
+
 /// Whether a transaction that is opened elsewhere may need the words of a statement: they are said again, or tell
 /// whether another one begins with its end.
 fn is_said_again(statement: &Statement) -> bool {
@@ -144,7 +186,8 @@ fn changes_with(sql: &[u8], conforming: bool, values: &[u8]) -> Changes {
     let mut changes = set_config::changes(sql, conforming);
     let bound = |number| str::from_utf8(message::bound_value(values, number)?).ok();
     let own = changes.own.iter_mut().map(|(name, _)| name);
-    for name in changes.names.iter_mut().chain(own) {
+    let locals = changes.only_local.iter_mut().flatten();
+    for name in changes.names.iter_mut().chain(locals).chain(own) {
         if let Name::Parameter(number) = *name
             && let Some(value) = bound(number)
         {

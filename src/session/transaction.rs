@@ -8,7 +8,6 @@
 
 use bytes::BytesMut;
 
-use super::Session;
 use super::batch::{Batch, End, Step};
 use super::own::{self, Complaint};
 use super::params::Params;
@@ -16,6 +15,7 @@ use super::say::NO_SQL;
 use super::server::{Expect, ServerState};
 use super::settings::add_literal;
 use super::tracked::Text;
+use super::{Localised, Session};
 use crate::config::TransactionReads;
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, lexer, set_config};
@@ -263,7 +263,7 @@ impl Session {
         encode::command_complete(out, if undoes { "ROLLBACK" } else { "COMMIT" });
         // If it has set anything, that was on a server that it has left, and it has failed since.
         self.undo_settings();
-        (self.localised, self.uncertain) = (false, false);
+        (self.localised, self.uncertain) = (Localised::No, false);
         if let Some(roaming) = self.roaming.take() {
             self.show(&roaming.shown, out);
         }

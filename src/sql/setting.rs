@@ -127,6 +127,12 @@ pub fn assignment(statement: &[u8], conforming: bool) -> Option<Assignment<'_>> 
     })
 }
 
+/// Whether it is SET CONSTRAINTS or SET TRANSACTION, which set nothing beyond what a transaction is.
+pub fn is_of_transaction(statement: &[u8]) -> bool {
+    let mut cursor = Cursor::new(statement, true);
+    cursor.eat("set") && (cursor.at("constraints") || cursor.at("transaction"))
+}
+
 /// The setting, in lower case, that `SET LOCAL name = …` is about. `None` if the statement is no such one.
 pub fn local_name(statement: &[u8]) -> Option<Cow<'_, str>> {
     let mut cursor = Cursor::new(statement, true);

@@ -762,8 +762,12 @@ fn a_statement_means_the_same_whatever_an_application_sets_for_itself() {
         ("SET LOCAL app.user = '1'", true),
         ("SELECT set_config('app.user', '1', true)", true),
         ("SET LOCAL statement_timeout = 100", true),
-        ("SET LOCAL search_path = other", false),
-        ("SELECT set_config('search_path', 'other', true)", false),
+        ("SET CONSTRAINTS ALL DEFERRED", true),
+        // A server reads the text anew by itself where names are found elsewhere, but not its constants.
+        ("SET LOCAL search_path = other", true),
+        ("SELECT set_config('search_path', 'other', true)", true),
+        ("SET LOCAL TimeZone = 'UTC'", false),
+        ("SELECT set_config('DateStyle', 'German', true)", false),
     ] {
         let (mut session, mut first, mut second) = (session(), server(), server());
         let prepare = [parse("s", "SELECT 1"), SYNC.to_vec()].concat();

@@ -266,7 +266,7 @@ fn what_found_no_server_has_set_nothing() {
     ];
     assert_eq!(out, expected.concat());
     assert!(*session.settings() == Settings::default());
-    assert!(!session.localised && !session.must_inspect());
+    assert!(!session.is_set_unseen() && !session.must_inspect());
     // What the next transaction sets is its own.
     run(&mut session, &mut replica, "SET a.b = 1", ["SET", "I"]);
     assert_eq!(session.settings().names().collect::<Vec<_>>(), ["a.b"]);
