@@ -307,7 +307,8 @@ pub enum Pin {
     Listen,
     /// An SQL-level PREPARE.
     PreparedStatement,
-    /// A library that was loaded stays for as long as the server lives, and so do dblink's connections.
+    /// A library that was loaded stays for as long as the server lives, and so does what
+    /// [`functions::Effect::Stays`] is about.
     Load,
     /// Settings whose names are not known.
     Settings,

@@ -200,8 +200,7 @@ impl Pool {
     /// Has the first of those who wait open one more server, if there may be one. `false` if not.
     fn grow(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
-        let is_shut = matches!(inner.silence, Some(Silence::Asked | Silence::Tried));
-        if inner.open >= inner.limits.size || inner.paused || is_shut {
+        if inner.paused || !inner.has_place() {
             return false;
         }
         let waiter = loop {
@@ -511,8 +510,7 @@ impl Pool {
             ));
         }
         let now = Instant::now();
-        let is_shut = matches!(inner.silence, Some(Silence::Asked | Silence::Tried));
-        let may_open = inner.open < inner.limits.size && !is_shut;
+        let may_open = inner.has_place();
         let (others, waits) = (inner.open > 0, !inner.waiters.is_empty());
         let may_open = match &mut inner.refused {
             Some(refused) if may_open => {
@@ -575,6 +573,12 @@ impl Pool {
 }
 
 impl Inner {
+    /// Whether there may be one more server, and new connections are answered as far as that is known.
+    fn has_place(&self) -> bool {
+        let is_shut = matches!(self.silence, Some(Silence::Asked | Silence::Tried));
+        self.open < self.limits.size && !is_shut
+    }
+
     /// A server is being opened. Whether by that it is found out if new connections are answered again: each that is not
     /// costs somebody a wait, so others are opened only when that one has been.
     fn begin_trial(&mut self) -> bool {

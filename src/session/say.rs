@@ -117,9 +117,7 @@ impl Session {
 
     /// Prepares `prepared` on the server unless it has it.
     fn ensure(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> Ensured {
-        if !prepared.renames.is_empty() {
-            self.ensure_named(server, prepared, out);
-        }
+        self.ensure_named(server, prepared, out);
         if self.finds(prepared, server) {
             return Ensured::Had;
         }

@@ -158,19 +158,15 @@ pub(super) fn by_set_local(text: Option<&[u8]>) -> Localised {
     }
 }
 
-/// What calls of set_config set.
+/// What calls of set_config set, which are told by name where there is nothing but those that end with the transaction.
 pub(super) fn by_calls(changes: &Changes) -> Localised {
     let by = |name: &Name| match name {
         Name::Literal(name) => Localised::by(name),
         Name::Parameter(_) => Localised::All,
     };
-    let locals = changes.only_local.iter().flatten();
-    let known = changes.names.iter().chain(locals).map(by).max();
-    match changes.unknown {
-        true => Localised::All,
-        // Those that end with the transaction are told only where there is nothing else.
-        false if changes.only_local.is_none() => Localised::All,
-        false => known.unwrap_or_default(),
+    match &changes.only_local {
+        Some(names) => names.iter().map(by).max().unwrap_or_default(),
+        None => Localised::All,
     }
 }
 
