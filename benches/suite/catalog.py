@@ -5,7 +5,7 @@ from .consistency import Consistency
 from .idle import Idle
 from .null import Cores, Null
 from .scaling import Scaling
-from .workloads import AtRate, scripted
+from .workloads import AtRate, from_file, scripted
 
 WORKLOADS = {
     workload.name: workload
@@ -24,9 +24,9 @@ WORKLOADS = {
 
 
 def chosen(text):
-    """Those of a comma-separated list; KeyError of a name that is none."""
+    """Those of a comma-separated list, of names and files; KeyError of what is neither."""
     if text == "all":
         return list(WORKLOADS.values())
     if text == "default":
         return [workload for workload in WORKLOADS.values() if workload.is_default]
-    return [WORKLOADS.get(name) or Idle.named(name) or WORKLOADS[name] for name in text.split(",")]
+    return [WORKLOADS.get(name) or Idle.named(name) or from_file(name) or WORKLOADS[name] for name in text.split(",")]

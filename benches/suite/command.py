@@ -60,7 +60,7 @@ def parse_options(doc):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = lambda text: [int(number) for number in text.split(",")]
     add = parser.add_argument
-    add("--workloads", type=chosen_workloads, default=chosen_workloads("default"), help="names, or all")
+    add("--workloads", type=chosen_workloads, default=chosen_workloads("default"), help="names, scripts for pgbench ([PROTOCOL:]FILE), or all")
     add("--clients", type=numbers, help="one number or several (16, or the workload's own)")
     add("--rounds", type=int, default=3, help="runs of each (3)")
     add("--seconds", type=int, default=3, help="length of a run (3)")

@@ -4,6 +4,7 @@ Never: knows how a proxy is started or how a result is printed.
 """
 
 import math
+from pathlib import Path
 
 from .processes import cpu_seconds, resident_mb
 from .targets import Place
@@ -13,6 +14,8 @@ SHORT_CONNECTING = 0.1
 
 SELECT = "SELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
 RANDOM_AID = r"\set aid random(1, 100000 * :scale)" + "\n"
+
+PROTOCOLS = ["simple", "extended", "prepared"]
 
 # Each statement is a transaction of its own, as an application without BEGIN has it.
 MIXED = (
@@ -189,3 +192,13 @@ def scripted():
     for auth in ["trust", "md5", "scram-sha-256"]:
         yield Scripted(f"connect-{auth.split('-')[0]}", f"connect by {auth}, SELECT 1, disconnect", ("-M", "simple"),
                        "SELECT 1;\n", reconnects=True, auth=auth)
+
+
+def from_file(text):
+    """A script for pgbench, as [PROTOCOL:]FILE; None if there is no such file."""
+    protocol, _, path = text.rpartition(":")
+    protocol = protocol or "simple"
+    if protocol not in PROTOCOLS or not Path(path).is_file():
+        return None
+    name = f"{protocol}:{Path(path).stem}"
+    return Scripted(name, path, ("-M", protocol), Path(path).read_text(), prepares=protocol == "prepared")
