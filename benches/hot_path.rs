@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tidegate::config::Level;
-use tidegate::session::answers::Answer;
+use tidegate::session::answer::Answer;
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::catalog;
 use tidegate::session::consistency::{Clock, Floors, Incarnation, Lsn, NodeId, Replica};

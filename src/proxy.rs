@@ -64,7 +64,7 @@ use crate::config::{Config, Level, PoolMode};
 use crate::net::buffers;
 use crate::net::stream::Stream;
 use crate::net::tls::Material;
-use crate::session::answers::Answer;
+use crate::session::answer::Answer;
 use crate::session::batch::Batch;
 use crate::session::consistency::NodeId;
 use crate::session::{Session, Shared};

@@ -3,6 +3,7 @@
 //! Owns: what the session is: its statements, settings, floors and transaction. Never: touches a
 //! socket or a clock, so that all of it can be tested with scripted peers and virtual time.
 
+pub mod answer;
 pub mod answers;
 pub mod batch;
 pub mod catalog;

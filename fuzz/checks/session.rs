@@ -14,7 +14,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tidegate::session::answers::{Answer, Run, hear_idle};
+use tidegate::session::answer::{Answer, Run};
+use tidegate::session::answers::hear_idle;
 use tidegate::session::batch::{Batch, End};
 use tidegate::session::params::Params;
 use tidegate::session::pipeline::{

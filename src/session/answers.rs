@@ -1,108 +1,28 @@
 //! Owns: the server's messages: which of them the client sees, and what they change. Never: holds
 //! back or alters a row.
 
+mod errors;
+
 use std::ops::Range;
 
-use bytes::BytesMut;
-use smallvec::SmallVec;
+use errors::ERROR_HEAD_BYTES;
 
 use super::Session;
-use super::batch::Rename;
-use super::own::Complaint;
-use super::repair::{Misplaced, Repairable};
+use super::answer::Answer;
+use super::repair::Repairable;
 use super::server::{CopyIn, Expect, Expected, Fit, ServerState};
-use super::skip::hide_owed;
-use super::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
+use super::statements::Prepared;
 use super::tracked::{Tracked, next_statement};
 use crate::sql::Pin;
-use crate::telemetry;
-use crate::wire::encode::Severity;
 use crate::wire::frame::{HEADER, Header, body, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode};
-
-/// What the client is to be sent: stretches of the server's bytes, and words of the proxy's own.
-#[derive(Debug, Default)]
-pub struct Answer {
-    pub runs: SmallVec<[Run; 2]>,
-    /// The proxy's own words, which runs refer to.
-    pub own: BytesMut,
-}
-
-/// How much is heard of an error that is too long to be held, in bytes. What kind of error it is comes
-/// first.
-const ERROR_HEAD_BYTES: usize = 64 << 10;
 
 /// A notice that is longer is none by which a server takes leave, in bytes.
 const GOODBYE_BYTES_MAX: usize = 4096;
 
 /// How long the number is that a NotificationResponse begins with, of the process that notifies, in bytes.
 const PID_BYTES: usize = 4;
-
-/// The room for the proxy's own words that an idle session keeps, in bytes.
-const OWN_BYTES_KEPT: usize = 256;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Run {
-    /// A stretch of the server's bytes.
-    Server(Range<usize>),
-    /// A stretch of [`Answer::own`].
-    Own(Range<usize>),
-}
-
-impl Answer {
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
-    pub fn clear(&mut self) {
-        self.runs.clear();
-        self.own.clear();
-    }
-
-    /// The session has nothing to do: memory beyond what answers usually need is given up.
-    pub fn rest(&mut self) {
-        if self.is_empty() && (self.runs.spilled() || self.own.capacity() > OWN_BYTES_KEPT) {
-            *self = Answer::default();
-        }
-    }
-
-    /// How many bytes the client is to be sent.
-    fn len(&self) -> usize {
-        let len = |run: &Run| match run {
-            Run::Server(at) | Run::Own(at) => at.len(),
-        };
-        self.runs.iter().map(len).sum()
-    }
-
-    /// The SQLSTATE of the error that it ends with: the server's, whose body this is, or one in the proxy's
-    /// own words.
-    fn last_error<'a>(&'a self, servers: &'a [u8]) -> &'a [u8] {
-        let told = match self.runs.last() {
-            Some(Run::Own(at)) => self.own.get(at.clone()).map_or(&[][..], body),
-            _ => servers,
-        };
-        message::error_field(told, b'C').unwrap_or_default()
-    }
-
-    fn forward(&mut self, at: Range<usize>) {
-        if let Some(Run::Server(last)) = self.runs.last_mut()
-            && last.end == at.start
-        {
-            last.end = at.end;
-        } else if !at.is_empty() {
-            self.runs.push(Run::Server(at));
-        }
-    }
-
-    fn say(&mut self, words: impl FnOnce(&mut BytesMut)) {
-        let start = self.own.len();
-        words(&mut self.own);
-        if self.own.len() > start {
-            self.runs.push(Run::Own(start..self.own.len()));
-        }
-    }
-}
 
 /// What is wrong with a server; its connection ends.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -256,25 +176,6 @@ impl Session {
         }
     }
 
-    /// Hears an error of `len` bytes by the first of them, `frame`. The rest is for the client if these are;
-    /// what it is told in other words ends where they do.
-    fn hear_long_error(
-        &mut self,
-        frame: &[u8],
-        len: usize,
-        at: usize,
-        server: &mut ServerState,
-        answer: &mut Answer,
-    ) -> Result<(), ServerFault> {
-        let end = at + frame.len();
-        let head = [body(frame), b"\0\0"].concat();
-        self.hear_message(b'E', &head, at..end, server, answer)?;
-        let is_seen = matches!(answer.runs.last(), Some(Run::Server(last)) if last.end == end);
-        server.passing = len - frame.len();
-        server.passing_hidden = !is_seen;
-        Ok(())
-    }
-
     fn hear_message(
         &mut self,
         tag: u8,
@@ -293,22 +194,7 @@ impl Session {
                 }
             }
             b'Z' => return self.hear_ready(body, at, server, answer),
-            b'E' => {
-                let told = answer.len();
-                let found = found_there(body, server);
-                self.note_missed(body);
-                self.hear_error(body, at, server, answer)?;
-                if let Some(id) = found {
-                    server.statements.push(id, Fit::Fits);
-                }
-                if let Some(id) = missed_there(body) {
-                    server.statements.pop(&id);
-                }
-                if answer.len() > told {
-                    telemetry::count_error(answer.last_error(body));
-                }
-                return Ok(());
-            }
+            b'E' => return self.hear_error(body, at, server, answer),
             b'S' => {
                 let (name, value) = message::parameter_status(body)?;
                 server.params.set(name, value);
@@ -498,117 +384,6 @@ impl Session {
         }
         Ok(())
     }
-
-    fn hear_error(
-        &mut self,
-        body: &[u8],
-        at: Range<usize>,
-        server: &mut ServerState,
-        answer: &mut Answer,
-    ) -> Result<(), ServerFault> {
-        if message::is_fatal(body) {
-            return Err(ServerFault::Ended(body.to_vec()));
-        }
-        server.copy_in = None;
-        if let Some(misplaced) = Misplaced::of(body, server) {
-            answer.clear();
-            server.misplaced = Some(Box::new(misplaced));
-            hide_owed(server);
-            return Ok(());
-        }
-        self.erred |= !is_hidden(server);
-        if !is_hidden(server) || !server.is_sync_hidden() {
-            let is_of_it = |_: &mut _| message::error_field(body, b'C') == Some(b"25P02");
-            if let Some(foretold) = self.foretold.take_if(is_of_it) {
-                answer.say(|out| encode::body(out, b'E', &foretold));
-                self.skip_to_sync(server);
-                return Ok(());
-            }
-        }
-        match server.queue.front().map(|expected| &expected.what) {
-            Some(Expect::Settings) => return Err(ServerFault::Settings(body.to_vec())),
-            Some(Expect::Failing) => return Ok(()),
-            Some(Expect::Inspection) => {
-                server.unanswered = true;
-                return Ok(());
-            }
-            Some(Expect::Query {
-                tracked, renamed, ..
-            }) => {
-                self.outlived(tracked.as_ref());
-                self.failed = true;
-                pass_error(body, at, renamed, answer);
-                return Ok(());
-            }
-            Some(Expect::FunctionCall) => {
-                self.failed = true;
-                answer.forward(at);
-                return Ok(());
-            }
-            Some(Expect::RefusedQuery(complaint)) => {
-                self.failed = true;
-                answer.say(|out| complain(complaint, out));
-                return Ok(());
-            }
-            Some(Expect::Refused(complaint)) => answer.say(|out| complain(complaint, out)),
-            Some(Expect::Execute(tracked)) => {
-                self.outlived(tracked.as_ref());
-                match self.named_in(body) {
-                    Some(name) => answer.say(|out| in_clients_words(body, &[name], out)),
-                    None => pass_error(body, at, self.unnamed_renames(), answer),
-                }
-            }
-            // What was prepared ahead of the batch has failed. The batch will meet the same, and
-            // that is for the client; unless this has ended the transaction too.
-            Some(Expect::Prepare { .. } | Expect::Shape(_)) if server.is_sync_hidden() => {
-                self.foretold = Some(body.to_vec());
-                let failed = self.failed;
-                self.skip_to_sync(server);
-                self.failed = failed;
-                return Ok(());
-            }
-            Some(Expect::Stale) => answer.say(stale),
-            Some(Expect::ParseAgain { existing, name }) => {
-                answer.say(|out| in_clients_words(body, &[(existing, name)], out));
-            }
-            Some(Expect::Bind(Some(prepared)) | Expect::Describe(Some(prepared))) => {
-                if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery")
-                    && !self.means_otherwise(prepared)
-                    && !self.has_tables_of_its_own()
-                {
-                    prepared.retire();
-                }
-                let name = self.statements.name_of(prepared).unwrap_or(b"");
-                answer.say(|out| in_clients_words(body, &[(prepared, name)], out));
-            }
-            _ => pass_error(body, at, self.unnamed_renames(), answer),
-        }
-        self.skip_to_sync(server);
-        Ok(())
-    }
-
-    /// The statement with a name that an error is about by the server's name, and the client's name for it.
-    fn named_in(&self, error: &[u8]) -> Option<(&Prepared, &[u8])> {
-        self.statements
-            .of_id(id_in(message::error_field(error, b'M')?)?)
-    }
-
-    /// What the client's unnamed statement names otherwise than the client.
-    fn unnamed_renames(&self) -> &[Rename] {
-        let unnamed = self.statements.unnamed();
-        unnamed.map_or(&[], |unnamed| &unnamed.renames)
-    }
-
-    /// A statement has failed. What it has locked by session-level advisory locks stays locked.
-    fn outlived(&mut self, failed: Option<&Tracked>) {
-        if failed.is_some_and(Tracked::locks) {
-            self.pins.touched(Pin::AdvisoryLock);
-        }
-        // It may have committed something before.
-        if let Some(changes) = failed.and_then(|tracked| tracked.changes.clone()) {
-            self.note_own(&changes);
-        }
-    }
 }
 
 /// Whether a server says by a warning that it goes: after a crash of another one, or stopped at once,
@@ -619,52 +394,6 @@ fn is_goodbye(notice: &[u8]) -> bool {
             message::error_field(notice, b'C'),
             Some(b"57P01" | b"57P02")
         )
-}
-
-/// What PostgreSQL says of a statement that returns something else by now.
-fn stale(out: &mut BytesMut) {
-    const WORDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
-        Fplancache.c\0RRevalidateCachedQuery\0\0";
-    encode::body(out, b'E', WORDS);
-}
-
-/// A complaint in the form of a server's error.
-fn complain(complaint: &Complaint, out: &mut BytesMut) {
-    let Complaint {
-        sqlstate,
-        message,
-        advice,
-    } = complaint;
-    encode::error(out, Severity::Error, sqlstate, message, Some(advice));
-}
-
-/// The statement that a server has refused to prepare since it has it. Without this it would refuse it
-/// again, and to everybody.
-fn found_there(error: &[u8], server: &ServerState) -> Option<u64> {
-    let is_there = message::error_field(error, b'C') == Some(b"42P05");
-    let id = match &server.queue.front()?.what {
-        Expect::Parse { prepared, .. } => prepared.id,
-        Expect::Prepare { id } => *id,
-        _ => return None,
-    };
-    is_there.then_some(id)
-}
-
-/// The statement that a server does not have any more: a function may have dropped it.
-fn missed_there(error: &[u8]) -> Option<u64> {
-    if message::error_field(error, b'R') != Some(b"FetchPreparedStatement") {
-        return None;
-    }
-    id_in(message::error_field(error, b'M')?)
-}
-
-/// The statement that words name by a server's name.
-fn id_in(words: &[u8]) -> Option<u64> {
-    let at = words
-        .windows(SERVER_NAME_PREFIX.len())
-        .position(|part| part == SERVER_NAME_PREFIX)?;
-    let name = words[at..].split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
-    server_id(name.into_iter().next()?)
 }
 
 fn is_hidden(server: &ServerState) -> bool {
@@ -684,37 +413,6 @@ fn pop(
         }
         _ => Err(ServerFault::Unexpected(tag.into())),
     }
-}
-
-/// An error of a text that names these statements.
-fn pass_error(body: &[u8], at: Range<usize>, renames: &[Rename], answer: &mut Answer) {
-    if renames.is_empty() {
-        return answer.forward(at);
-    }
-    let names: Vec<_> = renames.iter().map(|r| (&*r.prepared, &*r.name)).collect();
-    answer.say(|out| in_clients_words(body, &names, out));
-}
-
-/// An error with the names that the client gave statements, where the server has its own.
-fn in_clients_words(body: &[u8], names: &[(&Prepared, &[u8])], out: &mut BytesMut) {
-    let mut words = Vec::with_capacity(body.len());
-    for (code, value) in message::error_fields(body) {
-        let mut value = value.to_vec();
-        for (prepared, name) in names {
-            let servers = &*prepared.server_name;
-            let at = value
-                .windows(servers.len())
-                .position(|part| part == servers);
-            if let Some(at) = at {
-                value.splice(at..at + servers.len(), name.iter().copied());
-            }
-        }
-        words.push(code);
-        words.extend_from_slice(&value);
-        words.push(0);
-    }
-    words.push(0);
-    encode::body(out, b'E', &words);
 }
 
 /// Whether a server that nothing is asked of has said only what it may say at any time.

@@ -1,17 +1,22 @@
 //! Owns: how a planned batch is said to a given server: under its names, after what it lacks. Never:
 //! changes what the client said beyond a statement's name, but for EXPLAIN ROUTE, which no server knows.
 
+mod preparing;
+mod speech;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use preparing::{Ensured, ask_shape, close, ensure_none, renamed, replace, say_prepare};
+use speech::Speech;
 
 use super::Session;
-use super::batch::{Batch, Of, Rename, Renames, Step};
+use super::batch::{Batch, Of, Renames, Step};
 use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, Fit, NOT_KNOWN, ServerState};
-use super::statements::{NO_STATEMENT, Prepared, SERVER_NAME_PREFIX, Unnamed, server_name};
+use super::statements::NO_STATEMENT;
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -81,83 +86,6 @@ impl Session {
                 out.extend_from_slice(client.get(at.clone()).unwrap_or(&[]));
                 server.expect(Expect::Sync);
             }
-        }
-    }
-
-    /// Prepares what `batch` uses and `server` lacks, and asks what it returns there. `true` when
-    /// that was said: the answers must be heard before the batch is said, since a statement that
-    /// returns something else by now must not run.
-    pub fn say_missing(&self, batch: &Batch, server: &mut ServerState, out: &mut BytesMut) -> bool {
-        if server.status == Status::Failed || self.failed {
-            return false;
-        }
-        let mut said = false;
-        for step in &batch.steps {
-            let (Step::Bind { of, .. } | Step::Describe { of, .. }) = step else {
-                continue;
-            };
-            if let Of::Named(prepared) = of
-                && prepared.has_shape()
-                && !prepared.is_stale()
-                && !self.finds(prepared, server)
-            {
-                // What returned something else to this session may do so no more.
-                self.ensure_named(server, prepared, out);
-                self.prepare(server, prepared, out);
-                ask_shape(server, prepared, out);
-                said = true;
-            }
-        }
-        if said {
-            out.extend_from_slice(encode::SYNC);
-            server.expect_hidden(Expect::Sync);
-        }
-        said
-    }
-
-    /// Prepares `prepared` on the server unless it has it.
-    fn ensure(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) -> Ensured {
-        self.ensure_named(server, prepared, out);
-        if self.finds(prepared, server) {
-            return Ensured::Had;
-        }
-        if server.statements.peek(&prepared.id) == Some(&Fit::Misshaped(self.id)) {
-            return Ensured::Misshaped;
-        }
-        self.prepare(server, prepared, out);
-        Ensured::Said
-    }
-
-    /// Prepares `prepared` on the server, in place of one by its name that does not fit.
-    fn prepare(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
-        let fit = match self.reads_otherwise(prepared) {
-            true => Fit::Misread(self.id),
-            false => Fit::Fits,
-        };
-        replace(server, prepared, fit, out);
-        server.expect_hidden(Expect::Prepare { id: prepared.id });
-    }
-
-    /// Whether the server has `prepared` as the session may use it; it is used.
-    fn finds(&self, prepared: &Prepared, server: &mut ServerState) -> bool {
-        let fit = server.statements.get(&prepared.id).copied();
-        fit.is_some_and(|fit| self.takes(fit, prepared))
-    }
-
-    /// Whether a server's statement of this fit is what the session may use for `prepared`: that of everybody, or its own
-    /// for as long as it reads it otherwise.
-    pub(super) fn takes(&self, fit: Fit, prepared: &Prepared) -> bool {
-        match fit {
-            Fit::Fits => true,
-            Fit::Misread(by) => by == self.id && self.reads_otherwise(prepared),
-            Fit::Misshaped(_) => false,
-        }
-    }
-
-    /// Prepares what the text of `prepared` names. That names nothing itself.
-    fn ensure_named(&self, server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
-        for rename in &prepared.renames {
-            self.ensure(server, &rename.prepared, out);
         }
     }
 
@@ -368,36 +296,6 @@ impl Session {
         server.expect(Expect::Bind(of.named().cloned()));
     }
 
-    /// Prepares `prepared` on the server unless it has it. `false` if it returns something else by now.
-    fn ensure_current(
-        &self,
-        server: &mut ServerState,
-        prepared: &Prepared,
-        speech: &mut Speech<'_>,
-    ) -> bool {
-        !prepared.is_stale() && self.ensure(server, prepared, speech.own()) != Ensured::Misshaped
-    }
-
-    fn ensure_unnamed(&self, server: &mut ServerState, unnamed: &Unnamed, speech: &mut Speech<'_>) {
-        if server.unnamed != Some((self.id, unnamed.serial)) {
-            self.say_unnamed(unnamed, server, speech.own());
-            server.unnamed = Some((self.id, unnamed.serial));
-            server.expect_hidden(Expect::ParseUnnamed);
-        }
-    }
-
-    /// Prepares the unnamed statement, and before it what it names.
-    fn say_unnamed(&self, unnamed: &Unnamed, server: &mut ServerState, out: &mut BytesMut) {
-        if unnamed.renames.is_empty() {
-            return encode::parse(out, b"", unnamed.said(), &unnamed.types);
-        }
-        for rename in &unnamed.renames {
-            self.ensure(server, &rename.prepared, out);
-        }
-        let sql = renamed(unnamed.said(), &unnamed.renames);
-        encode::parse(out, b"", &sql, &unnamed.types);
-    }
-
     /// How many of `client`'s bytes go to a server that is in the middle of a COPY FROM STDIN, and
     /// how many after them belong to the same message and are still to come.
     ///
@@ -515,11 +413,6 @@ pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said her
 /// The formats, values and result formats of a Bind that has none.
 const NO_VALUES: &[u8] = b"\0\0\0\0\0\0";
 
-fn ask_shape(server: &mut ServerState, prepared: &Arc<Prepared>, out: &mut BytesMut) {
-    encode::statement_target(out, b'D', &prepared.server_name);
-    server.expect_hidden(Expect::Shape(prepared.clone()));
-}
-
 /// Says what shows the answer to a question: a Query, or, prepared as the unnamed statement, what a Bind
 /// is to be of. `false` if there is no answer, and what fails was said instead.
 #[cold]
@@ -561,144 +454,4 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
         _ => {}
     }
     true
-}
-
-/// Whether a server has a statement that is to be used.
-#[derive(PartialEq, Eq)]
-enum Ensured {
-    Had,
-    Said,
-    /// It returned something else to the session than at first.
-    Misshaped,
-}
-
-/// Says that a statement is to be prepared, in place of one by its name, and makes room for it.
-fn replace(server: &mut ServerState, prepared: &Prepared, fit: Fit, out: &mut BytesMut) {
-    if server.statements.contains(&prepared.id) {
-        close(server, prepared, out);
-    }
-    if let Some((evicted, was)) = server.statements.push(prepared.id, fit) {
-        encode::statement_target(out, b'C', &server_name(evicted));
-        server.expect_hidden(Expect::Evict {
-            id: evicted,
-            fit: was,
-        });
-    }
-    say_prepare(prepared, out);
-}
-
-/// Closes a statement that the server has.
-fn close(server: &mut ServerState, prepared: &Prepared, out: &mut BytesMut) {
-    let fit = server.statements.pop(&prepared.id);
-    encode::statement_target(out, b'C', &prepared.server_name);
-    server.expect_hidden(Expect::Evict {
-        id: prepared.id,
-        fit: fit.unwrap_or(Fit::Fits),
-    });
-}
-
-fn say_prepare(prepared: &Prepared, out: &mut BytesMut) {
-    let (name, types) = (&prepared.server_name, &prepared.types);
-    match prepared.renames.is_empty() {
-        true => encode::parse(out, name, prepared.said(), types),
-        false => encode::parse(
-            out,
-            name,
-            &renamed(prepared.said(), &prepared.renames),
-            types,
-        ),
-    }
-}
-
-/// Closes the server's unnamed statement if `name`, up to its NUL, is that one's: it is another
-/// session's, or one that this session has no more.
-fn ensure_none(server: &mut ServerState, name: &[u8], speech: &mut Speech<'_>) {
-    if name.starts_with(b"\0") && server.unnamed.take().is_some() {
-        encode::statement_target(speech.own(), b'C', b"");
-        server.expect_hidden(Expect::Close);
-    }
-}
-
-/// `sql` with these names replaced by the servers'.
-fn renamed(sql: &[u8], names: &Renames) -> Vec<u8> {
-    let mut text = Vec::with_capacity(sql.len() + 16 * names.len());
-    let mut done = 0;
-    for Rename {
-        place, prepared, ..
-    } in names
-    {
-        text.extend_from_slice(sql.get(done..place.start).unwrap_or(&[]));
-        // In quotes, since `DEALLOCATE"a"` has no space.
-        text.push(b'"');
-        text.extend_from_slice(&prepared.server_name);
-        text.push(b'"');
-        done = place.end;
-    }
-    text.extend_from_slice(sql.get(done..).unwrap_or(&[]));
-    text
-}
-
-/// What is being said: the client's bytes as long as they can be passed on as they are.
-struct Speech<'a> {
-    client: &'a [u8],
-    out: &'a mut BytesMut,
-    /// The client's bytes that come next and are not yet in `out`.
-    run: Range<usize>,
-}
-
-impl Speech<'_> {
-    fn forward(&mut self, at: &Range<usize>) {
-        if self.run.end == at.start && (!self.run.is_empty() || at.start == 0) {
-            self.run.end = at.end;
-        } else {
-            self.flush();
-            self.run = at.clone();
-        }
-    }
-
-    /// Forwards a Bind as one of this `statement`.
-    #[inline]
-    fn forward_bind(&mut self, at: &Range<usize>, names: usize, beyond: usize, statement: &[u8]) {
-        let values = at.start + HEADER + names..at.end;
-        let head = self.client.get(at.start + HEADER..).unwrap_or(&[]);
-        let portal = message::Bind::read(head).map_or(&b""[..], |bind| bind.portal);
-        encode::bind_head(self.own(), portal, statement, values.len() + beyond);
-        self.forward(&values);
-    }
-
-    /// Forwards a message whose statement, named at offset `name`, the session does not know. A
-    /// name that a server's own statement could have is made one that none has.
-    fn forward_unknown(&mut self, at: &Range<usize>, name: usize) {
-        let frame = self.client.get(at.clone()).unwrap_or(&[]);
-        if !frame
-            .get(name..)
-            .is_some_and(|name| name.starts_with(SERVER_NAME_PREFIX))
-        {
-            return self.forward(at);
-        }
-        let mut changed = frame.to_vec();
-        changed[name] = b'-';
-        self.own().extend_from_slice(&changed);
-    }
-
-    /// For words that are not the client's.
-    fn own(&mut self) -> &mut BytesMut {
-        self.flush();
-        self.out
-    }
-
-    fn flush(&mut self) {
-        self.out
-            .extend_from_slice(self.client.get(self.run.clone()).unwrap_or(&[]));
-        self.run = 0..0;
-    }
-
-    /// `true` when nothing but the client's own bytes is to be said.
-    fn finish(mut self, len: usize) -> bool {
-        if self.out.is_empty() && self.run == (0..len) && len > 0 {
-            return true;
-        }
-        self.flush();
-        false
-    }
 }

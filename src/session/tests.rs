@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use bytes::BytesMut;
 
-use super::answers::{Answer, Run, ServerFault, hear_idle};
+use super::answer::{Answer, Run};
+use super::answers::{ServerFault, hear_idle};
 use super::batch::{Batch, End};
 use super::pipeline::{PIPELINE_MESSAGES_MAX, Planned};
 use super::server::ServerState;
