@@ -22,6 +22,7 @@ use tidegate::session::pipeline::{
     PIPELINE_BYTES_MAX, PIPELINE_MESSAGES_MAX, Planned, may_name_statement,
 };
 use tidegate::session::repair::Repairable;
+use tidegate::session::say::COPY_BROKEN;
 use tidegate::session::server::{OWED_MAX, ServerState};
 use tidegate::session::settings::Settings;
 use tidegate::session::{Session, Shared};
@@ -357,13 +358,17 @@ impl Play {
         if self.state().copies_in() {
             self.session.unplan(&mut self.batch);
             let state = &mut self.servers[self.current];
-            let Ok((n, beyond)) = self.session.copy_in(&self.inbox, state) else {
+            let Ok(part) = self.session.copy_in(&self.inbox, state) else {
                 return false;
             };
-            assert!(n <= self.inbox.len());
-            self.pass(n);
-            self.beyond = beyond;
-            self.told.owes(beyond);
+            assert!(part.len <= self.inbox.len());
+            self.pass(part.len);
+            self.beyond = part.beyond;
+            self.told.owes(part.beyond);
+            if part.breaks {
+                assert_eq!(part.beyond, 0);
+                self.told.takes(COPY_BROKEN);
+            }
         }
         while (self.open || self.state().awaits_sync()) && self.beyond == 0 {
             let state = &self.servers[self.current];

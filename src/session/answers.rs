@@ -349,6 +349,7 @@ impl Session {
     ) -> Result<(), ServerFault> {
         let status = message::ready(body)?;
         server.copy_in = None;
+        server.copy_broken = None;
         server.awaits_sync = false;
         let is_surplus = |e: &Expected| matches!(e.what, Expect::Fence { reached: false });
         if server.queue.front().is_some_and(is_surplus) {

@@ -296,8 +296,7 @@ impl Session {
         server.expect(Expect::Bind(of.named().cloned()));
     }
 
-    /// How many of `client`'s bytes go to a server that is in the middle of a COPY FROM STDIN, and
-    /// how many after them belong to the same message and are still to come.
+    /// What of `client`'s bytes goes to a server that is in the middle of a COPY FROM STDIN.
     ///
     /// # Errors
     /// Bytes that are no message.
@@ -305,24 +304,26 @@ impl Session {
         &self,
         client: &[u8],
         server: &mut ServerState,
-    ) -> Result<(usize, usize), ClientFault> {
-        let mut at = 0;
+    ) -> Result<CopyPart, ClientFault> {
+        let mut part = CopyPart::default();
         while let Some(copy) = server.copy_in {
             let (CopyIn::Simple { done } | CopyIn::Extended { done }) = copy;
-            if done {
+            if done || server.copy_broken.is_some() {
                 break;
             }
-            at += run(b'd', client.get(at..).unwrap_or(&[]));
-            let rest = client.get(at..).unwrap_or(&[]);
+            part.len += run(b'd', client.get(part.len..).unwrap_or(&[]));
+            let rest = client.get(part.len..).unwrap_or(&[]);
             let Some(Header { tag, len }) = header(rest)? else {
                 break;
             };
-            server.sync_in_copy |= tag == b'S';
             if !matches!(tag, b'd' | b'c' | b'f' | b'S' | b'H') {
-                // The server takes it and ends the COPY with an error over it.
-                tracing::debug!(tag = tag as u32, "unexpected message in COPY FROM STDIN");
+                // If the COPY has failed already, this is none of it, and may be anything. The answer will tell.
+                server.copy_broken = Some(tag);
+                part.breaks = true;
+                break;
             }
-            if !matches!(tag, b'd' | b'S' | b'H') {
+            server.sync_in_copy |= tag == b'S';
+            if matches!(tag, b'c' | b'f') {
                 if rest.len() < len && len <= FRAME_BUFFERED_BYTES_MAX {
                     break;
                 }
@@ -332,11 +333,13 @@ impl Session {
                 });
             }
             if rest.len() < len {
-                return Ok((client.len(), len - rest.len()));
+                part.beyond = len - rest.len();
+                part.len = client.len();
+                break;
             }
-            at += len;
+            part.len += len;
         }
-        Ok((at, 0))
+        Ok(part)
     }
 
     /// Whether the client may go on with its pipeline while `server` copies in.
@@ -406,6 +409,20 @@ impl Session {
         self.failed
     }
 }
+
+/// A part of what a client says during a COPY FROM STDIN.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct CopyPart {
+    /// How many of its bytes go to the server.
+    pub len: usize,
+    /// How many after them belong to the same message and are still to come.
+    pub beyond: usize,
+    /// What follows is no part of a COPY: the server is to be told [`COPY_BROKEN`].
+    pub breaks: bool,
+}
+
+/// A CopyFail, which a server ignores where its COPY has failed already.
+pub const COPY_BROKEN: &[u8] = b"f\0\0\0\x28tidegate: no part of a COPY follows\0";
 
 /// What every server refuses to parse; it may come to be read in the server's log.
 pub(super) const NO_SQL: &[u8] = b"tidegate has refused what the client said here";

@@ -59,6 +59,8 @@ pub struct ServerState {
     pub(super) copy_in: Option<CopyIn>,
     /// It has been sent a Sync that a COPY ignores, unless that had failed before: then it is answered.
     pub(super) sync_in_copy: bool,
+    /// It has been told to let a COPY fail, within which the client has sent a message of this type.
+    pub(super) copy_broken: Option<u8>,
     /// Rows of the answer to a question of the proxy's own.
     pub(super) facts: Vec<Fact>,
     /// It could not answer it.
@@ -88,6 +90,7 @@ impl ServerState {
             drawn_by: None,
             copy_in: None,
             sync_in_copy: false,
+            copy_broken: None,
             facts: Vec::new(),
             unanswered: false,
         }

@@ -8,6 +8,7 @@ use crate::net::buffers;
 use crate::proxy::refusal::Broken;
 use crate::session::batch::End;
 use crate::session::pipeline::{Planned, is_copy_data, may_name_statement};
+use crate::session::say::COPY_BROKEN;
 use crate::wire::frame::{Header, header};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, encode};
 
@@ -84,10 +85,13 @@ impl Relay<'_> {
             self.consume();
             self.client.session.unplan(self.client.batch);
             let state = &mut self.server.state;
-            let (n, beyond) = self.client.session.copy_in(self.client.inbox, state)?;
-            self.pass_directly(n);
-            self.beyond = beyond;
-            took |= n > 0;
+            let part = self.client.session.copy_in(self.client.inbox, state)?;
+            self.pass_directly(part.len);
+            self.beyond = part.beyond;
+            if part.breaks {
+                self.to_server.extend_from_slice(COPY_BROKEN);
+            }
+            took |= part.len > 0 || part.breaks;
             if !self.direct.is_empty() {
                 return Ok(took);
             }

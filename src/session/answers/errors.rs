@@ -10,6 +10,7 @@ use crate::session::answer::{Answer, Run};
 use crate::session::batch::Rename;
 use crate::session::own::Complaint;
 use crate::session::repair::Misplaced;
+use crate::session::say::COPY_BROKEN;
 use crate::session::server::{Expect, Fit, ServerState};
 use crate::session::skip::hide_owed;
 use crate::session::statements::{Prepared, SERVER_NAME_PREFIX, server_id};
@@ -18,7 +19,7 @@ use crate::sql::Pin;
 use crate::telemetry;
 use crate::wire::encode;
 use crate::wire::encode::Severity;
-use crate::wire::frame::body;
+use crate::wire::frame::{HEADER, body};
 use crate::wire::message;
 
 /// How much is heard of an error that is too long to be held, in bytes. What kind of error it is comes
@@ -79,6 +80,18 @@ impl Session {
             return Err(ServerFault::Ended(body.to_vec()));
         }
         server.copy_in = None;
+        if let Some(tag) = server.copy_broken.take() {
+            let is_by_that = is_broken_copy(body);
+            match is_by_that {
+                true => answer.say(|out| unexpected_in_copy(tag, body, out)),
+                false if server.sync_in_copy => answer.forward(at.clone()),
+                false => {}
+            }
+            // Where a Sync was sent too, there is no telling what the server does with what comes next.
+            if is_by_that || server.sync_in_copy {
+                return Err(ServerFault::Ended(OUT_OF_STEP.to_vec()));
+            }
+        }
         if let Some(misplaced) = Misplaced::of(body, server) {
             answer.clear();
             server.misplaced = Some(Box::new(misplaced));
@@ -185,6 +198,34 @@ fn stale(out: &mut BytesMut) {
     const WORDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
         Fplancache.c\0RRevalidateCachedQuery\0\0";
     encode::body(out, b'E', WORDS);
+}
+
+/// What PostgreSQL ends a connection with that has sent a message out of place.
+const OUT_OF_STEP: &[u8] = b"SFATAL\0VFATAL\0C08P01\0\
+    Mterminating connection because protocol synchronization was lost\0\0";
+
+/// Whether a COPY has failed by [`COPY_BROKEN`].
+fn is_broken_copy(error: &[u8]) -> bool {
+    let words = message::error_field(error, b'M').unwrap_or_default();
+    let own = COPY_BROKEN.get(HEADER..COPY_BROKEN.len() - 1);
+    own.is_some_and(|own| words.ends_with(own))
+}
+
+/// What PostgreSQL says of a message of this type during a COPY that has failed with `error`.
+fn unexpected_in_copy(tag: u8, error: &[u8], out: &mut BytesMut) {
+    let mut words = Vec::with_capacity(error.len());
+    let message = format!("unexpected message type 0x{tag:02X} during COPY from stdin");
+    for (code, value) in message::error_fields(error) {
+        words.push(code);
+        words.extend_from_slice(match code {
+            b'C' => b"08P01",
+            b'M' => message.as_bytes(),
+            _ => value,
+        });
+        words.push(0);
+    }
+    words.push(0);
+    encode::body(out, b'E', &words);
 }
 
 /// A complaint in the form of a server's error.
