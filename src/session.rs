@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod answers;
 pub mod batch;
+mod bound;
 pub mod catalog;
 mod causal;
 mod completion;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Localised;
+use super::bound::Bound;
 use super::effects::Suspicion;
 use super::explain::Question;
 use super::own::Complaint;
@@ -219,6 +220,16 @@ impl Of {
             Of::Unnamed(unnamed) => Some((&unnamed.class, &unnamed.sql)),
             Of::Unknown => None,
         }
+    }
+
+    /// Its parameters, where they are bound to `values`, as a Bind has them.
+    pub(super) fn bound_to<'a>(&'a self, values: &'a [u8]) -> Bound<'a> {
+        let types = match self {
+            Of::Named(prepared) => &prepared.types[..],
+            Of::Unnamed(unnamed) => &unnamed.types,
+            Of::Unknown => &[],
+        };
+        Bound { types, values }
     }
 
     /// What it asks to be explained, if it does.

@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::own::{self, Own};
 use super::server::ServerState;
 use super::settings::{self, Settings};
-use super::tracked::{Tracked, by_calls, by_set_local};
+use super::tracked::{Tracked, by_call, by_set_local};
 use super::{Session, statements};
 use crate::sql::altered::{self, Altered};
-use crate::sql::set_config::Changes;
+use crate::sql::set_config::{Changes, Name, Scope, Told, Value};
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Pin, Reach, Statement, Verb, prepared};
 
@@ -78,23 +78,41 @@ impl Session {
     }
 
     /// Calls in a statement that has succeeded may have changed settings: these, as far as that can be told.
-    fn called(&mut self, statement: &Statement, changes: Option<&Changes>, server: &ServerState) {
+    fn called(
+        &mut self,
+        statement: &Statement,
+        changes: Option<&Changes>,
+        server: &mut ServerState,
+    ) {
         if let Some(changes) = changes {
             self.note_own(changes);
         }
-        match changes {
-            // What it has set is gone with the transaction, as by SET LOCAL.
-            Some(changes) if changes.only_local.is_some() => {
-                self.localised = self.localised.max(by_calls(changes));
-            }
-            changes if statement.sets_config || statement.verb == Verb::Run => {
+        let only = changes.and_then(|changes| changes.only.as_deref());
+        let told = only.filter(|calls| calls.iter().all(is_told));
+        match told {
+            Some(calls) => calls.iter().for_each(|call| self.set_by_call(call, server)),
+            None if statement.sets_config || statement.verb == Verb::Run => {
                 self.configured(changes, server);
             }
-            _ => {}
+            None => {}
         }
         if statement.sets_config && statement.verb == Verb::Prepare {
             // What it will set, and when, is told by no text.
             self.pins.touched(Pin::Settings);
+        }
+    }
+
+    /// A call has set something, and that [is told](is_told).
+    fn set_by_call(&mut self, call: &Told, server: &mut ServerState) {
+        match (&call.name, &call.value, call.scope) {
+            (Name::Literal(name), Some(Value::Literal(value)), Scope::Session) => {
+                self.remember_settings(server);
+                let name = setting::present_name(name);
+                let statement = settings::set_config(name, value.as_bytes());
+                self.set_one(name, &statement, server);
+            }
+            // It is gone with the transaction, as by SET LOCAL.
+            _ => self.localised = self.localised.max(by_call(call)),
         }
     }
 
@@ -275,5 +293,17 @@ impl Session {
     pub fn take_altered(&mut self) -> Vec<Altered> {
         let own = self.own.as_mut();
         own.map_or_else(Vec::new, |own| std::mem::take(&mut own.altered))
+    }
+}
+
+/// Whether it is known what a call has set, and that is the session's to remember. Of the proxy's own settings, of whose
+/// rights count, and of how its words are read, the server is asked.
+fn is_told(call: &Told) -> bool {
+    match (&call.name, &call.value, call.scope) {
+        (_, _, Scope::Transaction) => true,
+        (Name::Literal(name), Some(Value::Literal(_)), Scope::Session) => {
+            !name.starts_with(own::PREFIX) && settings::is_carried_by_value(name)
+        }
+        _ => false,
     }
 }

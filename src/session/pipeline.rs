@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
+use super::bound::Bound;
 use super::statements::Prepared;
 use super::tracked::{Text, Tracked};
 use super::transaction::{Control, Within};
@@ -263,7 +264,14 @@ impl Session {
         self.judge(&class, need, sql, batch);
         let text = || Text::Query(sql.into());
         let keeps = self.keeps_words(batch);
-        let tracked = Tracked::of(&class, sql, text, keeps, self.has_conforming_strings(), b"");
+        let tracked = Tracked::of(
+            &class,
+            sql,
+            text,
+            keeps,
+            self.has_conforming_strings(),
+            Bound::default(),
+        );
         if tracked.is_some() {
             self.look_for_own(&class, sql, batch);
             if class.explains {
@@ -414,10 +422,11 @@ impl Session {
         }
         let conforming = self.has_conforming_strings();
         let keeps = self.keeps_words(batch);
+        let bound = of.bound_to(values);
         // Its words alone do not say what it sets.
         let sets_locally = |(class, sql): (&Class, &[u8])| {
             let sets = keeps && class.statements.iter().any(|s| s.sets_config);
-            sets.then(|| self.spelled(sql, values))
+            sets.then(|| self.spelled(sql, bound))
         };
         let spelled = of.text().and_then(sets_locally);
         if spelled.as_ref().is_some_and(Option::is_none) {
@@ -428,18 +437,11 @@ impl Session {
             Of::Named(prepared) => {
                 let text = || spelled.unwrap_or_else(|| Text::Named(prepared.clone()));
                 let (class, sql) = (&prepared.class, &prepared.sql);
-                Tracked::of(class, sql, text, keeps, conforming, values)
+                Tracked::of(class, sql, text, keeps, conforming, bound)
             }
             Of::Unnamed(unnamed) => {
                 let text = || spelled.unwrap_or_else(|| Text::Unnamed(unnamed.clone()));
-                Tracked::of(
-                    &unnamed.class,
-                    &unnamed.sql,
-                    text,
-                    keeps,
-                    conforming,
-                    values,
-                )
+                Tracked::of(&unnamed.class, &unnamed.sql, text, keeps, conforming, bound)
             }
             Of::Unknown => None,
         };

@@ -91,6 +91,12 @@ pub fn has_meaning(name: &str) -> bool {
     !MEANINGLESS.contains(&name) && !name.contains('.')
 }
 
+/// Whether a setting is one value and no more: setting it does nothing else, and lasts.
+pub fn is_carried_by_value(name: &str) -> bool {
+    let others = [ROLE, SESSION_AUTHORIZATION, ENCODING];
+    !others.contains(&name) && !ENDS_WITH_TRANSACTION.contains(&name)
+}
+
 /// Settings of the transaction at hand, however they are set: they end with it.
 const ENDS_WITH_TRANSACTION: [&str; 3] = [
     "transaction_isolation",
@@ -473,7 +479,8 @@ fn forget_role(changed: &str, map: &mut Map) {
     }
 }
 
-fn set_config(name: &str, value: &[u8]) -> Vec<u8> {
+/// The statement that gives a setting this value for the session.
+pub(super) fn set_config(name: &str, value: &[u8]) -> Vec<u8> {
     let mut sql = b"SELECT pg_catalog.set_config(".to_vec();
     add_literal(&mut sql, name.as_bytes());
     sql.extend_from_slice(b", ");

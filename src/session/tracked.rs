@@ -4,13 +4,13 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use super::bound::Bound;
 use super::statements::{Prepared, Unnamed};
 use super::{Localised, transaction};
 use crate::sql::lexer;
-use crate::sql::set_config::{self, Changes, Name, Value};
+use crate::sql::set_config::{self, Changes, Name, Scope, Told, Value};
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Class, Pin, Reach, Statement, Verb};
-use crate::wire::message;
 
 /// A text whose success changes the session.
 #[derive(Clone, Debug)]
@@ -24,15 +24,15 @@ pub(super) struct Tracked {
 
 impl Tracked {
     /// What has to be remembered of `sql`, which is of this class, to apply its effects; `None` when it has none.
-    /// `text` shares it, and it is kept wherever it may have to be said again if the caller `keeps` it; `values`
-    /// are the parameters that it is bound to, as sent.
+    /// `text` shares it, and it is kept wherever it may have to be said again if the caller `keeps` it; `bound`
+    /// are its parameters.
     pub fn of(
         class: &Arc<Class>,
         sql: &[u8],
         text: impl FnOnce() -> Text,
         keeps: bool,
         conforming: bool,
-        values: &[u8],
+        bound: Bound<'_>,
     ) -> Option<Tracked> {
         let statements = &class.statements;
         if !statements.iter().any(has_effects) {
@@ -44,7 +44,7 @@ impl Tracked {
             class: class.clone(),
             text: statements.iter().any(keeps_text).then(text),
             changes: (statements.iter().any(calls))
-                .then(|| Arc::new(changes_with(sql, conforming, values))),
+                .then(|| Arc::new(changes_with(sql, conforming, bound))),
         })
     }
 
@@ -158,15 +158,18 @@ pub(super) fn by_set_local(text: Option<&[u8]>) -> Localised {
     }
 }
 
-/// What calls of set_config set, which are told by name where there is nothing but those that end with the transaction.
+/// What calls of set_config set, which are told by name where there is nothing else.
 pub(super) fn by_calls(changes: &Changes) -> Localised {
-    let by = |name: &Name| match name {
+    match &changes.only {
+        Some(calls) => calls.iter().map(by_call).max().unwrap_or_default(),
+        None => Localised::All,
+    }
+}
+
+pub(super) fn by_call(call: &Told) -> Localised {
+    match &call.name {
         Name::Literal(name) => Localised::by(name),
         Name::Parameter(_) => Localised::All,
-    };
-    match &changes.only_local {
-        Some(names) => names.iter().map(by).max().unwrap_or_default(),
-        None => Localised::All,
     }
 }
 
@@ -177,25 +180,38 @@ fn is_said_again(statement: &Statement) -> bool {
     statement.sets_config || ends || transaction::is_logged(statement.verb)
 }
 
-/// The settings that the calls in `sql` change, where it is bound to `values`.
-fn changes_with(sql: &[u8], conforming: bool, values: &[u8]) -> Changes {
+/// The settings that the calls in `sql` change, where it is bound to these values.
+fn changes_with(sql: &[u8], conforming: bool, bound: Bound<'_>) -> Changes {
     let mut changes = set_config::changes(sql, conforming);
-    let bound = |number| str::from_utf8(message::bound_value(values, number)?).ok();
-    let own = changes.own.iter_mut().map(|(name, _)| name);
-    let locals = changes.only_local.iter_mut().flatten();
-    for name in changes.names.iter_mut().chain(locals).chain(own) {
+    let text = |number| str::from_utf8(bound.text(number)?).ok();
+    let fill_name = |name: &mut Name| {
         if let Name::Parameter(number) = *name
-            && let Some(value) = bound(number)
+            && let Some(value) = text(number)
         {
             *name = Name::Literal(value.to_ascii_lowercase().into());
         }
-    }
-    let own = changes.own.iter_mut();
-    for value in own.filter_map(|(_, value)| value.as_mut()) {
+    };
+    let fill_value = |value: &mut Value| {
         if let Value::Parameter(number) = *value
-            && let Some(bound) = bound(number)
+            && let Some(text) = text(number)
         {
-            *value = Value::Literal(bound.into());
+            *value = Value::Literal(text.into());
+        }
+    };
+    changes.names.iter_mut().for_each(fill_name);
+    for (name, value) in &mut changes.own {
+        fill_name(name);
+        value.as_mut().map(fill_value);
+    }
+    for call in changes.only.iter_mut().flatten() {
+        fill_name(&mut call.name);
+        call.value.as_mut().map(fill_value);
+        if let Scope::Parameter(number) = call.scope {
+            call.scope = match bound.truth(number) {
+                Some(true) => Scope::Transaction,
+                Some(false) => Scope::Session,
+                None => call.scope,
+            };
         }
     }
     changes

@@ -9,6 +9,7 @@
 use bytes::BytesMut;
 
 use super::batch::{Batch, End, Step};
+use super::bound::Bound;
 use super::own::{self, Complaint};
 use super::params::Params;
 use super::say::NO_SQL;
@@ -20,7 +21,7 @@ use crate::config::TransactionReads;
 use crate::sql::setting::{self, Setting};
 use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, lexer, set_config};
 use crate::wire::encode;
-use crate::wire::message::{self, Status};
+use crate::wire::message::Status;
 
 /// The most that is repeated to open a transaction elsewhere, in bytes. One that would need more leaves
 /// its replica before.
@@ -546,11 +547,10 @@ impl Session {
     }
 
     /// What is to be said again of a text that sets something for its transaction by `set_config`, bound to
-    /// `values`.
-    pub(super) fn spelled(&self, sql: &[u8], values: &[u8]) -> Option<Text> {
+    /// these values.
+    pub(super) fn spelled(&self, sql: &[u8], bound: Bound<'_>) -> Option<Text> {
         let calls = set_config::locals(sql, self.has_conforming_strings())?;
-        let value = |number| message::bound_value(values, number);
-        let words = set_config::spelled(&calls, value, add_literal)?;
+        let words = set_config::spelled(&calls, |number| bound.text(number), add_literal)?;
         // A value may be a name that matters.
         (!matters_elsewhere(&words)).then(|| Text::Query(words.into()))
     }

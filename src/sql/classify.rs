@@ -31,7 +31,7 @@ use super::catalog;
 use super::fingerprint::Shape;
 use super::functions::Rules;
 use super::lexer::{self, Cursor, Kind, Lexer};
-use super::{Class, Need, Pin, PinSet, Reach, Refused, Statement, Verb, Why};
+use super::{Class, Need, Pin, PinSet, Reach, Refused, Statement, Verb, Why, set_config};
 
 /// The longest chain of tokens and the deepest nesting that may reach the parser. It builds a chain
 /// as a tree that is as deep as the chain is long, and the tree's drop recurses: past some tens of
@@ -124,7 +124,9 @@ impl Reader<'_> {
             Ok(settled) => settled,
             Err(why) => (Need::Write, why),
         };
-        if tells.must_write() && need < Need::Write {
+        if tells.sets_config && set_config::is_all(text, self.conforming) {
+            (need, why) = (Need::Session, Why::SessionState);
+        } else if tells.must_write() && need < Need::Write {
             (need, why) = (Need::Write, Why::UnsafeFunction);
         }
         Finding {

@@ -11,8 +11,8 @@ pub struct Changes {
     pub names: Vec<Name>,
     /// Some call's name can't be told from the text.
     pub unknown: bool,
-    /// The text is nothing but calls that end with their transaction, by [`locals`], for these names.
-    pub only_local: Option<Vec<Name>>,
+    /// The text is nothing but these calls.
+    pub only: Option<Vec<Told>>,
     /// What it makes of the proxy's own settings, for however long: each by its name, and the value where that is
     /// one constant or parameter.
     pub own: Vec<(Name, Option<Value>)>,
@@ -23,8 +23,31 @@ pub struct Changes {
 /// What the names of the proxy's own settings begin with.
 pub const OWN_PREFIX: &str = "tidegate.";
 
-/// A call that ends with its transaction, in a text that is nothing else: the name and the value.
-pub type Local<'a> = [Argument<'a>; 2];
+/// A call in a text that is nothing but such calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    pub name: Argument<'a>,
+    pub value: Argument<'a>,
+    pub scope: Scope,
+}
+
+/// How long it lasts what a call sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Transaction,
+    Session,
+    /// By the statement's parameter of this number, from 1.
+    Parameter(u16),
+}
+
+/// A call in such a text, as it is remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub name: Name,
+    /// `None` if it is in an encoding of its own.
+    pub value: Option<Value>,
+    pub scope: Scope,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Argument<'a> {
@@ -59,19 +82,30 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// are left out.
 pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let has = |word| Cursor::new(sql, conforming).any(|token| token.is(sql, word));
-    let (is_block, calls) = (has("do"), has("call"));
+    let (is_block, is_call) = (has("do"), has("call"));
     let mut reader = Reader::new(conforming, is_block);
-    reader.read(sql, (is_block || calls).then_some(NESTING_MAX), true);
-    let name = |local: &Local<'_>| match local[0] {
-        Argument::Constant(text) => {
-            let name = string_value(text, conforming).unwrap_or_default();
-            Name::Literal(name.to_ascii_lowercase().into())
-        }
-        Argument::Parameter(number) => Name::Parameter(number),
-    };
-    let locals = locals(sql, conforming);
-    reader.changes.only_local = locals.map(|locals| locals.iter().map(name).collect());
+    reader.read(sql, (is_block || is_call).then_some(NESTING_MAX), true);
+    let calls = calls(sql, conforming);
+    reader.changes.only = calls.map(|calls| calls.iter().map(|c| told(c, conforming)).collect());
     reader.changes
+}
+
+fn told(call: &Call<'_>, conforming: bool) -> Told {
+    let constant = |text| string_value(text, conforming);
+    Told {
+        name: match call.name {
+            Argument::Constant(text) => {
+                let name = constant(text).unwrap_or_default();
+                Name::Literal(name.to_ascii_lowercase().into())
+            }
+            Argument::Parameter(number) => Name::Parameter(number),
+        },
+        value: match call.value {
+            Argument::Constant(text) => constant(text).map(|value| Value::Literal(value.into())),
+            Argument::Parameter(number) => Some(Value::Parameter(number)),
+        },
+        scope: call.scope,
+    }
 }
 
 /// What a function with this body changes.
@@ -90,43 +124,106 @@ pub fn changes_of_strings(sql: &[u8], conforming: bool) -> Changes {
     reader.changes
 }
 
-/// The calls of `SELECT set_config(name, value, true), …`; `None` if the text is anything else or more.
-pub fn locals(sql: &[u8], conforming: bool) -> Option<Vec<Local<'_>>> {
+/// Whether a text, or its normal form, does nothing but call `set_config` with constants and parameters: whatever these
+/// are, no data is read or written.
+pub fn is_all(sql: &[u8], conforming: bool) -> bool {
     let mut cursor = Cursor::new(sql, conforming);
-    let mut locals = Vec::new();
+    if !cursor.eat("select") {
+        return false;
+    }
+    loop {
+        if !eat_name(&mut cursor) {
+            return false;
+        }
+        let Some(arguments) = cursor.parenthesis() else {
+            return false;
+        };
+        let is_plain = |token: Token| match token.kind {
+            Kind::String | Kind::Number | Kind::Parameter | Kind::Comma => true,
+            Kind::Word => PLAIN.iter().any(|word| token.is(arguments, word)),
+            _ => token.text(arguments) == b"::",
+        };
+        if !Cursor::new(arguments, conforming).all(is_plain) {
+            return false;
+        }
+        match eat_label(&mut cursor) {
+            Some(true) => {}
+            Some(false) => return true,
+            None => return false,
+        }
+    }
+}
+
+/// The words that may be among the arguments of a call which does nothing else.
+const PLAIN: [&str; 6] = ["true", "false", "text", "varchar", "bool", "boolean"];
+
+/// The calls of `SELECT set_config(name, value, is_local), …`; `None` if the text is anything else or more.
+pub fn calls(sql: &[u8], conforming: bool) -> Option<Vec<Call<'_>>> {
+    let mut cursor = Cursor::new(sql, conforming);
+    let mut calls = Vec::new();
     if !cursor.eat("select") {
         return None;
     }
     loop {
-        if cursor.eat("pg_catalog") && !cursor.eat_kind(Kind::Dot) {
+        if !eat_name(&mut cursor) || !cursor.eat_kind(Kind::Open) {
             return None;
         }
-        let opens = cursor.eat("set_config") && cursor.eat_kind(Kind::Open);
-        let arguments = [(); 2].map(|()| {
-            let argument = argument(&mut cursor, sql);
+        let [name, value] = [(); 2].map(|()| {
+            let argument = argument(&mut cursor, sql, &["text", "varchar"]);
             argument.filter(|_| cursor.eat_kind(Kind::Comma))
         });
-        let is_local = cursor.eat("true") && cursor.eat_kind(Kind::Close);
-        let [Some(name), Some(value)] = arguments else {
-            return None;
-        };
-        if !opens || !is_local {
+        let (name, value) = (name?, value?);
+        let scope = scope(&mut cursor, sql)?;
+        if !cursor.eat_kind(Kind::Close) {
             return None;
         }
-        locals.push([name, value]);
-        if cursor.eat("as") {
-            cursor.eat_name()?;
-        }
-        if !cursor.eat_kind(Kind::Comma) {
-            break;
+        calls.push(Call { name, value, scope });
+        if !eat_label(&mut cursor)? {
+            return Some(calls);
         }
     }
-    cursor.eat_kind(Kind::Semicolon);
-    cursor.peek().is_none().then_some(locals)
 }
 
-/// A constant or a parameter, with or without a cast to a plain type.
-fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8]) -> Option<Argument<'a>> {
+/// The calls of a text that is nothing but such as end with their transaction.
+pub fn locals(sql: &[u8], conforming: bool) -> Option<Vec<Call<'_>>> {
+    let is_local = |call: &Call<'_>| call.scope == Scope::Transaction;
+    calls(sql, conforming).filter(|calls| calls.iter().all(is_local))
+}
+
+/// Reads the function's name.
+fn eat_name(cursor: &mut Cursor<'_>) -> bool {
+    (!cursor.eat("pg_catalog") || cursor.eat_kind(Kind::Dot)) && cursor.eat("set_config")
+}
+
+/// Reads what a call's column is called, and whether another call follows. `None` if it is anything but that and the
+/// end.
+fn eat_label(cursor: &mut Cursor<'_>) -> Option<bool> {
+    if cursor.eat("as") {
+        cursor.eat_name()?;
+    }
+    if cursor.eat_kind(Kind::Comma) {
+        return Some(true);
+    }
+    cursor.eat_kind(Kind::Semicolon);
+    cursor.peek().is_none().then_some(false)
+}
+
+/// Whether what a call sets ends with its transaction.
+fn scope<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8]) -> Option<Scope> {
+    if cursor.eat("true") {
+        return Some(Scope::Transaction);
+    }
+    if cursor.eat("false") {
+        return Some(Scope::Session);
+    }
+    match argument(cursor, sql, &["bool", "boolean"])? {
+        Argument::Parameter(number) => Some(Scope::Parameter(number)),
+        Argument::Constant(_) => None,
+    }
+}
+
+/// A constant or a parameter, with or without a cast to one of these types.
+fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8], types: &[&str]) -> Option<Argument<'a>> {
     let token = cursor.next()?;
     let text = token.text(sql);
     let argument = match token.kind {
@@ -139,28 +236,27 @@ fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8]) -> Option<Argument<'a>> 
     };
     if cursor.peek().is_some_and(|next| next.text(sql) == b"::") {
         cursor.next();
-        (cursor.eat("text") || cursor.eat("varchar")).then_some(())?;
+        types.iter().any(|name| cursor.eat(name)).then_some(())?;
     }
     Some(argument)
 }
 
-/// The same calls with the values of their parameters in place of these; `None` if one has none. A
-/// `value` is the bytes of a text, which are the same in either format.
+/// The same calls with the values of their parameters in place of these; `None` if one has none that is a text.
 pub fn spelled<'a>(
-    locals: &[Local<'_>],
+    locals: &[Call<'_>],
     mut value: impl FnMut(u16) -> Option<&'a [u8]>,
     literal: impl Fn(&mut Vec<u8>, &[u8]),
 ) -> Option<Vec<u8>> {
     let mut sql = b"SELECT ".to_vec();
-    for (index, [name, setting]) in locals.iter().enumerate() {
+    for (index, call) in locals.iter().enumerate() {
         sql.extend_from_slice(match index {
             0 => b"pg_catalog.set_config(".as_slice(),
             _ => b", pg_catalog.set_config(",
         });
-        for argument in [name, setting] {
+        for argument in [call.name, call.value] {
             match argument {
                 Argument::Constant(text) => sql.extend_from_slice(text),
-                Argument::Parameter(number) => literal(&mut sql, value(*number)?),
+                Argument::Parameter(number) => literal(&mut sql, value(number)?),
             }
             sql.extend_from_slice(b", ");
         }
@@ -275,7 +371,7 @@ impl Reader {
     fn value(&self, argument: &[Token], sql: &[u8]) -> Option<Value> {
         let text = sql.get(argument.first()?.start..argument.last()?.end)?;
         let mut cursor = Cursor::new(text, self.conforming);
-        let value = match self::argument(&mut cursor, text)? {
+        let value = match self::argument(&mut cursor, text, &["text", "varchar"])? {
             Argument::Constant(text) => Value::Literal(string_value(text, self.conforming)?.into()),
             Argument::Parameter(number) => Value::Parameter(number),
         };
@@ -493,7 +589,7 @@ mod tests {
             let values = [&b"one"[..], b"two"];
             let value = |number: u16| values.get(usize::from(number) - 1).copied();
             let said = spelled(&calls, value, quoted)?;
-            assert!(changes(sql.as_bytes(), true).only_local.is_some());
+            assert!(changes(sql.as_bytes(), true).only.is_some());
             String::from_utf8(said).ok()
         };
         for (sql, expected) in [

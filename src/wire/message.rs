@@ -62,25 +62,29 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// The value of parameter `number`, from 1, in what follows the names of a `B`. `None` for NULL, and
-/// where there is no such value.
-pub fn bound_value(values: &[u8], number: u16) -> Option<&[u8]> {
+/// The value of parameter `number`, from 1, in what follows the names of a `B`, and whether it is in the binary format.
+/// `None` for NULL, and where there is no such value.
+pub fn bound_value(values: &[u8], number: u16) -> Option<(&[u8], bool)> {
     let mut fields = Cursor::new(values);
     let formats = usize::from(fields.u16().ok()?);
-    fields.bytes(2 * formats).ok()?;
+    let mut formats = Cursor::new(fields.bytes(2 * formats).ok()?);
     let count = fields.u16().ok()?;
     if number == 0 || number > count {
         return None;
     }
-    let mut value = None;
+    let (mut value, mut is_binary) = (None, false);
     for _ in 0..number {
+        // One format is that of all, and without any they are texts.
+        if let Ok(format) = formats.u16() {
+            is_binary = format == 1;
+        }
         let length = fields.i32().ok()?;
         value = match usize::try_from(length) {
             Ok(length) => Some(fields.bytes(length).ok()?),
             Err(_) => None,
         };
     }
-    value
+    value.map(|value| (value, is_binary))
 }
 
 /// What `D` and `C` name.
@@ -274,7 +278,7 @@ mod tests {
         assert_ne!(row("a", 23, 1), row("a", 25, 1));
         assert_ne!(row("a", 23, 1), row_shape(b"").unwrap());
         let values = b"\0\x01\0\0\0\x02\xff\xff\xff\xff\0\0\0\x02ab";
-        assert_eq!(bound_value(values, 2), Some(&b"ab"[..]));
+        assert_eq!(bound_value(values, 2), Some((&b"ab"[..], false)));
         assert_eq!(
             [0, 1, 3].map(|number| bound_value(values, number)),
             [None; 3]
