@@ -141,6 +141,8 @@ impl Session {
             // What the server was told to show, and the session has not set.
             let shown = std::mem::replace(&mut server.settings, self.settings.clone());
             server.settings.keep_own(&shown);
+            // A server goes back to its own default, where the session goes back to what it began with.
+            self.settings.fill_up(&self.defaults);
             if let Some(token) = self.settings.take_token() {
                 self.receive_token(&token);
             }

@@ -360,11 +360,14 @@ impl Settings {
     /// RESET: back to what `defaults` has, which is what was given at start-up.
     pub fn reset(&mut self, name: &str, defaults: &Settings) {
         self.change(|map| {
-            forget_role(name, map);
-            match defaults.map.get(name) {
-                Some(statement) => map.insert(name.into(), statement.clone()),
-                None => map.remove(name),
+            let mut reset = |name: &str| match defaults.map.get(name) {
+                Some(statement) => drop(map.insert(name.into(), statement.clone())),
+                None => drop(map.remove(name)),
             };
+            reset(name);
+            if name == SESSION_AUTHORIZATION {
+                reset(ROLE);
+            }
         });
     }
 
@@ -377,6 +380,21 @@ impl Settings {
             }
         }
         *self = Settings::shared(fresh);
+    }
+
+    /// What is not set has been reset: to what was given at start-up. Of a role that is not known.
+    pub fn fill_up(&mut self, defaults: &Settings) {
+        let is_missing = |name: &str| {
+            name != ROLE && name != SESSION_AUTHORIZATION && !self.map.contains_key(name)
+        };
+        let given = defaults.map.iter();
+        let missing: Vec<_> = given.filter(|(name, _)| is_missing(name)).collect();
+        if !missing.is_empty() {
+            let missing = missing
+                .into_iter()
+                .map(|(name, statement)| (name.clone(), statement.clone()));
+            self.change(|map| map.extend(missing));
+        }
     }
 
     /// The Queries that bring a server from `self` to `wanted`, in their order; none when there is
@@ -472,7 +490,7 @@ fn reset_statement(name: &str) -> String {
     format!("RESET \"{}\"", name.replace('"', "\"\""))
 }
 
-/// A change of the session's user, whichever way, sets the role to none.
+/// A change of the session's user sets the role to none.
 fn forget_role(changed: &str, map: &mut Map) {
     if changed == SESSION_AUTHORIZATION {
         map.remove(ROLE);
