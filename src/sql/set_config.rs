@@ -53,6 +53,8 @@ pub struct Told {
 pub enum Argument<'a> {
     /// A string constant, as it is written.
     Constant(&'a [u8]),
+    /// The digits of a whole number, which is cast to a text.
+    Digits(&'a [u8]),
     /// The statement's parameter of this number, from 1.
     Parameter(u16),
 }
@@ -98,10 +100,12 @@ fn told(call: &Call<'_>, conforming: bool) -> Told {
                 let name = constant(text).unwrap_or_default();
                 Name::Literal(name.to_ascii_lowercase().into())
             }
+            Argument::Digits(digits) => Name::Literal(text_of(digits)),
             Argument::Parameter(number) => Name::Parameter(number),
         },
         value: match call.value {
             Argument::Constant(text) => constant(text).map(|value| Value::Literal(value.into())),
+            Argument::Digits(digits) => Some(Value::Literal(text_of(digits))),
             Argument::Parameter(number) => Some(Value::Parameter(number)),
         },
         scope: call.scope,
@@ -218,8 +222,19 @@ fn scope<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8]) -> Option<Scope> {
     }
     match argument(cursor, sql, &["bool", "boolean"])? {
         Argument::Parameter(number) => Some(Scope::Parameter(number)),
-        Argument::Constant(_) => None,
+        Argument::Constant(_) | Argument::Digits(_) => None,
     }
+}
+
+fn text_of(digits: &[u8]) -> Box<str> {
+    String::from_utf8_lossy(digits).into()
+}
+
+/// Whether a number is what PostgreSQL writes for it.
+fn is_written_so(number: &[u8]) -> bool {
+    const DIGITS_MAX: usize = 9;
+    let begins = number.first().is_some_and(|&digit| digit != b'0') || number == b"0";
+    begins && number.len() <= DIGITS_MAX && number.iter().all(u8::is_ascii_digit)
 }
 
 /// A constant or a parameter, with or without a cast to one of these types.
@@ -228,6 +243,7 @@ fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8], types: &[&str]) -> Optio
     let text = token.text(sql);
     let argument = match token.kind {
         Kind::String => Argument::Constant(text),
+        Kind::Number if is_written_so(text) => Argument::Digits(text),
         Kind::Parameter => {
             let digits = str::from_utf8(text.get(1..)?).ok()?;
             Argument::Parameter(digits.parse().ok()?)
@@ -237,6 +253,8 @@ fn argument<'a>(cursor: &mut Cursor<'a>, sql: &'a [u8], types: &[&str]) -> Optio
     if cursor.peek().is_some_and(|next| next.text(sql) == b"::") {
         cursor.next();
         types.iter().any(|name| cursor.eat(name)).then_some(())?;
+    } else if matches!(argument, Argument::Digits(_)) {
+        return None;
     }
     Some(argument)
 }
@@ -256,6 +274,7 @@ pub fn spelled<'a>(
         for argument in [call.name, call.value] {
             match argument {
                 Argument::Constant(text) => sql.extend_from_slice(text),
+                Argument::Digits(digits) => literal(&mut sql, digits),
                 Argument::Parameter(number) => literal(&mut sql, value(number)?),
             }
             sql.extend_from_slice(b", ");
@@ -373,6 +392,7 @@ impl Reader {
         let mut cursor = Cursor::new(text, self.conforming);
         let value = match self::argument(&mut cursor, text, &["text", "varchar"])? {
             Argument::Constant(text) => Value::Literal(string_value(text, self.conforming)?.into()),
+            Argument::Digits(digits) => Value::Literal(text_of(digits)),
             Argument::Parameter(number) => Value::Parameter(number),
         };
         cursor.peek().is_none().then_some(value)
@@ -604,6 +624,14 @@ mod tests {
                      pg_catalog.set_config('role', 'one', true)",
                 ),
             ),
+            (
+                "select set_config('a', 70::text, true)",
+                Some("SELECT pg_catalog.set_config('a', '70', true)"),
+            ),
+            ("select set_config('a', 70, true)", None),
+            ("select set_config('a', 007::text, true)", None),
+            ("select set_config('a', 7.0::text, true)", None),
+            ("select set_config('a', 0x10::text, true)", None),
             ("select set_config('a', $3, true)", None),
             ("select set_config('a', 'b', false)", None),
             ("select set_config('a', 'b', not true)", None),
