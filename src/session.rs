@@ -390,8 +390,17 @@ impl Session {
             Some(known) if class.asks_catalog && !class.is_refused() => {
                 known.needs(class, sql, self.shared.classifier.rules())
             }
+            _ if class.need == Need::Session && class.sets_config() && !self.has_set_config() => {
+                (Need::Write, Why::UnsafeFunction)
+            }
             _ => class.needs(),
         }
+    }
+
+    /// Whether `set_config` is known to be what is built in, and no function of the database's own.
+    fn has_set_config(&self) -> bool {
+        let catalog = self.catalog.as_ref().and_then(|known| known.catalog());
+        catalog.is_some_and(|catalog| !catalog.has_function("set_config"))
     }
 
     /// Which names of the database have effects on sessions, if that is known.

@@ -116,6 +116,13 @@ impl Class {
         matches!(self.need, Need::Read | Need::Write) || !self.statements.iter().all(silent)
     }
 
+    /// Whether it calls `set_config`.
+    pub fn sets_config(&self) -> bool {
+        self.statements
+            .iter()
+            .any(|statement| statement.sets_config)
+    }
+
     /// Whether it asks for what the session has last drawn from a sequence.
     pub fn reads_sequences(&self) -> bool {
         self.statements.iter().any(|s| s.reads_sequence)

@@ -33,7 +33,7 @@ impl Session {
         for pin in statement.pins.iter() {
             self.pins.touched(pin);
         }
-        self.called(statement, tracked.changes.as_deref(), server);
+        self.called(statement, tracked.changes.as_deref(), tag, server);
         let text = || {
             tracked
                 .text
@@ -82,14 +82,17 @@ impl Session {
         &mut self,
         statement: &Statement,
         changes: Option<&Changes>,
+        tag: &[u8],
         server: &mut ServerState,
     ) {
         if let Some(changes) = changes {
             self.note_own(changes);
         }
         let only = changes.and_then(|changes| changes.only.as_deref());
-        let told = only.filter(|calls| calls.iter().all(is_told));
-        match told {
+        let is_built_in = self.has_set_config();
+        match only.filter(|calls| calls.iter().all(|call| is_told(call, is_built_in))) {
+            // A portal that has run to its end is asked for more.
+            Some(_) if tag == b"SELECT 0" => {}
             Some(calls) => calls.iter().for_each(|call| self.set_by_call(call, server)),
             None if statement.sets_config || statement.verb == Verb::Run => {
                 self.configured(changes, server);
@@ -298,11 +301,11 @@ impl Session {
 
 /// Whether it is known what a call has set, and that is the session's to remember. Of the proxy's own settings, of whose
 /// rights count, and of how its words are read, the server is asked.
-fn is_told(call: &Told) -> bool {
+fn is_told(call: &Told, is_built_in: bool) -> bool {
     match (&call.name, &call.value, call.scope) {
         (_, _, Scope::Transaction) => true,
         (Name::Literal(name), Some(Value::Literal(_)), Scope::Session) => {
-            !name.starts_with(own::PREFIX) && settings::is_carried_by_value(name)
+            is_built_in && !name.starts_with(own::PREFIX) && settings::is_carried_by_value(name)
         }
         _ => false,
     }

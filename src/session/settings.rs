@@ -382,11 +382,12 @@ impl Settings {
         *self = Settings::shared(fresh);
     }
 
-    /// What is not set has been reset: to what was given at start-up. Of a role that is not known.
+    /// What is not set has been reset: to what was given at start-up. Of a role that is not known, nor of what an
+    /// application makes up, which may have been set to nothing.
     pub fn fill_up(&mut self, defaults: &Settings) {
-        let is_missing = |name: &str| {
-            name != ROLE && name != SESSION_AUTHORIZATION && !self.map.contains_key(name)
-        };
+        let is_known =
+            |name: &str| ![ROLE, SESSION_AUTHORIZATION].contains(&name) && !name.contains('.');
+        let is_missing = |name: &str| is_known(name) && !self.map.contains_key(name);
         let given = defaults.map.iter();
         let missing: Vec<_> = given.filter(|(name, _)| is_missing(name)).collect();
         if !missing.is_empty() {

@@ -182,6 +182,11 @@ impl Catalog {
         &self.contents.everywhere
     }
 
+    /// Whether the database has a function of this name of its own.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.contents.functions.contains_key(name)
+    }
+
     /// The verdict on `sql`, which is of this class, on which the catalog [has a say](has_a_say).
     pub fn judge(&self, class: &Class, sql: &[u8], rules: &Rules) -> Verdict {
         self.explain(class, sql, rules).0

@@ -11,7 +11,7 @@ pub struct Changes {
     pub names: Vec<Name>,
     /// Some call's name can't be told from the text.
     pub unknown: bool,
-    /// The text is nothing but these calls.
+    /// The text is nothing but these calls, of the function that is built in.
     pub only: Option<Vec<Told>>,
     /// What it makes of the proxy's own settings, for however long: each by its name, and the value where that is
     /// one constant or parameter.
@@ -44,7 +44,7 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     pub name: Name,
-    /// `None` if it is in an encoding of its own.
+    /// `None` if it is written in a way that is not read.
     pub value: Option<Value>,
     pub scope: Scope,
 }
@@ -88,18 +88,17 @@ pub fn changes(sql: &[u8], conforming: bool) -> Changes {
     let mut reader = Reader::new(conforming, is_block);
     reader.read(sql, (is_block || is_call).then_some(NESTING_MAX), true);
     let calls = calls(sql, conforming);
-    reader.changes.only = calls.map(|calls| calls.iter().map(|c| told(c, conforming)).collect());
+    let told = |call: &Call<'_>| told(call, conforming);
+    reader.changes.only = calls.and_then(|calls| calls.iter().map(told).collect());
     reader.changes
 }
 
-fn told(call: &Call<'_>, conforming: bool) -> Told {
+/// `None` if its name is written in a way that is not read.
+fn told(call: &Call<'_>, conforming: bool) -> Option<Told> {
     let constant = |text| string_value(text, conforming);
-    Told {
+    Some(Told {
         name: match call.name {
-            Argument::Constant(text) => {
-                let name = constant(text).unwrap_or_default();
-                Name::Literal(name.to_ascii_lowercase().into())
-            }
+            Argument::Constant(text) => Name::Literal(constant(text)?.to_ascii_lowercase().into()),
             Argument::Digits(digits) => Name::Literal(text_of(digits)),
             Argument::Parameter(number) => Name::Parameter(number),
         },
@@ -109,7 +108,7 @@ fn told(call: &Call<'_>, conforming: bool) -> Told {
             Argument::Parameter(number) => Some(Value::Parameter(number)),
         },
         scope: call.scope,
-    }
+    })
 }
 
 /// What a function with this body changes.
@@ -646,6 +645,24 @@ mod tests {
             ("select", None),
         ] {
             assert_eq!(again(sql).as_deref(), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn calls_are_told_where_their_names_can_be_read() {
+        let told = |sql: &str| changes(sql.as_bytes(), true).only.map(|only| only.len());
+        for (sql, expected) in [
+            (
+                "select set_config('a', E'\\x41', false), set_config($1, $2, $3)",
+                Some(2),
+            ),
+            ("select set_config('a', $$b$$, false)", Some(1)),
+            ("select set_config($$a$$, 'b', false)", None),
+            ("select set_config(U&'a', 'b', true)", None),
+            ("select set_config(N'a', 'b', true)", None),
+            ("select set_config(E'\\x41', 'b', true)", None),
+        ] {
+            assert_eq!(told(sql), expected, "{sql}");
         }
     }
 
