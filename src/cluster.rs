@@ -28,6 +28,7 @@ pub mod topology;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -293,6 +294,35 @@ impl Cluster {
         paused.map(|pool| pool.census().active).sum()
     }
 
+    /// `user` has logged in to `database` by this: whatever is opened for it from now on is opened by it, or by what is
+    /// configured for it, whichever session of it wants that.
+    pub fn note_login(&self, user: &str, database: &str, credential: &Proven) {
+        let topology = self.topology();
+        let credential = as_configured(&topology.config, user, credential);
+        for pool in topology.pools().filter(|pool| *pool.key().user == *user) {
+            match *pool.key().database == *database {
+                true => pool.set_credential(&credential),
+                false => pool.hear_of_credential(&credential),
+            }
+        }
+        let renewed = |name: &str| (name == user).then(|| Proven::clone(&credential));
+        self.catalogs.set_credentials(renewed);
+    }
+
+    /// What `user` has logged in by last, as far as its pools tell; `own` if they know nothing newer.
+    pub fn newest_login(&self, user: &str, own: &Proven) -> Proven {
+        let topology = self.topology();
+        let pools = topology.pools().filter(|pool| *pool.key().user == *user);
+        pools.fold(own.clone(), |newest, pool| {
+            let known = pool.credential();
+            if known.is_newer_than(&newest) {
+                known
+            } else {
+                newest
+            }
+        })
+    }
+
     /// What servers are opened with for `key`, if any are.
     pub fn credential(&self, key: &PoolKey) -> Option<Proven> {
         let nodes = &self.topology().nodes;
@@ -364,12 +394,18 @@ fn retire(node: &Arc<Node>) {
     node.pools.clear();
 }
 
+/// What is configured for the user, or else this.
+fn as_configured<'a>(config: &Config, user: &str, credential: &'a Proven) -> Cow<'a, Proven> {
+    match config.auth.password(user) {
+        Some(password) => Cow::Owned(credential.replaced_by(password)),
+        None => Cow::Borrowed(credential),
+    }
+}
+
 /// The pool of `node` for `key`; made if there is none. Its servers are opened with what is configured for the user, or
 /// else with the `credential` of a session.
 pub fn pool(node: &Arc<Node>, key: &PoolKey, credential: &Proven, config: &Config) -> Arc<Pool> {
-    let configured = config.auth.password(&key.user);
-    let configured = configured.map(|password| credential.replaced_by(password));
-    let credential = configured.as_ref().unwrap_or(credential);
+    let credential = &*as_configured(config, &key.user, credential);
     if let Some(pool) = node.pools.get(key) {
         pool.set_credential(credential);
         return pool.clone();

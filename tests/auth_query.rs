@@ -384,6 +384,45 @@ fn old_keys_spoil_nothing_for_new_ones() {
 }
 
 #[test]
+fn a_new_password_reaches_sessions_of_every_database_and_node() {
+    let cluster = start(1);
+    make(&cluster, "moved", "LOGIN PASSWORD 'one'");
+    let gateway = gateway(&cluster, AS_SUPERUSER);
+    runtime().block_on(async {
+        let here = connect(gateway.port, "moved", "one").await.expect("login");
+        let url = format!(
+            "host=127.0.0.1 port={} user=moved password=one dbname=postgres",
+            gateway.port
+        );
+        let (there, connection) = tokio_postgres::connect(&url, NoTls).await.expect("login");
+        tokio::spawn(connection);
+        // Has read only: it has no pool of the primary yet.
+        let reader = connect(gateway.port, "moved", "one").await.expect("login");
+        for old in [&here, &there] {
+            begin(old).await.expect("a server of the primary");
+            old.batch_execute("COMMIT").await.expect("a query");
+        }
+        reader.batch_execute("SELECT 1").await.expect("a query");
+        sql(&cluster, "ALTER ROLE moved PASSWORD 'two'");
+        cluster.wait_caught_up().expect("the password everywhere");
+        for node in cluster.nodes() {
+            cut(&node, "moved");
+        }
+        for old in [&here, &there] {
+            let refused = begin(old).await.expect_err("a new server");
+            assert_eq!(refused.code(), Some(&SqlState::INVALID_PASSWORD));
+        }
+        // It opens none that it could leave to the others.
+        let _new = connect(gateway.port, "moved", "two").await.expect("login");
+        for old in [&here, &there, &reader] {
+            begin(old).await.expect("a new server");
+            old.batch_execute("COMMIT").await.expect("a query");
+            old.batch_execute("SELECT 1").await.expect("a read");
+        }
+    });
+}
+
+#[test]
 fn a_replica_knows_roles_while_there_is_no_primary() {
     let cluster = start(1);
     make(&cluster, "reader", "LOGIN PASSWORD 'secret'");

@@ -108,7 +108,8 @@ impl Catalogs {
     pub fn set_credentials(&self, changed: impl Fn(&str) -> Option<Proven>) {
         for watched in &self.databases {
             let mut login = watched.lock_login();
-            if let Some(changed) = changed(&login.0) {
+            let changed = changed(&login.0);
+            if let Some(changed) = changed.filter(|changed| changed.is_newer_than(&login.1)) {
                 login.1 = changed;
             }
         }

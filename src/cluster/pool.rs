@@ -187,6 +187,18 @@ impl Pool {
         }
     }
 
+    /// The same for what was proved in a login to another database: what the node has refused here for another reason
+    /// than a password that has changed, it would refuse again.
+    pub fn hear_of_credential(&self, credential: &Proven) {
+        let mut inner = self.lock();
+        if credential.is_newer_than(&inner.credential) {
+            if credential.credential != inner.credential.credential {
+                inner.refused = None;
+            }
+            inner.credential.clone_from(credential);
+        }
+    }
+
     /// Applies changed limits; servers above a smaller size go when they are given back, and who waits for one
     /// below a larger size may open it.
     pub fn set_limits(self: &Arc<Self>, limits: &config::Pool) {

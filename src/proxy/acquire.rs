@@ -293,7 +293,9 @@ impl Client {
         }
         // Nodes come and go; those that have gone need not be remembered.
         self.pools.retain(|(_, pool)| !pool.node().is_leaving());
-        let pool = cluster::pool(node, &self.key, &self.credential, config);
+        // Somebody may have logged in by a newer password since.
+        let credential = self.cluster.newest_login(&self.key.user, &self.credential);
+        let pool = cluster::pool(node, &self.key, &credential, config);
         self.pools.push((node.id(), pool.clone()));
         pool
     }

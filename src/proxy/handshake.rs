@@ -190,6 +190,9 @@ impl Guest {
         let Some(credential) = login.await? else {
             return Ok(None);
         };
+        if let Some(cluster) = &cluster {
+            cluster.note_login(user, database, &credential);
+        }
         encode::authentication(&mut out, &Authentication::Ok);
         let guest = Authenticated {
             user,
