@@ -310,6 +310,27 @@ fn explain_route_answers_as_it_does_in_a_session() {
         answer(&format!("EXPLAIN ROUTE IN app AS app {WRITE}"))["reason"],
         "write"
     );
+    // Hints count wherever they do in a session.
+    for sql in [
+        "EXPLAIN ROUTE IN app AS app /* tidegate: primary */ SELECT 1",
+        "EXPLAIN ROUTE /* tidegate: primary */ SELECT 1",
+        "/* tidegate: primary */ EXPLAIN ROUTE SELECT 1",
+        "-- tidegate: primary\n EXPLAIN ROUTE SELECT 1",
+    ] {
+        let here = answer(sql);
+        assert_eq!(
+            (&*here["reason"], &*here["level"]),
+            ("level", "primary"),
+            "{sql}"
+        );
+    }
+    assert_eq!(
+        console
+            .error("EXPLAIN ROUTE /* tidegate: primary */")
+            .code()
+            .code(),
+        "42601"
+    );
     // What was asked for is only answered.
     assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "0");
 
@@ -538,6 +559,8 @@ fn what_is_new_waits_while_a_database_is_paused() {
             .filter(|row| row["sv_active"] != "0" || row["sv_idle"] != "0");
         assert_eq!(open.count(), 0, "{pools:?}");
         assert!(!waiting.is_finished());
+        let asked = watcher.error("EXPLAIN ROUTE IN app SELECT 1");
+        assert_eq!(asked.code().code(), "55000");
         watcher.rows("RESUME app");
         waiting.join().expect("served");
     });
@@ -550,6 +573,14 @@ fn what_is_new_waits_while_a_database_is_paused() {
     assert_eq!(console.error("RESUME app").code().code(), "55000");
     console.rows("RESUME");
     assert_eq!(other.one("SELECT n FROM t WHERE id = 1"), "3");
+    let log = gateway.log();
+    for told in [
+        r#"told by the console user=app command="PAUSE" object="app""#,
+        r#"refused by the console user=app command="PAUSE" object="nowhere" sqlstate=3D000"#,
+        r#"told by the console user=app command="RESUME""#,
+    ] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
 }
 
 #[test]

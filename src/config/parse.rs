@@ -6,6 +6,7 @@ mod cluster;
 mod tls;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use toml::de::DeTable;
 
@@ -135,9 +136,10 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let root = Section::root(source, document.get_ref(), &ROOT)?;
     let (health_section, lag_section) =
         (root.section("health", &HEALTH)?, root.section("lag", &LAG)?);
+    let http_section = root.section("http", &HTTP)?;
     let config = Config {
         listen: listen(&root.section("listen", &LISTEN)?)?,
-        http: http(&root.section("http", &HTTP)?)?,
+        http: http(&http_section)?,
         auth: auth::auth(&root.section("auth", &auth::AUTH)?)?,
         console: console(&root.section("console", &CONSOLE)?)?,
         pool: pool(&root.section("pool", &POOL)?)?,
@@ -149,6 +151,13 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         log: log(&root.section("log", &LOG)?)?,
         clusters: cluster::clusters(&root)?,
     };
+    if let Some(http) = config.http.address
+        && let Some(taken) =
+            (config.listen.address.iter()).find(|listen| is_taken_by(http, **listen))
+    {
+        let message = format!(r#""http.address" ({http}) is taken by "listen.address" ({taken})"#);
+        return Err(http_section.fault_at("address", message));
+    }
     // An idle cluster is sampled once per interval, so a replica's lag is only known to within one.
     if config.lag.max <= config.health.interval {
         let (max, interval) = (config.lag.max, config.health.interval);
@@ -245,6 +254,14 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
         return Err(section.fault_at("address", format!("address {twice} is listed twice")));
     }
     Ok(listen)
+}
+
+/// Whether what listens on one of them keeps the other from being listened on.
+fn is_taken_by(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port()
+        && one.port() != 0
+        && (one.ip() == other.ip() || all && one.is_ipv4() == other.is_ipv4())
 }
 
 fn http(section: &Section<'_>) -> Result<Http> {

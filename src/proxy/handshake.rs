@@ -27,12 +27,13 @@ use crate::cluster::Cluster;
 use crate::cluster::pool::PoolKey;
 use crate::config::{Config, ConsoleRight, Replication};
 use crate::net::buffers;
-use crate::net::stream::Stream;
+use crate::net::stream::{Peer, Stream};
 use crate::net::tls::Offer;
 use crate::session::own;
 use crate::session::params::Params;
 use crate::session::settings::Settings;
 use crate::sql::lexer::{NAME_MAX, clipped};
+use crate::telemetry;
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
 use crate::wire::frame::{HEADER, body, header};
@@ -102,6 +103,7 @@ pub async fn shake_hands(proxy: &Proxy, stream: Stream, handle: &Handle) -> Opti
         inbox: BytesMut::new(),
         offer: None,
         user: None,
+        shaking_hands: None,
     };
     let refusal = tokio::select! {
         outcome = timeout(limit, guest.log_in(proxy, handle)) => match outcome {
@@ -133,6 +135,8 @@ struct Guest {
     offer: Option<Arc<Offer>>,
     /// Who it has said to be.
     user: Option<String>,
+    /// Who has begun a TLS handshake that is not over: the stream is not here meanwhile.
+    shaking_hands: Option<Peer>,
 }
 
 impl Guest {
@@ -353,6 +357,10 @@ impl Guest {
 
     /// Not of who has said nothing: that may be anybody who looks whether the port is open.
     fn log_timeout(&self, limit: Duration) {
+        if let Some(peer) = &self.shaking_hands {
+            telemetry::metrics().tls_failures.increment(1);
+            tracing::info!(%peer, ?limit, "TLS handshake not finished within listen.login_timeout");
+        }
         if let Some(user) = &self.user {
             let peer = self.stream.peer();
             tracing::info!(user, %peer, ?limit, "login not finished within listen.login_timeout");

@@ -106,6 +106,41 @@ fn clients_get_tls_as_their_sslmode_says() {
     );
 }
 
+#[test]
+fn a_handshake_that_takes_too_long_is_counted_and_logged() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, _) = authorities(directory.path());
+    let server = ours.issue("tidegate", &["localhost"]);
+    let cluster = cluster();
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let config = config.replacen("[listen]\n", "[listen]\nlogin_timeout = \"500ms\"\n", 1);
+        with_tls(config, "prefer", &server, None)
+    });
+    // It has asked, and says no more.
+    let mut asked = connect(gateway.port);
+    asked.write_all(&SSL_REQUEST).unwrap();
+    // It has begun a message, without having asked.
+    let mut begun = connect(gateway.port);
+    begun.write_all(&[0x16, 3, 1, 2, 0]).unwrap();
+    // It may be anybody.
+    let silent = connect(gateway.port);
+    assert_eq!(rest(asked), "S");
+    assert_eq!(rest(begun) + &rest(silent), "");
+    let failed = gateway.metric("tidegate_client_tls_handshakes_total", "failed");
+    assert_eq!(failed, 2.0);
+    let log = gateway.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("TLS handshake not finished"));
+    assert_eq!(
+        lines
+            .filter(|line| line.contains("peer=127.0.0.1:"))
+            .count(),
+        2,
+        "{log}"
+    );
+}
+
 /// The salt that is shown to somebody who wants to log in as `user`.
 fn salt(gateway: &Gateway, user: &str) -> String {
     let mut raw = Raw::start(gateway.port, VERSION_3_0, &[("user", user)]);

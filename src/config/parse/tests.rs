@@ -636,6 +636,10 @@ fn wrong_values() {
             "t.toml:1:18: address 0.0.0.0:1 is listed twice",
         ),
         (
+            "listen.address = '0.0.0.0:1'\nhttp.address = '127.0.0.1:1'",
+            r#"t.toml:2:16: "http.address" (127.0.0.1:1) is taken by "listen.address" (0.0.0.0:1)"#,
+        ),
+        (
             "listen.workers = 2\nlisten.workers_min = 3",
             r#"t.toml:2:22: "listen.workers_min" must be at most "listen.workers", which is 2, not 3"#,
         ),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use crate::config::ConsoleRight;
 use crate::session::own::Complaint;
-use crate::sql::lexer::{Cursor, Kind, statements, string_content};
+use crate::sql::lexer::{Cursor, Kind, leading_comments, statements, string_content};
 
 /// One statement of the console's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,10 +129,11 @@ const SET_BY_DRIVERS: [&str; 10] = [
 impl Command {
     /// Reads all statements of a text, up to the first that is none.
     pub fn read_all(sql: &[u8]) -> impl Iterator<Item = Result<Command, Complaint>> {
-        statements(sql, true).map(|at| Command::read(sql.get(at).unwrap_or_default()))
+        statements(sql, true).map(|at| Command::read(sql.get(at).unwrap_or_default(), sql))
     }
 
-    fn read(sql: &[u8]) -> Result<Command, Complaint> {
+    /// Reads one statement of `text`.
+    fn read(sql: &[u8], text: &[u8]) -> Result<Command, Complaint> {
         let mut words = Cursor::new(sql, true);
         let command = match () {
             () if words.eat("show") => Command::Show(shown(&mut words)?),
@@ -140,7 +141,7 @@ impl Command {
                 if !words.eat("route") {
                     return Err(unknown(sql));
                 }
-                return explain(&mut words);
+                return explain(&mut words, text);
             }
             () if words.eat("reload") => Command::Reload,
             () if words.eat("drain") => {
@@ -195,6 +196,18 @@ impl Command {
             Command::Set => "SET",
         }
     }
+
+    /// What it is done to, as the log names it: a node, a database or a client.
+    pub fn object(&self) -> Option<String> {
+        match self {
+            Command::Drain(name) | Command::ResumeNode(name) => Some(name.clone()),
+            Command::Pause(name) | Command::Resume(name) => name.clone(),
+            Command::Kill(id) => Some(id.to_string()),
+            Command::Show(_) | Command::ExplainRoute { .. } | Command::Reload | Command::Set => {
+                None
+            }
+        }
+    }
 }
 
 fn shown(words: &mut Cursor<'_>) -> Result<Show, Complaint> {
@@ -210,9 +223,11 @@ fn shown(words: &mut Cursor<'_>) -> Result<Show, Complaint> {
     })
 }
 
-fn explain(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
+/// What is asked about has the comments that come right before it, and those that the whole text begins with: hints
+/// are read in these.
+fn explain(words: &mut Cursor<'_>, text: &[u8]) -> Result<Command, Complaint> {
     let mut named = |word| match words.eat(word) {
-        true => words.eat_name().map(text).map(Some).ok_or(word),
+        true => words.eat_name().map(self::text).map(Some).ok_or(word),
         false => Ok(None),
     };
     let names = named("in").and_then(|database| Ok((database, named("as")?)));
@@ -224,13 +239,19 @@ fn explain(words: &mut Cursor<'_>) -> Result<Command, Complaint> {
                 .to_owned(),
         )
     })?;
-    let sql = words.rest().to_vec();
-    if sql.is_empty() {
+    if words.peek().is_none() {
         return Err(complaint(
             "EXPLAIN ROUTE wants a statement".to_owned(),
             "Say EXPLAIN ROUTE SELECT 1, for example.".to_owned(),
         ));
     }
+    let mut sql = Vec::new();
+    for comment in leading_comments(text) {
+        sql.extend_from_slice(comment);
+        // Only that ends some.
+        sql.push(b'\n');
+    }
+    sql.extend_from_slice(words.rest_with_comments().trim_ascii_start());
     Ok(Command::ExplainRoute {
         database,
         user,

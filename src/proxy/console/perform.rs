@@ -22,16 +22,29 @@ use crate::proxy::{Client, Order, Proxy};
 use crate::session::settings::Settings;
 
 impl Console {
-    /// Does what a command says; `None` if it shows nothing.
+    /// Does what a command says; `None` if it shows nothing. The log tells of what is to change something, before it
+    /// is done, as that may take long, and again if it is refused.
     pub(super) async fn perform(&mut self, command: &Command) -> Result<Option<Table>, Refusal> {
+        if command.right() != ConsoleRight::Change {
+            return self.perform_unlogged(command).await;
+        }
+        let (user, object) = (self.key.user.clone(), command.object());
+        let (tag, object) = (command.tag(), object.as_deref());
+        tracing::info!(%user, command = tag, object, "told by the console");
+        let performed = self.perform_unlogged(command).await;
+        if let Err(refusal) = &performed {
+            let sqlstate = refusal.sqlstate();
+            tracing::info!(%user, command = tag, object, %sqlstate, "refused by the console");
+        }
+        performed
+    }
+
+    async fn perform_unlogged(&mut self, command: &Command) -> Result<Option<Table>, Refusal> {
         let user = &self.key.user;
         if self.right < command.right() {
             let message = format!("user \"{user}\" may look, and not {}", command.tag());
             let hint = "Who may is listed in console.admins.";
             return Err(Refusal::hinted("42501", message, hint));
-        }
-        if command.right() == ConsoleRight::Change {
-            tracing::info!(%user, command = command.tag(), "told by the console");
         }
         let table = match command {
             Command::Show(show) => Some(show.table(&self.proxy)),
@@ -179,6 +192,11 @@ impl Console {
             None => only_database(&self.proxy)?,
         };
         let cluster = serving(&self.proxy, &database)?;
+        if cluster.is_paused(&database) {
+            // A session that begins now waits for a server before it is told anything.
+            let message = format!("database \"{database}\" is paused: what is said there waits");
+            return Err(Refusal::hinted("55000", message, "RESUME ends the pause."));
+        }
         let key = PoolKey {
             database: database.into(),
             user: user.map_or(self.key.user.clone(), Into::into),

@@ -149,7 +149,10 @@ impl Guest {
             tls.shake_hands().await?;
             Ok::<_, std::io::Error>(tls)
         };
-        match handshake.await {
+        self.shaking_hands = Some(peer);
+        let shaken = handshake.await;
+        self.shaking_hands = None;
+        match shaken {
             Ok(tls) => {
                 telemetry::metrics().tls_handshakes.increment(1);
                 tracing::debug!(%peer, parameters = tls.parameters(), "TLS established");

@@ -12,6 +12,8 @@ pub struct Cursor<'a> {
     sql: &'a [u8],
     lexer: Lexer<'a>,
     next: Option<Token>,
+    /// Where the last token ends that was taken.
+    taken: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -19,7 +21,12 @@ impl<'a> Cursor<'a> {
     pub fn new(sql: &'a [u8], conforming: bool) -> Self {
         let mut lexer = Lexer::new(sql, conforming);
         let next = lexer.solid();
-        Cursor { sql, lexer, next }
+        Cursor {
+            sql,
+            lexer,
+            next,
+            taken: 0,
+        }
     }
 
     pub fn peek(&self) -> Option<Token> {
@@ -94,6 +101,11 @@ impl<'a> Cursor<'a> {
         let start = self.next.map_or(self.sql.len(), |t| t.start);
         &self.sql[start..]
     }
+
+    /// What is left, with the space and the comments that are before it.
+    pub fn rest_with_comments(&self) -> &'a [u8] {
+        &self.sql[self.taken..]
+    }
 }
 
 impl Iterator for Cursor<'_> {
@@ -101,6 +113,7 @@ impl Iterator for Cursor<'_> {
 
     fn next(&mut self) -> Option<Token> {
         let token = self.next?;
+        self.taken = token.end;
         self.next = self.lexer.solid();
         Some(token)
     }
@@ -117,6 +130,7 @@ mod tests {
         assert_eq!(cursor.parenthesis(), Some(&b"select (1), ')' "[..]));
         assert!(cursor.eat("to"));
         assert_eq!(cursor.rest(), b"stdout");
+        assert_eq!(cursor.rest_with_comments(), b" stdout");
         assert_eq!(Cursor::new(b"()", true).parenthesis(), Some(&b""[..]));
         assert_eq!(Cursor::new(b"((1)", true).parenthesis(), None);
     }
