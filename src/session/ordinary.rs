@@ -69,7 +69,6 @@ impl Session {
             && self.shown.is(&server.params)
             && server.status != Status::Failed
             && server.is_between_messages()
-            && !self.has_to_forget(batch, server)
             && batch.steps.iter().all(has)
     }
 

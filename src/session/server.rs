@@ -12,7 +12,6 @@ use super::inspection::Fact;
 use super::own::Complaint;
 use super::params::Params;
 use super::repair::{Misplaced, Repairable};
-use super::sequences::Drawing;
 use super::settings::Settings;
 use super::statements::Prepared;
 use super::tracked::Tracked;
@@ -54,8 +53,8 @@ pub struct ServerState {
     pub repairable: Repairable,
     /// Why it has failed a batch that is to be run elsewhere.
     pub misplaced: Option<Box<Misplaced>>,
-    /// Whose last sequence values it remembers, if any.
-    pub(super) drawn_by: Option<Drawing>,
+    /// Whose last sequence values it remembers, if any: the session's id, and which of its writes was the last.
+    pub(super) drawn_by: Option<(u64, u32)>,
     /// It waits for the client's COPY data.
     pub(super) copy_in: Option<CopyIn>,
     /// It has been sent a Sync that a COPY ignores, unless that had failed before: then it is answered.

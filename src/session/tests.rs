@@ -554,63 +554,6 @@ fn a_session_reads_what_it_drew_itself_or_nothing() {
 }
 
 #[test]
-fn a_write_that_draws_nothing_takes_over_nobodys_values() {
-    let first = session_with_effects(Effects::default());
-    let session = || {
-        let (settings, shown) = (Settings::default(), params(&[]));
-        let mut session = Session::new(first.shared.clone(), "main/app/app", settings, shown);
-        session.schema = first.schema.clone();
-        session
-    };
-    let ask = frame(b'Q', b"SELECT lastval()\0");
-    let write = frame(b'Q', b"UPDATE t SET v = 1\0");
-    let forgets = |said: &[String]| said[0].starts_with("Q DISCARD SEQUENCES");
-    // Whether a server is made to forget before a session says this to it, and that goes well.
-    let run = |session: &mut Session, server: &mut ServerState, client: &[u8]| {
-        let said = told(session, server, client);
-        let mut answers = vec![done("DISCARD"), ready("I"), done("UPDATE 1"), ready("I")];
-        if !forgets(&said) {
-            answers.drain(..2);
-        }
-        heard(session, server, &answers);
-        forgets(&said)
-    };
-    let (mut one, mut other) = (session(), session());
-    let (mut here, mut there) = (server(), server());
-    assert!(!run(&mut other, &mut here, &write));
-    assert!(!run(&mut one, &mut here, &write), "nobody has asked yet");
-    assert!(!run(&mut one, &mut here, &write));
-    let mut keeper = session();
-    keeper.pins.touched(Pin::Load);
-    assert!(run(&mut keeper, &mut here, &write), "it may ask there");
-    assert!(!run(&mut one, &mut here, &write));
-    assert!(run(&mut one, &mut here, &ask), "some are the other's");
-    assert!(!run(&mut one, &mut here, &ask), "none are");
-    // From now on sessions like it will ask: others' values are gone before their own are drawn.
-    assert!(run(&mut other, &mut here, &write));
-    assert!(!run(&mut other, &mut here, &write));
-    assert!(!run(&mut other, &mut here, &ask), "all are its own");
-    assert!(!run(&mut other, &mut there, &write));
-    assert!(
-        run(&mut other, &mut here, &write),
-        "some are its older ones"
-    );
-}
-
-#[test]
-fn what_is_asked_in_a_pipeline_is_told_nothing_of_others() {
-    let session = || session_with_effects(Effects::default());
-    let (mut one, mut other, mut server) = (session(), session(), server());
-    let write = frame(b'Q', b"UPDATE t SET v = 1\0");
-    told(&mut other, &mut server, &write);
-    heard(&mut other, &mut server, &[done("UPDATE 1"), ready("I")]);
-    let part = [parse("", "UPDATE t SET v = 1"), bind(""), execute()].concat();
-    let flushed = [part, frame(b'H', b"")].concat();
-    let said = told(&mut one, &mut server, &flushed);
-    assert!(said[0].starts_with("Q DISCARD SEQUENCES"), "{said:?}");
-}
-
-#[test]
 fn what_may_ask_for_what_was_drawn_is_told_nothing_of_others() {
     let (mut other, mut server) = (session(), server());
     let write = frame(b'Q', b"INSERT INTO t DEFAULT VALUES\0");
