@@ -1,5 +1,5 @@
 //! Owns: whose last sequence values (`currval`, `lastval`) a server remembers, and whose sessions ask
-//! for them. Never: lets a session see what another one has drawn.
+//! for them. Never: lets a session see what another one has drawn on a server that it has not written on since.
 //!
 //! Nothing in an INSERT tells that it draws from a sequence, so a session can't keep its server for
 //! that alone. But who asks once will ask again: from then on the sessions of that user keep their
