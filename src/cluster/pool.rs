@@ -180,19 +180,19 @@ impl Pool {
     /// What servers are opened with from now on, unless something newer is known: a session that is
     /// older than a change of the password must not bring the old one back.
     pub fn set_credential(&self, credential: &Proven) {
-        let mut inner = self.lock();
-        if credential.is_newer_than(&inner.credential) {
-            inner.credential.clone_from(credential);
-            inner.refused = None;
-        }
+        self.take_credential(credential, true);
     }
 
     /// The same for what was proved in a login to another database: what the node has refused here for another reason
     /// than a password that has changed, it would refuse again.
     pub fn hear_of_credential(&self, credential: &Proven) {
+        self.take_credential(credential, false);
+    }
+
+    fn take_credential(&self, credential: &Proven, was_taken_here: bool) {
         let mut inner = self.lock();
         if credential.is_newer_than(&inner.credential) {
-            if credential.credential != inner.credential.credential {
+            if was_taken_here || credential.credential != inner.credential.credential {
                 inner.refused = None;
             }
             inner.credential.clone_from(credential);

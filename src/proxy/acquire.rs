@@ -293,9 +293,11 @@ impl Client {
         }
         // Nodes come and go; those that have gone need not be remembered.
         self.pools.retain(|(_, pool)| !pool.node().is_leaving());
-        // Somebody may have logged in by a newer password since.
-        let credential = self.cluster.newest_login(&self.key.user, &self.credential);
-        let pool = cluster::pool(node, &self.key, &credential, config);
+        // Before there was this one, somebody may have logged in by a newer password; the others have been told.
+        let newest = || self.cluster.newest_login(&self.key.user, &self.credential);
+        let newest = (!node.pools.contains_key(&self.key)).then(newest);
+        let credential = newest.as_ref().unwrap_or(&self.credential);
+        let pool = cluster::pool(node, &self.key, credential, config);
         self.pools.push((node.id(), pool.clone()));
         pool
     }

@@ -89,8 +89,8 @@ impl Session {
             self.note_own(changes);
         }
         let only = changes.and_then(|changes| changes.only.as_deref());
-        let is_built_in = self.has_set_config();
-        match only.filter(|calls| calls.iter().all(|call| is_told(call, is_built_in))) {
+        let is_told = |call: &Told| is_told(call) && (call.is_local() || self.has_set_config());
+        match only.filter(|calls| calls.iter().all(is_told)) {
             // A portal that has run to its end is asked for more.
             Some(_) if tag == b"SELECT 0" => {}
             Some(calls) => calls.iter().for_each(|call| self.set_by_call(call, server)),
@@ -301,11 +301,11 @@ impl Session {
 
 /// Whether it is known what a call has set, and that is the session's to remember. Of the proxy's own settings, of whose
 /// rights count, and of how its words are read, the server is asked.
-fn is_told(call: &Told, is_built_in: bool) -> bool {
+fn is_told(call: &Told) -> bool {
     match (&call.name, &call.value, call.scope) {
         (_, _, Scope::Transaction) => true,
         (Name::Literal(name), Some(Value::Literal(_)), Scope::Session) => {
-            is_built_in && !name.starts_with(own::PREFIX) && settings::is_carried_by_value(name)
+            !name.starts_with(own::PREFIX) && settings::is_carried_by_value(name)
         }
         _ => false,
     }

@@ -80,6 +80,14 @@ const MEANINGLESS: [&str; 16] = [
 /// prepared, and reads the text anew if they are others.
 const RESOLVING: [&str; 3] = [SEARCH_PATH, ROLE, SESSION_AUTHORIZATION];
 
+/// Settings of whose rights count.
+const IDENTITY: [&str; 2] = [SESSION_AUTHORIZATION, ROLE];
+
+/// Whether the setting of this name is more than a value: whose rights count, or how everything else is written.
+fn is_apart(name: &str) -> bool {
+    IDENTITY.contains(&name) || name == ENCODING
+}
+
 /// Whether constants may be read otherwise by the setting of this name, when a text is prepared.
 pub fn reads_constants(name: &str) -> bool {
     has_meaning(name) && !RESOLVING.contains(&name)
@@ -93,8 +101,7 @@ pub fn has_meaning(name: &str) -> bool {
 
 /// Whether a setting is one value and no more: setting it does nothing else, and lasts.
 pub fn is_carried_by_value(name: &str) -> bool {
-    let others = [ROLE, SESSION_AUTHORIZATION, ENCODING];
-    !others.contains(&name) && !ENDS_WITH_TRANSACTION.contains(&name)
+    !is_apart(name) && !ENDS_WITH_TRANSACTION.contains(&name)
 }
 
 /// Settings of the transaction at hand, however they are set: they end with it.
@@ -374,7 +381,7 @@ impl Settings {
     /// RESET ALL, which leaves role and session user alone.
     pub fn reset_all(&mut self, defaults: &Settings) {
         let mut fresh = (*defaults.map).clone();
-        for name in [ROLE, SESSION_AUTHORIZATION] {
+        for name in IDENTITY {
             if let Some(statement) = self.map.get(name) {
                 fresh.insert(name.into(), statement.clone());
             }
@@ -385,8 +392,7 @@ impl Settings {
     /// What is not set has been reset: to what was given at start-up. Of a role that is not known, nor of what an
     /// application makes up, which may have been set to nothing.
     pub fn fill_up(&mut self, defaults: &Settings) {
-        let is_known =
-            |name: &str| ![ROLE, SESSION_AUTHORIZATION].contains(&name) && !name.contains('.');
+        let is_known = |name: &str| !IDENTITY.contains(&name) && !name.contains('.');
         let is_missing = |name: &str| is_known(name) && !self.map.contains_key(name);
         let given = defaults.map.iter();
         let missing: Vec<_> = given.filter(|(name, _)| is_missing(name)).collect();
@@ -417,13 +423,12 @@ impl Settings {
             // A line of its own: the statement may end in a comment.
             sql.extend_from_slice(b"\n;");
         };
-        let identity = differs(ROLE) || differs(SESSION_AUTHORIZATION);
+        let identity = IDENTITY.iter().any(|name| differs(name));
         if identity {
             // As the login user first: the others may need its rights.
             add(b"RESET SESSION AUTHORIZATION");
             add(b"RESET ROLE");
         }
-        let is_apart = |name: &str| [ROLE, SESSION_AUTHORIZATION, ENCODING].contains(&name);
         for name in self.map.keys().filter(|name| !is_apart(name)) {
             if !wanted.map.contains_key(name) {
                 add(reset_statement(name).as_bytes());
@@ -440,7 +445,7 @@ impl Settings {
             }
         }
         if identity {
-            for name in [SESSION_AUTHORIZATION, ROLE] {
+            for name in IDENTITY {
                 if let Some(statement) = wanted.map.get(name) {
                     add(statement);
                 }
@@ -456,7 +461,7 @@ impl Settings {
     /// before the difference is known to be applied.
     pub fn differs_in_identity(&self, wanted: &Settings) -> bool {
         let differs = |name: &str| self.map.get(name) != wanted.map.get(name);
-        self != wanted && (differs(ROLE) || differs(SESSION_AUTHORIZATION))
+        self != wanted && IDENTITY.iter().any(|name| differs(name))
     }
 }
 

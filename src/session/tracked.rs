@@ -159,7 +159,7 @@ pub(super) fn by_set_local(text: Option<&[u8]>) -> Localised {
 }
 
 /// What calls of set_config set, which are told by name where there is nothing else.
-pub(super) fn by_calls(changes: &Changes) -> Localised {
+fn by_calls(changes: &Changes) -> Localised {
     match &changes.only {
         Some(calls) => calls.iter().map(by_call).max().unwrap_or_default(),
         None => Localised::All,

@@ -49,6 +49,13 @@ pub struct Told {
     pub scope: Scope,
 }
 
+impl Told {
+    /// Whether what it sets is gone with the transaction.
+    pub fn is_local(&self) -> bool {
+        self.scope == Scope::Transaction
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Argument<'a> {
     /// A string constant, as it is written.
@@ -75,6 +82,9 @@ pub enum Value {
     /// By the statement's parameter of this number, from 1.
     Parameter(u16),
 }
+
+/// The types to which a name or a value may be cast.
+const TEXTS: [&str; 2] = ["text", "varchar"];
 
 /// How much of the arguments of one text's calls is read, in bytes: calls within calls are read once
 /// for each that they are in.
@@ -172,7 +182,7 @@ pub fn calls(sql: &[u8], conforming: bool) -> Option<Vec<Call<'_>>> {
             return None;
         }
         let [name, value] = [(); 2].map(|()| {
-            let argument = argument(&mut cursor, sql, &["text", "varchar"]);
+            let argument = argument(&mut cursor, sql, &TEXTS);
             argument.filter(|_| cursor.eat_kind(Kind::Comma))
         });
         let (name, value) = (name?, value?);
@@ -389,7 +399,7 @@ impl Reader {
     fn value(&self, argument: &[Token], sql: &[u8]) -> Option<Value> {
         let text = sql.get(argument.first()?.start..argument.last()?.end)?;
         let mut cursor = Cursor::new(text, self.conforming);
-        let value = match self::argument(&mut cursor, text, &["text", "varchar"])? {
+        let value = match self::argument(&mut cursor, text, &TEXTS)? {
             Argument::Constant(text) => Value::Literal(string_value(text, self.conforming)?.into()),
             Argument::Digits(digits) => Value::Literal(text_of(digits)),
             Argument::Parameter(number) => Value::Parameter(number),

@@ -132,8 +132,8 @@ impl Command {
         statements(sql, true).map(|at| Command::read(sql.get(at).unwrap_or_default(), sql))
     }
 
-    /// Reads one statement of `text`.
-    fn read(sql: &[u8], text: &[u8]) -> Result<Command, Complaint> {
+    /// Reads one statement of the `whole` text.
+    fn read(sql: &[u8], whole: &[u8]) -> Result<Command, Complaint> {
         let mut words = Cursor::new(sql, true);
         let command = match () {
             () if words.eat("show") => Command::Show(shown(&mut words)?),
@@ -141,7 +141,7 @@ impl Command {
                 if !words.eat("route") {
                     return Err(unknown(sql));
                 }
-                return explain(&mut words, text);
+                return explain(&mut words, whole);
             }
             () if words.eat("reload") => Command::Reload,
             () if words.eat("drain") => {
@@ -225,9 +225,9 @@ fn shown(words: &mut Cursor<'_>) -> Result<Show, Complaint> {
 
 /// What is asked about has the comments that come right before it, and those that the whole text begins with: hints
 /// are read in these.
-fn explain(words: &mut Cursor<'_>, text: &[u8]) -> Result<Command, Complaint> {
+fn explain(words: &mut Cursor<'_>, whole: &[u8]) -> Result<Command, Complaint> {
     let mut named = |word| match words.eat(word) {
-        true => words.eat_name().map(self::text).map(Some).ok_or(word),
+        true => words.eat_name().map(text).map(Some).ok_or(word),
         false => Ok(None),
     };
     let names = named("in").and_then(|database| Ok((database, named("as")?)));
@@ -246,7 +246,7 @@ fn explain(words: &mut Cursor<'_>, text: &[u8]) -> Result<Command, Complaint> {
         ));
     }
     let mut sql = Vec::new();
-    for comment in leading_comments(text) {
+    for comment in leading_comments(whole) {
         sql.extend_from_slice(comment);
         // Only that ends some.
         sql.push(b'\n');
