@@ -107,7 +107,7 @@ impl Client {
     /// Whether nothing asks for more than the transaction's replica had when it began. One that keeps its
     /// snapshot shows no more than that anyhow, and one that has failed shows nothing.
     fn is_still_fresh(&mut self) -> bool {
-        if !self.session.may_move() || self.session.status() == Status::Failed {
+        if !self.session.may_move_for(&self.batch) || self.session.status() == Status::Failed {
             // What has changed meanwhile is not heeded here: it is for the next read to see.
             return true;
         }

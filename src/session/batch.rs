@@ -13,7 +13,7 @@ use super::own::Complaint;
 use super::server::Forgotten;
 use super::statements::{Prepared, Unnamed};
 use super::tracked::Tracked;
-use super::transaction::{Control, Within};
+use super::transaction::{Control, UnnamedPortal, Within};
 use crate::sql::hint::{self, HintError, Hints};
 use crate::sql::{Class, Need, Why};
 use crate::wire::frame::body;
@@ -65,10 +65,9 @@ pub struct Batch {
     /// The first of its statements that steers a transaction; and what all others need than one that opens it.
     pub(super) control: Option<Control>,
     pub rest: Need,
-    /// What it is to a transaction on a replica; and how many portals it has opened and not executed to
-    /// their end.
+    /// What it is to a transaction on a replica; and what it does to the unnamed portal there.
     pub(super) within: Within,
-    pub(super) portals_left: u16,
+    pub(super) portal: UnnamedPortal,
     /// How long the texts are that may have to be said again elsewhere, in bytes.
     pub(super) words: u32,
     /// What its statements ask for by hints, together; and whether there is one that has none, and so
@@ -269,7 +268,7 @@ impl Batch {
             control: None,
             rest: Need::Read,
             within: Within::Stays,
-            portals_left: 0,
+            portal: UnnamedPortal::default(),
             words: 0,
             hints: None,
             has_unhinted: false,
@@ -307,7 +306,7 @@ impl Batch {
             control,
             rest,
             within,
-            portals_left,
+            portal,
             words,
             hints,
             has_unhinted,
@@ -329,7 +328,8 @@ impl Batch {
         *reads_unseen = false;
         (*suspicion, *end) = (None, None);
         (*control, *rest) = (None, Need::Read);
-        (*within, *portals_left, *words) = (Within::Stays, 0, 0);
+        (*within, *words) = (Within::Stays, 0);
+        *portal = UnnamedPortal::default();
         (*hints, *refused) = (None, None);
         (*has_unhinted, *shows_own, *shows_token) = (false, false, false);
         (*explains, *redefines, *touches_databases) = (false, false, false);

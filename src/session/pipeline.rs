@@ -171,6 +171,7 @@ impl Session {
             b'D' => match message::target(body)? {
                 Target::Portal(name) => {
                     self.needs_portal(name, batch);
+                    batch.portal.look_at(name);
                     batch.steps.push(Step::DescribePortal { at });
                 }
                 Target::Statement(name) => {
@@ -182,9 +183,7 @@ impl Session {
                 let (portal, rows_max) = message::execute(body)?;
                 self.needs_portal(portal, batch);
                 batch.executes = true;
-                if rows_max == 0 {
-                    batch.portals_left = batch.portals_left.saturating_sub(1);
-                }
+                batch.portal.execute(portal, rows_max);
                 let tracked = self.portals.get(portal).cloned();
                 batch.forgets |= tracked.as_ref().is_some_and(Tracked::forgets);
                 batch.steps.push(Step::Execute { at, tracked });
@@ -192,6 +191,9 @@ impl Session {
             b'C' => match message::target(body)? {
                 Target::Portal(name) => {
                     self.needs_portal(name, batch);
+                    if name.is_empty() {
+                        batch.portal.close();
+                    }
                     batch.steps.push(Step::ClosePortal { at });
                 }
                 Target::Statement(name) => {
@@ -259,6 +261,7 @@ impl Session {
         let class = self.classify(sql);
         let need = self.take_in(&class, sql, batch);
         batch.executes = true;
+        batch.portal.close();
         self.statements.drop_unnamed();
         batch.touches_databases |= class.touches_databases();
         self.judge(&class, need, sql, batch);
@@ -411,9 +414,9 @@ impl Session {
         let (of, need) = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
-        batch.portals_left = batch.portals_left.saturating_add(1);
-        if !bind.portal.is_empty() {
-            batch.within = batch.within.max(Within::Ties);
+        match bind.portal.is_empty() {
+            true => batch.portal.open(),
+            false => batch.within = batch.within.max(Within::Ties),
         }
         match &of {
             Of::Named(prepared) => self.judge(&prepared.class, need, &prepared.sql, batch),

@@ -42,6 +42,8 @@ pub(super) struct Roaming {
     has_read: bool,
     /// It has something open on its server that cannot be opened elsewhere.
     is_tied: bool,
+    /// So has it the unnamed portal, until something else is bound to that.
+    has_portal: bool,
     place: Place,
     /// The parameters that the client had been told when it began.
     shown: Params,
@@ -67,6 +69,40 @@ pub enum Within {
     Ties,
     /// It is not proven to read.
     Leaves,
+}
+
+/// What a batch does to the unnamed portal, which drivers execute with a limit for a first row, and then forget.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UnnamedPortal {
+    /// It uses the one that it has found there.
+    is_taken_up: bool,
+    /// That one is gone.
+    is_replaced: bool,
+    /// It leaves one that may have more rows.
+    is_left: bool,
+}
+
+impl UnnamedPortal {
+    pub(super) fn open(&mut self) {
+        (self.is_replaced, self.is_left) = (true, true);
+    }
+
+    pub(super) fn close(&mut self) {
+        (self.is_replaced, self.is_left) = (true, false);
+    }
+
+    /// A portal of this name is executed, or described.
+    pub(super) fn look_at(&mut self, name: &[u8]) {
+        self.is_taken_up |= name.is_empty() && !self.is_replaced;
+    }
+
+    /// A portal of this name is executed, to its end if there is no limit.
+    pub(super) fn execute(&mut self, name: &[u8], rows_max: i32) {
+        self.look_at(name);
+        if name.is_empty() && rows_max <= 0 {
+            self.is_left = false;
+        }
+    }
 }
 
 /// A statement that steers a transaction.
@@ -98,13 +134,20 @@ impl Roaming {
             by_statement: opening.by_statement,
             has_read: false,
             is_tied: false,
+            has_portal: false,
             place,
             shown: shown.clone(),
         }
     }
 
+    /// But for the unnamed portal.
     fn is_movable(&self) -> bool {
         !self.is_tied && (self.by_statement || !self.has_read)
+    }
+
+    /// Whether it can be opened elsewhere to run the batch there.
+    fn is_movable_for(&self, batch: &Batch) -> bool {
+        self.is_movable() && !(self.has_portal && batch.portal.is_taken_up)
     }
 
     /// What a batch is to it.
@@ -336,7 +379,7 @@ impl Session {
         let words = roaming.words.len() + batch.words as usize;
         let fits = !batch.executes_midway() && words <= WORDS_BYTES_MAX;
         let stays = within < Within::Leaves && fits;
-        match roaming.is_movable() {
+        match roaming.is_movable_for(batch) {
             _ if stays => Verdict::Stays,
             true => Verdict::Moves,
             false if within == Within::Leaves => Verdict::Refused,
@@ -363,9 +406,14 @@ impl Session {
         }
     }
 
-    /// Whether the transaction can be opened elsewhere.
+    /// Whether the transaction can be opened elsewhere, whatever is to run there.
     pub fn may_move(&self) -> bool {
-        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable())
+        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable() && !roaming.has_portal)
+    }
+
+    /// Whether the transaction can be opened elsewhere to run the batch there.
+    pub fn may_move_for(&self, batch: &Batch) -> bool {
+        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable_for(batch))
     }
 
     /// The transaction has left its replica's server `state`, and is to be opened on the primary.
@@ -436,7 +484,13 @@ impl Session {
         if let Some(roaming) = &mut self.roaming {
             // The answer to a question is a query: a snapshot that is kept is of then.
             roaming.has_read |= batch.shows_data || batch.explains && !roaming.by_statement;
-            roaming.is_tied |= batch.within() == Within::Ties;
+            roaming.is_tied |= batch.within == Within::Ties;
+            let UnnamedPortal {
+                is_replaced,
+                is_left,
+                ..
+            } = batch.portal;
+            roaming.has_portal = is_left || roaming.has_portal && !is_replaced;
         }
     }
 
@@ -457,6 +511,7 @@ impl Session {
                 }
                 roaming.words.clear();
                 (roaming.has_read, roaming.is_tied) = (false, false);
+                roaming.has_portal = false;
             }
             Verb::Commit | Verb::Rollback => self.roaming = None,
             _ if !roaming.is_movable() => {}
@@ -597,8 +652,8 @@ pub fn refusal() -> Complaint {
     Complaint {
         sqlstate: "25006",
         message: "cannot run this in a read-only transaction on a replica".to_owned(),
-        advice: "The transaction keeps a snapshot or a cursor and cannot move to the primary. Begin it with \
-            /* tidegate: primary */ to have it there."
+        advice: "The transaction keeps a snapshot, a cursor or a portal and cannot move to the primary. Begin it \
+            with /* tidegate: primary */ to have it there."
             .to_owned(),
     }
 }
@@ -614,9 +669,9 @@ impl Batch {
 
     /// What it is to a transaction on a replica.
     pub fn within(&self) -> Within {
-        match self.portals_left {
-            0 => self.within,
-            _ => self.within.max(Within::Ties),
+        match self.portal.is_left {
+            true => self.within.max(Within::Ties),
+            false => self.within,
         }
     }
 

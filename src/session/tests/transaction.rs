@@ -181,6 +181,54 @@ fn what_a_transaction_holds_ties_it() {
 }
 
 #[test]
+fn an_unnamed_portal_ties_a_transaction_to_what_goes_on_with_it() {
+    let verdict = |messages: &[Vec<u8>], then: &[Vec<u8>]| {
+        let (mut session, mut replica) = (eager(), server());
+        run(
+            &mut session,
+            &mut replica,
+            "BEGIN READ ONLY",
+            ["BEGIN", "T"],
+        );
+        let mut batch = Batch::new();
+        let said = |messages: &[Vec<u8>]| [&messages.concat()[..], SYNC].concat();
+        let planned = session.plan(&said(messages), &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        session.note_place(&batch, Some(EAGER));
+        batch.clear();
+        let planned = session.plan(&said(then), &mut batch);
+        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        session.verdict(&batch)
+    };
+    let named =
+        |tag: u8, portal: &str, rest: &[u8]| frame(tag, &[portal.as_bytes(), b"\0", rest].concat());
+    let rows = |portal: &str, most: u8| named(b'E', portal, &[0, 0, 0, most]);
+    let read = || [parse("", "SELECT a FROM t"), bind("")];
+    let first = [&read()[..], &[rows("", 1)]].concat();
+    let lock = [parse("", "LOCK t"), bind(""), execute()].to_vec();
+    let query = vec![frame(b'Q', b"LOCK t\0")];
+    let goes_on = [vec![rows("", 1)], lock.clone()].concat();
+
+    assert_eq!(verdict(&first, &lock), Verdict::Moves);
+    assert_eq!(verdict(&first, &[rows("", 1)]), Verdict::Stays);
+    assert_eq!(verdict(&first, &goes_on), Verdict::Refused);
+    let described = [vec![named(b'D', "P", b"")], lock.clone()].concat();
+    assert_eq!(verdict(&first, &described), Verdict::Refused);
+    // It is closed, or has been run to its end, or another one has taken its place.
+    let closed = [first.clone(), vec![named(b'C', "P", b"")]].concat();
+    assert_eq!(verdict(&closed, &goes_on), Verdict::Moves);
+    let ended = [first.clone(), vec![rows("", 0)]].concat();
+    assert_eq!(verdict(&ended, &goes_on), Verdict::Moves);
+    let again = [first.clone(), read().to_vec(), vec![execute()]].concat();
+    assert_eq!(verdict(&again, &goes_on), Verdict::Moves);
+    // One with a name is open until its transaction ends.
+    let with_name = frame(b'B', b"p\0\0\0\0\0\0\0\0");
+    let cursor = [parse("", "SELECT a FROM t"), with_name, rows("p", 1)];
+    assert_eq!(verdict(&cursor, &lock), Verdict::Refused);
+    assert_eq!(verdict(&cursor, &query), Verdict::Refused);
+}
+
+#[test]
 fn only_what_can_be_undone_on_a_standby_begins_there() {
     let opens = |begin: &str, reads| {
         let mut session = eager();
