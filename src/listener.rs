@@ -43,9 +43,10 @@ const BACKLOG: u32 = 1024;
 pub enum RunError {
     #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address} (\"{}\"): {error}", service.key())]
     Listen {
         address: SocketAddr,
+        service: Service,
         error: io::Error,
     },
     #[error("cannot listen on the Unix socket {}: {error}", path.display())]
@@ -72,7 +73,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     control.block_on(async {
         let (listeners, socket_files) = listen(&config.listen)?;
         let http = match config.http.address {
-            Some(address) => Some(bind(address, Families::Both)?),
+            Some(address) => Some(bind(address, Service::Http)?),
             None => None,
         };
         for warning in config.warnings().iter().chain(&tls.warnings) {
@@ -176,7 +177,7 @@ impl Arrived {
 fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), RunError> {
     let (mut entrances, mut ports) = (Vec::new(), Vec::new());
     for &address in &config.address {
-        let listener = bind(address, Families::One)?;
+        let listener = bind(address, Service::Clients)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, "listening");
         ports.push(address.port());
@@ -221,15 +222,27 @@ fn raise_descriptor_limit(max_clients: usize) {
     }
 }
 
-/// What an address of IPv6 that stands for all is to take.
-enum Families {
-    /// IPv6 alone, as with PostgreSQL: an address of IPv4 may be listed beside it.
-    One,
-    /// IPv4 as well, where there is but one address.
-    Both,
+/// What is served at an address.
+#[derive(Clone, Copy, Debug)]
+pub enum Service {
+    /// PostgreSQL's protocol. An address that stands for all of IPv6 takes no more, as with PostgreSQL: one of IPv4
+    /// may be listed beside it.
+    Clients,
+    /// Metrics and health. It has but one address, which may stand for all of IPv6 and IPv4.
+    Http,
 }
 
-fn bind(address: SocketAddr, families: Families) -> Result<TcpListener, RunError> {
+impl Service {
+    /// Where its address is configured.
+    fn key(self) -> &'static str {
+        match self {
+            Service::Clients => "listen.address",
+            Service::Http => "http.address",
+        }
+    }
+}
+
+fn bind(address: SocketAddr, service: Service) -> Result<TcpListener, RunError> {
     let bind = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
@@ -237,14 +250,18 @@ fn bind(address: SocketAddr, families: Families) -> Result<TcpListener, RunError
             TcpSocket::new_v6()
         }?;
         if address.is_ipv6() {
-            let only_v6 = matches!(families, Families::One);
+            let only_v6 = matches!(service, Service::Clients);
             socket2::SockRef::from(&socket).set_only_v6(only_v6)?;
         }
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    bind().map_err(|error| RunError::Listen { address, error })
+    bind().map_err(|error| RunError::Listen {
+        address,
+        service,
+        error,
+    })
 }
 
 async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Arc<Workers>) {
@@ -445,14 +462,14 @@ mod tests {
     fn all_addresses_of_both_families_can_be_listened_on() {
         let runtime = runtime::Builder::new_current_thread().enable_io().build();
         runtime.unwrap().block_on(async {
-            let v6 = bind("[::]:0".parse().unwrap(), Families::One);
+            let v6 = bind("[::]:0".parse().unwrap(), Service::Clients);
             let Ok(v6) = v6 else {
                 return println!("there is no IPv6 here");
             };
             let port = v6.local_addr().unwrap().port();
             let v4 = SocketAddr::from(([0, 0, 0, 0], port));
-            bind(v4, Families::One).expect("the port is free for IPv4");
-            let both = bind("[::]:0".parse().unwrap(), Families::Both).unwrap();
+            bind(v4, Service::Clients).expect("the port is free for IPv4");
+            let both = bind("[::]:0".parse().unwrap(), Service::Http).unwrap();
             let port = both.local_addr().unwrap().port();
             assert!(TcpStream::connect(("127.0.0.1", port)).await.is_ok());
         });

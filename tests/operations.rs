@@ -541,7 +541,8 @@ fn a_bad_configuration_is_refused_with_its_place() {
     std::fs::write(&path, good.replace("127.0.0.1:6432", &address)).unwrap();
     let (code, text) = run(&["run"]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("cannot listen on"), "{text}");
+    let expected = format!("cannot listen on {address} (\"listen.address\"): ");
+    assert!(text.contains(&expected), "{text}");
 }
 
 /// Processes that stand still for as long as this lives.

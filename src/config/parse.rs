@@ -6,7 +6,7 @@ mod cluster;
 mod tls;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use toml::de::DeTable;
 
@@ -153,7 +153,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     };
     if let Some(http) = config.http.address
         && let Some(taken) =
-            (config.listen.address.iter()).find(|listen| is_taken_by(http, **listen))
+            (config.listen.address.iter()).find(|clients| is_taken_by(http, **clients))
     {
         let message = format!(r#""http.address" ({http}) is taken by "listen.address" ({taken})"#);
         return Err(http_section.fault_at("address", message));
@@ -256,12 +256,13 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
     Ok(listen)
 }
 
-/// Whether what listens on one of them keeps the other from being listened on.
-fn is_taken_by(one: SocketAddr, other: SocketAddr) -> bool {
-    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port()
-        && one.port() != 0
-        && (one.ip() == other.ip() || all && one.is_ipv4() == other.is_ipv4())
+/// Whether clients that come in there keep HTTP from being served here.
+fn is_taken_by(http: SocketAddr, clients: SocketAddr) -> bool {
+    let is_of_all = http.ip().is_unspecified() || clients.ip().is_unspecified();
+    // Of IPv6, that of all is of IPv4 as well for HTTP, and not for clients.
+    let is_of_both = http.ip() == Ipv6Addr::UNSPECIFIED;
+    let may_meet = is_of_both || is_of_all && http.is_ipv4() == clients.is_ipv4();
+    http.port() == clients.port() && http.port() != 0 && (http.ip() == clients.ip() || may_meet)
 }
 
 fn http(section: &Section<'_>) -> Result<Http> {

@@ -640,6 +640,10 @@ fn wrong_values() {
             r#"t.toml:2:16: "http.address" (127.0.0.1:1) is taken by "listen.address" (0.0.0.0:1)"#,
         ),
         (
+            "listen.address = '127.0.0.1:1'\nhttp.address = '[::]:1'",
+            r#"t.toml:2:16: "http.address" ([::]:1) is taken by "listen.address" (127.0.0.1:1)"#,
+        ),
+        (
             "listen.workers = 2\nlisten.workers_min = 3",
             r#"t.toml:2:22: "listen.workers_min" must be at most "listen.workers", which is 2, not 3"#,
         ),
