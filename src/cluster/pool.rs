@@ -489,7 +489,7 @@ impl Pool {
         Census {
             idle,
             active: inner.open.saturating_sub(idle),
-            waiting: inner.waiters.len(),
+            waiting: inner.waiters.count(),
             longest_wait: inner.waiters.longest(Instant::now()),
             size: inner.limits.size,
         }
