@@ -258,6 +258,26 @@ fn servers_are_renewed_for_whom_it_matters_to() {
 }
 
 #[test]
+fn servers_that_their_node_has_closed_are_not_kept() {
+    let cluster = support::cluster_with(0, &[]);
+    let gateway = Gateway::start(&cluster);
+    let idle = || gateway.metric("tidegate_pool_servers", "state=\"idle\"");
+    thread::scope(|scope| {
+        let clients = [0; 4].map(|_| Client::open(&gateway, "app", ""));
+        for client in clients {
+            scope.spawn(move || client.rows("SELECT pg_sleep(0.5)"));
+        }
+    });
+    wait_for("all to be given back", || idle() == 4.0);
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE usename = 'app' AND backend_type = 'client backend'";
+    let ended = cluster.primary().sql("postgres", end).expect("ended");
+    assert!(ended.trim().parse::<u32>().expect("a number") >= 4);
+    // Long before their idle_timeout, and though nobody wants one.
+    wait_for("them to be closed", || idle() == 0.0);
+}
+
+#[test]
 fn a_seed_of_random_numbers_is_its_sessions() {
     let cluster = support::cluster_with(0, &[]);
     let gateway = Gateway::start_with(&cluster, |config| configured(&config, "size = 1\n"));

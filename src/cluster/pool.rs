@@ -362,7 +362,7 @@ impl Pool {
         inner.idle.is_empty() && (inner.open >= inner.limits.size || inner.has_all_it_gets())
     }
 
-    /// Closes what has been idle or alive for too long, and has one try who waits for lack of room at the node.
+    /// Closes what has been idle or alive for too long, or is closed by its node, and has one try who waits for lack of room at the node.
     /// `true` when the pool has nothing left.
     pub fn reap(self: &Arc<Self>) -> bool {
         let now = Instant::now();
@@ -376,7 +376,8 @@ impl Pool {
         };
         let mut index = 0;
         while index < inner.idle.len() {
-            if over(&inner.idle[index]) {
+            let server = &mut inner.idle[index];
+            if over(server) || !server.is_alive() {
                 old.push(inner.idle.remove(index));
             } else {
                 index += 1;

@@ -91,21 +91,28 @@ impl Server {
     /// Whether it can be used: alive, quiet, and on this thread's runtime. It is dropped otherwise.
     pub fn checked(mut self: Box<Self>) -> Option<Box<Server>> {
         self.lent_at = self.node().clock().now();
-        let mut said = BytesMut::new();
         // Before it is moved: a runtime that it is new to has not heard yet what has come.
-        match self.stream.read_now(&mut said) {
-            None => {}
-            Some(Ok(n)) if n > 0 && hear_idle(&mut self.state, &said) => {}
-            Some(_) => {
-                // It has said goodbye; so probably have its siblings.
-                self.node().wake.notify_one();
-                return None;
-            }
+        if !self.is_alive() {
+            return None;
         }
         match net::worker() == self.worker {
             true => Some(self),
             false => self.moved_here(),
         }
+    }
+
+    /// Whether it has not said goodbye, as far as is known without asking.
+    pub(super) fn is_alive(&mut self) -> bool {
+        let mut said = BytesMut::new();
+        let is_alive = match self.stream.read_now(&mut said) {
+            None => true,
+            Some(read) => read.is_ok_and(|n| n > 0) && hear_idle(&mut self.state, &said),
+        };
+        if !is_alive {
+            // So probably have its siblings.
+            self.node().wake.notify_one();
+        }
+        is_alive
     }
 
     fn moved_here(self: Box<Self>) -> Option<Box<Server>> {
