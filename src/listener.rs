@@ -426,8 +426,16 @@ enum Pace {
     AtOnce,
 }
 
-/// Lets open transactions finish, within the limit; a second signal ends it at once.
+/// Lets open transactions finish, within the limit, or until a second signal. Who is left is told that the server
+/// goes down, and what runs for them is cancelled: nobody would hear what has become of it.
 async fn shut_down(proxy: &Proxy, signals: &mut Signals) -> Pace {
+    const LAST_WORDS: Duration = Duration::from_secs(1);
+    let pace = let_finish(proxy, signals).await;
+    proxy.sessions.kill_all(LAST_WORDS).await;
+    pace
+}
+
+async fn let_finish(proxy: &Proxy, signals: &mut Signals) -> Pace {
     let limit = proxy.config.load().listen.shutdown_timeout;
     let started = Instant::now();
     proxy.draining.store(true, Ordering::SeqCst);

@@ -495,6 +495,53 @@ fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
 }
 
 #[test]
+fn who_is_cut_off_by_a_shutdown_is_told_and_nothing_goes_on_for_it() {
+    let cluster = with_items(1);
+    for twice in [false, true] {
+        let limit = if twice { "60s" } else { "100ms" };
+        let mut gateway = Gateway::start_with(&cluster, |config| {
+            let line = format!("[listen]\nshutdown_timeout = \"{limit}\"");
+            assert!(config.contains("[listen]\n"));
+            config.replacen("[listen]", &line, 1)
+        });
+        let run = |sql: &str| {
+            cluster
+                .postgres()
+                .command("psql")
+                .args(["-XAtq", "-d", &gateway.url("app"), "-c", sql])
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let clients = [
+            run("SELECT pg_sleep(600)"),
+            run("UPDATE pgbench_branches SET bbalance = 5 FROM pg_sleep(600)"),
+            run("BEGIN; SELECT pg_sleep(600)"),
+        ];
+        let running = || -> usize {
+            let busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%600%' \
+                 AND pid <> pg_backend_pid()";
+            let nodes = cluster.nodes();
+            let busy = nodes.iter().map(|node| node.sql("postgres", busy).unwrap());
+            busy.map(|n| n.trim().parse::<usize>().unwrap()).sum()
+        };
+        wait_for("all three to run", || running() == 3);
+        gateway.signal("TERM");
+        if twice {
+            wait_for("the drain", || gateway.log().contains("shutting down"));
+            gateway.signal("TERM");
+        }
+        assert_eq!(gateway.wait(), Some(0));
+        for client in clients {
+            let output = client.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("terminating connection"), "{said}");
+        }
+        wait_for("everything to be cancelled", || running() == 0);
+    }
+}
+
+#[test]
 fn a_bad_configuration_is_refused_with_its_place() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bad.toml");

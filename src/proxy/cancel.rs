@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
+use tokio::task::JoinSet;
 
 use super::sessions::{Handle, Sessions};
 use crate::cluster::connect;
@@ -42,13 +43,24 @@ impl Sessions {
         let Some(handle) = self.find(pid) else {
             return false;
         };
-        let delivery = handle.begin_delivery();
-        let server = delivery.server();
-        handle.end_at_once();
-        if let Some(server) = server {
-            deliver(&server).await;
-        }
+        handle.kill().await;
         true
+    }
+
+    /// Ends every session, and what servers do for them. Returns when all have gone, after `limit` at the latest.
+    pub async fn kill_all(&self, limit: Duration) {
+        const LOOK: Duration = Duration::from_millis(5);
+        let killed = async {
+            let mut kills = JoinSet::new();
+            for handle in self.all() {
+                kills.spawn(async move { handle.kill().await });
+            }
+            while kills.join_next().await.is_some() {}
+            while !self.is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, killed).await;
     }
 }
 
@@ -62,6 +74,16 @@ async fn deliver(server: &CancelKey) {
 }
 
 impl Handle {
+    /// Ends the session, and what a server does for it.
+    async fn kill(&self) {
+        let delivery = self.begin_delivery();
+        let server = delivery.server();
+        self.end_at_once();
+        if let Some(server) = server {
+            deliver(&server).await;
+        }
+    }
+
     /// The session is about to give its server back. `false` while requests may be on their way to it,
     /// which have to be [waited for](Self::outwaits_deliveries).
     #[inline]
