@@ -229,20 +229,20 @@ impl Guest {
                     return Ok(None);
                 }
             }
-            let parsed = startup::parse(&self.inbox);
-            // Who sends a cancel request is told nothing, that it is malformed included.
-            if parsed == Err(WireError::Value) {
-                return Ok(None);
-            }
-            let parsed = parsed.map_err(|error| match error {
-                WireError::Length(_) => {
-                    Refusal::protocol("08P01", "invalid length of startup packet")
+            let parsed = match startup::parse(&self.inbox) {
+                Ok(parsed) => parsed,
+                // Who sends a cancel request is told nothing, that it is malformed included.
+                Err(WireError::Value) => return Ok(None),
+                // Whoever this is, it is no client of PostgreSQL's, or one that leaves before it has begun.
+                Err(WireError::Length(_)) => {
+                    tracing::info!(peer = %self.stream.peer(), "invalid length of startup packet");
+                    return Ok(None);
                 }
-                _ => {
+                Err(_) => {
                     let message = "invalid startup packet layout: expected terminator as last byte";
-                    Refusal::protocol("08P01", message)
+                    return Err(Refusal::protocol("08P01", message));
                 }
-            })?;
+            };
             let Some((packet, len)) = parsed else {
                 if !self.read().await {
                     return Ok(None);
