@@ -5,13 +5,12 @@ from .consistency import Consistency
 from .idle import Idle
 from .null import Cores, Null
 from .scaling import Scaling
-from .workloads import AtRate, from_file, scripted
+from .workloads import from_file, scripted
 
 WORKLOADS = {
     workload.name: workload
     for workload in [
         *scripted(),
-        AtRate(),
         *bulk(),
         Idle(10000),
         Null("simple"),

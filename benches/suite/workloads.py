@@ -151,36 +151,42 @@ class Literals(Workload):
         return {"cpu_us_unique": unique["cpu_us"], "cpu_us_same": same["cpu_us"], "unique_to_same": ratio}
 
 
-class AtRate(Workload):
-    """Latency at a share of pgbouncer's peak, the same rate for everybody."""
+class OfPeak(Scripted):
+    """A script at a rate that is the same for everybody: a share of what pgbouncer does at most."""
 
-    name = "p99-at-70"
-    about = "latency of select-simple at 70 % of pgbouncer's peak rate"
-    share = 0.7
-    rate = 0.0
+    is_countable = False
+
+    def __init__(self, *arguments, share):
+        super().__init__(*arguments)
+        self.share = share
+        # Transactions per second; as fast as it goes while there is none.
+        self.rate = None
 
     def prepare(self, bench, running, clients):
+        super().prepare(bench, running, clients)
         if "pgbouncer" not in running:
             bench.remark(f"{self.name}: a share of the first target's peak: no pgbouncer is measured")
 
     def begin_round(self, bench, running, clients):
         # Afresh each time: a rate from when the machine had more time may be more than it can do now.
         reference = running.get("pgbouncer") or next(iter(running.values()))
-        peak = bench.pgbench.run(reference.port, ["-S", "-M", "simple"], clients, seconds=bench.options.seconds)
-        self.rate = self.share * peak["tps"]
+        self.rate = None
+        self.rate = self.share * self.run(bench, reference, clients)["tps"]
 
-    def run(self, bench, running, clients):
+    def command(self, bench):
         # With a rate the latency begins when the transaction is due, not when a client gets to it.
-        return bench.pgbench.run(running.port, ["-S", "-M", "simple", "--rate", f"{self.rate:.1f}"], clients,
-                                 seconds=bench.options.seconds, sampling=1.0)
+        return super().command(bench) + (["--rate", f"{self.rate:.1f}"] if self.rate else [])
 
 
 def scripted():
     yield Scripted("select-simple", "one SELECT by key, simple protocol", ("-S", "-M", "simple"), is_default=True, sampling=0.25)
     yield Scripted("select-extended", "the same, parsed each time", ("-S", "-M", "extended"), is_default=True, sampling=0.25)
     yield Scripted("select-prepared", "the same, prepared once", ("-S", "-M", "prepared"), prepares=True, is_default=True, sampling=0.25)
+    yield OfPeak("p99-at-70", "select-simple at 70 % of pgbouncer's peak rate", ("-S", "-M", "simple"), share=0.7)
     yield Scripted("mixed", "1 UPDATE and 9 SELECTs, each its own transaction", ("-M", "simple"), MIXED, is_default=True)
     yield Scripted("mixed-prepared", "the same, prepared once", ("-M", "prepared"), MIXED, prepares=True)
+    # Little enough for three nodes on two cores to keep up with.
+    yield OfPeak("mixed-at-40", "mixed at 40 % of pgbouncer's peak rate", ("-M", "simple"), MIXED, share=0.4)
     yield Scripted("tpcb", "pgbench's TPC-B-like transaction", ("-b", "tpcb-like", "-M", "simple"), is_default=True)
     yield Scripted("pipelined", "10 SELECTs in one pipeline", ("-M", "extended"), PIPELINED)
     yield Scripted("rows-100", "one SELECT of 100 rows of 100 bytes", ("-M", "simple"), HUNDRED_ROWS)
