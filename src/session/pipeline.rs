@@ -261,7 +261,9 @@ impl Session {
         let class = self.classify(sql);
         let need = self.take_in(&class, sql, batch);
         batch.executes = true;
-        batch.portal.close();
+        if !class.statements.is_empty() {
+            batch.portal.close();
+        }
         self.statements.drop_unnamed();
         batch.touches_databases |= class.touches_databases();
         self.judge(&class, need, sql, batch);

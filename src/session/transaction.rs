@@ -38,15 +38,23 @@ pub(super) struct Roaming {
     read_only: bool,
     /// Its statements see what each finds, and not one snapshot.
     by_statement: bool,
-    /// It has read: if it keeps a snapshot, that is made.
-    has_read: bool,
-    /// It has something open on its server that cannot be opened elsewhere.
-    is_tied: bool,
-    /// So has it the unnamed portal, until something else is bound to that.
-    has_portal: bool,
+    /// What it has left on its server; and what its last batch alone has.
+    left: Left,
+    left_by_batch: Left,
     place: Place,
     /// The parameters that the client had been told when it began.
     shown: Params,
+}
+
+/// What keeps a transaction on its server.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    /// It has read: if it keeps a snapshot, that is made.
+    has_read: bool,
+    /// It has something open that cannot be opened elsewhere.
+    is_tied: bool,
+    /// So has it the unnamed portal, until something else is bound to that.
+    has_portal: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,9 +140,8 @@ impl Roaming {
             words: Vec::new(),
             read_only: opening.read_only,
             by_statement: opening.by_statement,
-            has_read: false,
-            is_tied: false,
-            has_portal: false,
+            left: Left::default(),
+            left_by_batch: Left::default(),
             place,
             shown: shown.clone(),
         }
@@ -142,12 +149,17 @@ impl Roaming {
 
     /// But for the unnamed portal.
     fn is_movable(&self) -> bool {
-        !self.is_tied && (self.by_statement || !self.has_read)
+        !self.left.is_tied && (self.by_statement || !self.left.has_read)
     }
 
     /// Whether it can be opened elsewhere to run the batch there.
     fn is_movable_for(&self, batch: &Batch) -> bool {
-        self.is_movable() && !(self.has_portal && batch.portal.is_taken_up)
+        let UnnamedPortal {
+            is_taken_up,
+            is_replaced,
+            ..
+        } = batch.portal;
+        self.is_movable() && (!self.left.has_portal || is_replaced && !is_taken_up)
     }
 
     /// What a batch is to it.
@@ -182,7 +194,7 @@ impl Roaming {
         }
         sql.extend_from_slice(b";\n");
         sql.extend_from_slice(&self.words);
-        if self.has_read {
+        if self.left.has_read {
             // Modes can't be set any more.
             sql.extend_from_slice(b"SELECT;");
         }
@@ -370,15 +382,19 @@ impl Session {
         }
         let within = roaming.of(batch);
         if self.status == Status::Failed {
-            // It is for the server to say that nothing can be done; but what comes after a ROLLBACK can.
+            // It is for the server to say that nothing can be done; but what comes after a ROLLBACK can. What is open
+            // may be used again after a ROLLBACK TO.
+            let is_over = matches!(batch.control, Some(Control::Commits | Control::RollsBack));
             return match within {
-                Within::Leaves => Verdict::Moves,
+                Within::Leaves if is_over || roaming.is_movable_for(batch) => Verdict::Moves,
                 _ => Verdict::Stays,
             };
         }
         let words = roaming.words.len() + batch.words as usize;
         let fits = !batch.executes_midway() && words <= WORDS_BYTES_MAX;
-        let stays = within < Within::Leaves && fits;
+        // What is only looked at is the same there, and the portal may be gone on with.
+        let only_looks = !batch.executes && roaming.left.has_portal;
+        let stays = (within < Within::Leaves || only_looks) && fits;
         match roaming.is_movable_for(batch) {
             _ if stays => Verdict::Stays,
             true => Verdict::Moves,
@@ -408,7 +424,8 @@ impl Session {
 
     /// Whether the transaction can be opened elsewhere, whatever is to run there.
     pub fn may_move(&self) -> bool {
-        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable() && !roaming.has_portal)
+        (self.roaming.as_ref())
+            .is_some_and(|roaming| roaming.is_movable() && !roaming.left.has_portal)
     }
 
     /// Whether the transaction can be opened elsewhere to run the batch there.
@@ -482,15 +499,17 @@ impl Session {
             self.roaming = opening.map(roaming);
         }
         if let Some(roaming) = &mut self.roaming {
-            // The answer to a question is a query: a snapshot that is kept is of then.
-            roaming.has_read |= batch.shows_data || batch.explains && !roaming.by_statement;
-            roaming.is_tied |= batch.within == Within::Ties;
-            let UnnamedPortal {
-                is_replaced,
-                is_left,
-                ..
-            } = batch.portal;
-            roaming.has_portal = is_left || roaming.has_portal && !is_replaced;
+            let by_batch = Left {
+                // The answer to a question is a query: a snapshot that is kept is of then.
+                has_read: batch.shows_data || batch.explains && !roaming.by_statement,
+                is_tied: batch.within == Within::Ties,
+                has_portal: batch.portal.is_left,
+            };
+            roaming.left_by_batch = by_batch;
+            let left = &mut roaming.left;
+            left.has_read |= by_batch.has_read;
+            left.is_tied |= by_batch.is_tied;
+            left.has_portal = by_batch.has_portal || left.has_portal && !batch.portal.is_replaced;
         }
     }
 
@@ -510,18 +529,23 @@ impl Session {
                     roaming.shown = self.shown.clone();
                 }
                 roaming.words.clear();
-                (roaming.has_read, roaming.is_tied) = (false, false);
-                roaming.has_portal = false;
+                // Something of that may have come behind it.
+                roaming.left = roaming.left_by_batch;
             }
             Verb::Commit | Verb::Rollback => self.roaming = None,
             _ if !roaming.is_movable() => {}
             verb if is_logged(verb) || statement.sets_config => match words {
+                // It goes on with its portal, and so could not move when it would still have fitted.
+                Some(words) if roaming.words.len() + words.len() > 2 * WORDS_BYTES_MAX => {
+                    roaming.words = Vec::new();
+                    roaming.left.is_tied = true;
+                }
                 Some(words) => {
                     roaming.words.extend_from_slice(words);
                     // A line of its own: the statement may end in a comment.
                     roaming.words.extend_from_slice(b"\n;");
                 }
-                None => roaming.is_tied = true,
+                None => roaming.left.is_tied = true,
             },
             _ => {}
         }

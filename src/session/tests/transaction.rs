@@ -180,9 +180,100 @@ fn what_a_transaction_holds_ties_it() {
     assert_eq!(verdict(&mut session, "SELECT a FROM t"), Verdict::Stays);
 }
 
+/// Plans these messages and a Sync.
+fn pipeline(session: &mut Session, messages: &[Vec<u8>]) -> Batch {
+    let mut batch = Batch::new();
+    let client = [&messages.concat()[..], SYNC].concat();
+    let planned = session.plan(&client, &mut batch);
+    assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+    batch
+}
+
+#[test]
+fn what_comes_behind_a_chain_ties_the_next_transaction() {
+    let snapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let cursor = "DECLARE c CURSOR FOR SELECT 1";
+    let limited = frame(b'E', b"\0\0\0\0\x01");
+    for (begin, then, expected) in [
+        (
+            snapshot,
+            vec![parse("", "SELECT a FROM t"), bind(""), execute()],
+            Verdict::Refused,
+        ),
+        (
+            "BEGIN READ ONLY",
+            vec![parse("", cursor), bind(""), execute()],
+            Verdict::Refused,
+        ),
+        (
+            "BEGIN READ ONLY",
+            vec![parse("", "SELECT a FROM t"), bind(""), limited],
+            Verdict::Refused,
+        ),
+        (snapshot, vec![], Verdict::Moves),
+    ] {
+        let (mut session, mut replica) = (eager(), server());
+        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        let chain = [parse("", "COMMIT AND CHAIN"), bind(""), execute()].to_vec();
+        let messages = [chain, then.clone()].concat();
+        let client = [&messages.concat()[..], SYNC].concat();
+        let batch = pipeline(&mut session, &messages);
+        session.note(&batch);
+        session.note_place(&batch, Some(EAGER));
+        session.say(&batch, &client, &mut replica, &mut BytesMut::new());
+        let (parsed, bound) = (frame(b'1', b""), frame(b'2', b""));
+        let mut answer = vec![parsed.clone(), bound.clone(), done("COMMIT")];
+        if !then.is_empty() {
+            answer.extend([parsed, bound, done("SELECT 1")]);
+        }
+        answer.push(ready("T"));
+        heard(&mut session, &mut replica, &answer);
+        let goes_on = [
+            frame(b'E', b"\0\0\0\0\x01"),
+            parse("", "LOCK t"),
+            bind(""),
+            execute(),
+        ];
+        let batch = pipeline(&mut session, &goes_on);
+        assert_eq!(
+            session.verdict(&batch),
+            expected,
+            "{begin}: {} messages",
+            then.len()
+        );
+    }
+}
+
+#[test]
+fn words_are_bounded_though_a_portal_is_gone_on_with() {
+    let (mut session, mut replica) = (eager(), server());
+    run(
+        &mut session,
+        &mut replica,
+        "BEGIN READ ONLY",
+        ["BEGIN", "T"],
+    );
+    let batch = pipeline(
+        &mut session,
+        &[
+            parse("", "SELECT a FROM t"),
+            bind(""),
+            frame(b'E', b"\0\0\0\0\x01"),
+        ],
+    );
+    session.note_place(&batch, Some(EAGER));
+    let long = format!("SET LOCAL a.b = '{}'", "x".repeat(9000));
+    let statement = session.classify(long.as_bytes()).statements[0].clone();
+    for _ in 0..100 {
+        session.log(&statement, Some(long.as_bytes()));
+    }
+    assert!(!session.may_move_for(&Batch::new()));
+    assert_eq!(verdict(&mut session, "LOCK t"), Verdict::Refused);
+}
+
 #[test]
 fn an_unnamed_portal_ties_a_transaction_to_what_goes_on_with_it() {
-    let verdict = |messages: &[Vec<u8>], then: &[Vec<u8>]| {
+    let after = |messages: &[Vec<u8>]| {
         let (mut session, mut replica) = (eager(), server());
         run(
             &mut session,
@@ -190,14 +281,13 @@ fn an_unnamed_portal_ties_a_transaction_to_what_goes_on_with_it() {
             "BEGIN READ ONLY",
             ["BEGIN", "T"],
         );
-        let mut batch = Batch::new();
-        let said = |messages: &[Vec<u8>]| [&messages.concat()[..], SYNC].concat();
-        let planned = session.plan(&said(messages), &mut batch);
-        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        let batch = pipeline(&mut session, messages);
         session.note_place(&batch, Some(EAGER));
-        batch.clear();
-        let planned = session.plan(&said(then), &mut batch);
-        assert_eq!(planned, Ok(Planned::Batch(End::Ready)));
+        session
+    };
+    let verdict = |messages: &[Vec<u8>], then: &[Vec<u8>]| {
+        let mut session = after(messages);
+        let batch = pipeline(&mut session, then);
         session.verdict(&batch)
     };
     let named =
@@ -221,6 +311,19 @@ fn an_unnamed_portal_ties_a_transaction_to_what_goes_on_with_it() {
     assert_eq!(verdict(&ended, &goes_on), Verdict::Moves);
     let again = [first.clone(), read().to_vec(), vec![execute()]].concat();
     assert_eq!(verdict(&again, &goes_on), Verdict::Moves);
+    // What has nothing to do with it neither moves the transaction, nor is refused.
+    let prepares = [parse("w", "LOCK t"), named(b'D', "Sw", b"")];
+    assert_eq!(verdict(&first, &prepares), Verdict::Stays);
+    for then in [&prepares[..], &[], &[frame(b'C', b"Sw\0")]] {
+        let mut session = after(&first);
+        let batch = pipeline(&mut session, then);
+        assert!(!session.may_move_for(&batch));
+    }
+    let mut session = after(&first);
+    let empty = pipeline(&mut session, &[frame(b'Q', b"\0")]);
+    session.note_place(&empty, Some(EAGER));
+    let batch = pipeline(&mut session, &goes_on);
+    assert_eq!(session.verdict(&batch), Verdict::Refused);
     // One with a name is open until its transaction ends.
     let with_name = frame(b'B', b"p\0\0\0\0\0\0\0\0");
     let cursor = [parse("", "SELECT a FROM t"), with_name, rows("p", 1)];
