@@ -429,10 +429,12 @@ enum Pace {
 /// Lets open transactions finish, within the limit, or until a second signal. Who is left is told that the server
 /// goes down, and what runs for them is cancelled: nobody would hear what has become of it.
 async fn shut_down(proxy: &Proxy, signals: &mut Signals) -> Pace {
-    const LAST_WORDS: Duration = Duration::from_secs(1);
+    const LAST_WORDS: Duration = Duration::from_millis(500);
     let pace = let_finish(proxy, signals).await;
-    proxy.sessions.kill_all(LAST_WORDS).await;
-    pace
+    tokio::select! {
+        () = proxy.sessions.kill_all(LAST_WORDS) => pace,
+        _ = signals.stop.recv() => Pace::AtOnce,
+    }
 }
 
 async fn let_finish(proxy: &Proxy, signals: &mut Signals) -> Pace {

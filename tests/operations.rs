@@ -497,26 +497,33 @@ fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
 #[test]
 fn who_is_cut_off_by_a_shutdown_is_told_and_nothing_goes_on_for_it() {
     let cluster = with_items(1);
-    for twice in [false, true] {
+    for how in ["too long", "signalled twice", "on nodes that stand still"] {
+        let twice = how == "signalled twice";
         let limit = if twice { "60s" } else { "100ms" };
         let mut gateway = Gateway::start_with(&cluster, |config| {
             let line = format!("[listen]\nshutdown_timeout = \"{limit}\"");
             assert!(config.contains("[listen]\n"));
             config.replacen("[listen]", &line, 1)
         });
-        let run = |sql: &str| {
-            cluster
-                .postgres()
-                .command("psql")
-                .args(["-XAtq", "-d", &gateway.url("app"), "-c", sql])
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap()
+        let run = |statements: &[&str]| {
+            let mut psql = cluster.postgres().command("psql");
+            psql.args(["-XAtq", "-d", &gateway.url("app")]);
+            psql.args(statements.iter().flat_map(|sql| ["-c", sql]));
+            psql.stderr(Stdio::piped()).spawn().unwrap()
         };
+        let (ended, unknown) = (
+            "terminating connection",
+            "whether it took effect is unknown",
+        );
+        let update = "UPDATE pgbench_branches SET bbalance = 5 FROM pg_sleep(600)";
         let clients = [
-            run("SELECT pg_sleep(600)"),
-            run("UPDATE pgbench_branches SET bbalance = 5 FROM pg_sleep(600)"),
-            run("BEGIN; SELECT pg_sleep(600)"),
+            (run(&["SELECT pg_sleep(600)"]), ended),
+            (run(&["BEGIN", update]), ended),
+            // It may be done by then.
+            (
+                run(&["UPDATE pgbench_tellers SET tbalance = 5 FROM pg_sleep(600)"]),
+                unknown,
+            ),
         ];
         let running = || -> usize {
             let busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%600%' \
@@ -525,17 +532,25 @@ fn who_is_cut_off_by_a_shutdown_is_told_and_nothing_goes_on_for_it() {
             let busy = nodes.iter().map(|node| node.sql("postgres", busy).unwrap());
             busy.map(|n| n.trim().parse::<usize>().unwrap()).sum()
         };
-        wait_for("all three to run", || running() == 3);
+        wait_for("all to run", || running() == clients.len());
+        let still = how == "on nodes that stand still";
+        if still {
+            cluster.nodes().iter().for_each(|node| node.freeze());
+        }
         gateway.signal("TERM");
         if twice {
             wait_for("the drain", || gateway.log().contains("shutting down"));
             gateway.signal("TERM");
         }
         assert_eq!(gateway.wait(), Some(0));
-        for client in clients {
+        for (client, expected) in clients {
             let output = client.wait_with_output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
-            assert!(said.contains("terminating connection"), "{said}");
+            assert!(said.contains(expected), "{how}: {said}");
+        }
+        if still {
+            cluster.nodes().iter().for_each(|node| node.thaw());
+            break;
         }
         wait_for("everything to be cancelled", || running() == 0);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use super::sessions::{Handle, Sessions};
 use crate::cluster::connect;
@@ -47,20 +48,25 @@ impl Sessions {
         true
     }
 
-    /// Ends every session, and what servers do for them. Returns when all have gone, after `limit` at the latest.
+    /// Ends every session, and what servers do for them. Returns when all have gone, after twice the `limit` at the
+    /// latest.
     pub async fn kill_all(&self, limit: Duration) {
         const LOOK: Duration = Duration::from_millis(5);
-        let killed = async {
-            let mut kills = JoinSet::new();
-            for handle in self.all() {
-                kills.spawn(async move { handle.kill().await });
-            }
-            while kills.join_next().await.is_some() {}
+        let mut kills = JoinSet::new();
+        for handle in self.all() {
+            kills.spawn(async move { handle.kill().await });
+        }
+        let all_delivered = async { while kills.join_next().await.is_some() {} };
+        let _ = timeout(limit, all_delivered).await;
+        // A session waits for the request that is on its way to its server, which a node that stands still never
+        // takes.
+        kills.shutdown().await;
+        let all_gone = async {
             while !self.is_empty() {
-                tokio::time::sleep(LOOK).await;
+                sleep(LOOK).await;
             }
         };
-        let _ = tokio::time::timeout(limit, killed).await;
+        let _ = timeout(limit, all_gone).await;
     }
 }
 

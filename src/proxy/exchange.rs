@@ -243,7 +243,7 @@ impl Client {
         may_repeat: bool,
     ) -> Failed {
         match broken {
-            Broken::Killed => Failed::Ended(self.killed(&server)),
+            Broken::Killed => Failed::Ended(self.killed(server)),
             // It finishes what it was told, as if the client had been connected to it.
             Broken::Client => Failed::Ended(Ended::Gone),
             Broken::Fault(fault) => Failed::Ended(Ended::Refused(fault.into())),
@@ -356,12 +356,18 @@ impl Client {
     }
 
     /// The session is to end in the middle of an exchange with this server, which ends with it.
-    fn killed(&self, server: &Server) -> Ended {
-        // Its client would take the words for the rest of a message.
-        match server.state.is_within_message() || !self.outbox.is_empty() {
-            true => Ended::Gone,
-            false => Ended::Refused(Refusal::going_down()),
+    fn killed(&mut self, server: Box<Server>) -> Ended {
+        let is_unsent = !self.outbox.is_empty();
+        let node = server.node().name.clone();
+        let lost = self.lose(server, false);
+        if lost.is_within_message || is_unsent {
+            // Its client would take the words for the rest of a message.
+            return Ended::Gone;
         }
+        Ended::Refused(match lost.commits {
+            true => Refusal::Unknown { node },
+            false => Refusal::going_down(),
+        })
     }
 
     /// No server was found for the batch. A transaction that is open on one can't go on without it, nor a

@@ -235,7 +235,7 @@ impl Guest {
                 Err(WireError::Value) => return Ok(None),
                 // Whoever this is, it is no client of PostgreSQL's, or one that leaves before it has begun.
                 Err(WireError::Length(_)) => {
-                    tracing::info!(peer = %self.stream.peer(), "invalid length of startup packet");
+                    tracing::debug!(peer = %self.stream.peer(), "invalid length of startup packet");
                     return Ok(None);
                 }
                 Err(_) => {

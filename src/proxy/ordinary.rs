@@ -117,16 +117,14 @@ impl Client {
     #[cold]
     fn leave_ordinary(&mut self) -> Option<Next> {
         let handle = &self.registered.handle;
-        if handle.must_end(false) {
-            return Some(Next::Stop);
-        }
-        if !handle.is_to_look() {
+        let must_end = handle.must_end(false);
+        if !must_end && !handle.is_to_look() {
             return None;
         }
         let server = &self.under_way.as_ref()?.placed.server;
         let node = server.node();
         let seems_well = node.loss().is_none() && node.may_be_in(server.incarnation);
-        if seems_well && server.stream.retransmissions() == 0 {
+        if !must_end && seems_well && server.stream.retransmissions() == 0 {
             handle.takes_look();
             return None;
         }

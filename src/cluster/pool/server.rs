@@ -24,6 +24,10 @@ use crate::wire::message::{self, Status};
 /// Statements kept prepared on one server; the least recently used go first.
 const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(500).unwrap();
 
+/// The most that a server says at a time while nobody has asked it anything, in bytes: settings that a reload has
+/// changed.
+const SAID_IDLE_MAX: usize = 16 << 10;
+
 /// One connection to a server, lent to a session or idle in its pool.
 pub struct Server {
     pub stream: Stream,
@@ -104,10 +108,11 @@ impl Server {
     /// Whether it has not said goodbye, as far as is known without asking.
     pub(super) fn is_alive(&mut self) -> bool {
         let mut said = BytesMut::new();
-        let is_alive = match self.stream.read_now(&mut said) {
-            None => true,
-            Some(read) => read.is_ok_and(|n| n > 0) && hear_idle(&mut self.state, &said),
-        };
+        let mut ends = false;
+        while !ends && let Some(read) = self.stream.read_now(&mut said) {
+            ends = said.len() > SAID_IDLE_MAX || !read.is_ok_and(|n| n > 0);
+        }
+        let is_alive = !ends && hear_idle(&mut self.state, &said);
         if !is_alive {
             // So probably have its siblings.
             self.node().wake.notify_one();
