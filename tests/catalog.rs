@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use support::{Gateway, wait_for};
 use tidegate::demo::{LocalCluster, Options};
+use tidegate::session::effects;
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -115,12 +116,17 @@ impl Session {
 
     /// The first column of the first row, if there is one.
     fn ask(&self, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
+        Ok(self.column(sql)?.into_iter().next())
+    }
+
+    /// The first column of all rows.
+    fn column(&self, sql: &str) -> Result<Vec<String>, tokio_postgres::Error> {
         let answer = self.runtime.block_on(self.client.simple_query(sql))?;
         let row = |message: &SimpleQueryMessage| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         };
-        Ok(answer.iter().find_map(row))
+        Ok(answer.iter().filter_map(row).collect())
     }
 
     fn run(&self, sql: &str) {
@@ -325,6 +331,54 @@ fn a_session_reads_what_it_drew_itself_however_it_asks() {
         drawn(&others);
         let answer = mine.ask(asks).expect("drawn before");
         assert!(answer.is_none() || answer == own, "{asks}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_sessions_settings_do_not_decide_how_its_effects_are_found() {
+    const SETTINGS: &str =
+        "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_sort = off;
+        SET join_collapse_limit = 1; SET cpu_operator_cost = 0; SET cpu_tuple_cost = 0";
+    let cluster = cluster();
+    let functions = "DO $$ BEGIN FOR n IN 1..200 LOOP
+        EXECUTE format('CREATE FUNCTION f%s() RETURNS int LANGUAGE plpgsql AS %L', n,
+            'BEGIN ' || (SELECT string_agg(format('PERFORM a%s + b%s;', n, m), E'\\n')
+                FROM generate_series(1, 50) m) || ' END');
+        END LOOP; END $$";
+    cluster.primary().sql("app", functions).expect("functions");
+    let directory = cluster.directory().display().to_string();
+    let port = cluster.primary().port();
+    let direct = Session::open(&format!(
+        "host={directory} port={port} user=postgres dbname=app"
+    ));
+    direct.run(SETTINGS);
+    let (before, question) = effects::question()
+        .rsplit_once("WITH RECURSIVE")
+        .map(|(before, question)| (before.to_owned(), format!("WITH RECURSIVE{question}")))
+        .expect("a query");
+    direct.run(&format!("BEGIN; {before}"));
+    let plan = direct
+        .column(&format!("EXPLAIN {question}"))
+        .expect("a plan");
+    direct.run("ROLLBACK");
+    let joins: Vec<_> = plan
+        .iter()
+        .filter(|line| line.contains("string_to_table(") && line.contains("split_part("))
+        .map(|line| line.trim())
+        .collect();
+    let is_by_value = |line: &&str| line.starts_with("Hash Cond") || line.starts_with("Merge Cond");
+    assert!(
+        !joins.is_empty() && joins.iter().all(is_by_value),
+        "{joins:#?}"
+    );
+    // For the session they are as they were.
+    let gateway = gateway(&cluster);
+    let session = Session::open(&gateway.url("app"));
+    session.run(SETTINGS);
+    session.run("CREATE VIEW pg_temp.one AS SELECT 1");
+    for setting in ["enable_hashjoin", "enable_mergejoin"] {
+        let shown = session.ask(&format!("SHOW {setting}")).expect("shown");
+        assert_eq!(shown.as_deref(), Some("off"), "{setting}");
     }
 }
 

@@ -108,7 +108,20 @@ pub enum Suspicion {
 }
 
 /// Asks for all of it.
-pub(super) const QUESTION: &str = include_str!("effects/question.sql");
+const QUESTION: &str = include_str!("effects/question.sql");
+
+/// Said before the [`QUESTION`], in its transaction: how it is planned is not left to the settings of whoever asks.
+/// Without hash joins, say, all words of all functions would be compared with all names. To compile it would take longer
+/// than to answer it.
+pub const PLANNING: &str = "SELECT NULL, name, pg_catalog.set_config(name, boot_val, true) \
+     FROM pg_catalog.pg_settings WHERE context = 'user' AND setting <> boot_val AND \
+         name ~ '^enable_|_cost$|_collapse_limit$|^(geqo|work_mem|hash_mem_multiplier|effective_cache_size)$'; \
+     SET LOCAL jit = off; ";
+
+/// Asks for all of it, over a connection with any settings.
+pub fn question() -> String {
+    format!("{PLANNING}{QUESTION}")
+}
 
 /// How the kinds of facts begin that tell who asks for what was drawn.
 const READING: &[u8] = b"reading ";

@@ -83,9 +83,8 @@ impl Session {
         if !self.unjudged.is_empty() {
             // What is to be asked depends on the answer.
             self.asked = self.shared.effects.version();
-            // To compile it would take longer than to answer it.
-            let question = format!("SET LOCAL jit = off; {}", effects::QUESTION);
-            return encode::query(out, unlimited(&question).as_bytes());
+            let question = unlimited(&effects::question());
+            return encode::query(out, question.as_bytes());
         }
         let names = self
             .settings

@@ -177,8 +177,9 @@ async fn question(
 ) -> Result<(Option<effects::Effects>, usize, Rows), ConnectError> {
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog; \
-         SET LOCAL standard_conforming_strings = on; SET LOCAL jit = off; SET LOCAL work_mem = '64MB'; \
+         {} SET LOCAL standard_conforming_strings = on; SET LOCAL work_mem = '64MB'; \
          SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = {}; SAVEPOINT effects",
+        effects::PLANNING,
         EFFECTS.as_millis(),
     );
     connection.query(&begin).await?;
