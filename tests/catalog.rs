@@ -200,6 +200,33 @@ fn what_a_name_means_decides_where_it_goes() {
 }
 
 #[test]
+fn what_runs_text_is_no_read_by_any_name() {
+    let cluster = cluster();
+    let objects = "CREATE EXTENSION tablefunc;
+        CREATE FUNCTION of_five(text) RETURNS SETOF record LANGUAGE c STABLE
+            AS '$libdir/tablefunc', 'crosstab';
+        CREATE FUNCTION node() RETURNS text LANGUAGE sql AS $$ SELECT current_setting('port') $$;
+        CREATE VIEW of_two AS SELECT * FROM crosstab2($$ SELECT 'a'::text, 'b'::text, 'c'::text $$);
+        GRANT SELECT ON of_two TO app";
+    cluster.primary().sql("app", objects).expect("objects");
+    cluster.wait_caught_up().expect("caught up");
+    let gateway = gateway(&cluster);
+    let session = Session::open(&gateway.url("app"));
+    session.waits_for_replica(&cluster);
+    let primary = cluster.primary().port().to_string();
+    let text = "$$ SELECT 'a'::text, 'b'::text, 'c'::text $$";
+    for what in [
+        format!("* FROM crosstab2({text})"),
+        format!("* FROM public.crosstab4({text})"),
+        format!("* FROM of_five({text}) AS t (a text, b text)"),
+        "* FROM of_two".to_owned(),
+    ] {
+        assert_eq!(session.node_of(&what), primary, "{what}");
+    }
+    assert_eq!(gateway.metric("tidegate_repairs_total", ""), 0.0);
+}
+
+#[test]
 fn a_change_is_known_before_anything_is_read_by_it() {
     let cluster = cluster();
     cluster.primary().sql("app", OBJECTS).expect("objects");

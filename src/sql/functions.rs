@@ -156,9 +156,9 @@ pub const PREFIXES: [&str; 7] = [
     "dblink",
 ];
 
-/// Built-in functions without a telling prefix that write, lock, run text as SQL, or depend on the
+/// Functions without a telling prefix, built in or of PostgreSQL's extensions, that write, lock, run text as SQL, or depend on the
 /// server or the session.
-const UNSAFE: [&str; 38] = [
+const UNSAFE: [&str; 41] = [
     "brin_desummarize_range",
     "brin_summarize_new_values",
     "brin_summarize_range",
@@ -194,6 +194,9 @@ const UNSAFE: [&str; 38] = [
     "ts_stat",
     "xmlvalidate",
     "crosstab",
+    "crosstab2",
+    "crosstab3",
+    "crosstab4",
     "connectby",
     "normal_rand",
     "xpath_table",
@@ -263,6 +266,9 @@ mod tests {
             (None, "txid_current", Safety::Unsafe),
             (None, "lo_get", Safety::Unsafe),
             (None, "query_to_xml", Safety::Unsafe),
+            (None, "crosstab", Safety::Unsafe),
+            (Some("public"), "crosstab3", Safety::Unsafe),
+            (None, "crosstab5", Safety::Unknown),
             (None, "generate_series", Safety::Safe),
             (None, "", Safety::Unknown),
         ] {

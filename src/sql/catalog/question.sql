@@ -13,6 +13,8 @@ WITH RECURSIVE functions AS MATERIALIZED (
         -- What an aggregate is, its functions are.
         WHEN p.prokind = 'a' THEN false
         ELSE p.provolatile = 'v' OR $suspects$
+            -- One of an extension's that runs text, say.
+            OR l.lanname = 'c' AND p.proname = ANY ($known_unsafe$::text[])
             -- Declared to be stable, but with words that tell of what only this server knows, or of
             -- what a standby does for itself alone.
             OR l.lanname NOT IN ('c', 'internal') AND (p.prosrc ~* $telling$
