@@ -199,8 +199,8 @@ impl Place<'_> {
             let ahead = -(ahead as isize);
             match self.token(ahead)?.kind {
                 Kind::Close => depth += 1,
+                Kind::Open if depth == 1 => return Some(ahead),
                 Kind::Open if depth > 1 => depth -= 1,
-                Kind::Open => return Some(ahead),
                 _ if depth == 0 => return None,
                 _ => {}
             }
@@ -498,6 +498,8 @@ mod tests {
                 "select * from t, f(a) as materialized (b int)",
                 Why::UnknownFunction,
             ),
+            ("select lower(f(a)) from t", Why::UnknownFunction),
+            ("select lower(nextval(a)) from t", Why::UnsafeFunction),
             ("select distinct on (a) f(b) from t", Why::UnknownFunction),
             (
                 "select distinct on (a) filter(b) from t",
