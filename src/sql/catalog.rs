@@ -209,7 +209,11 @@ impl Catalog {
                 return (Verdict::UnsafeRelation, Some(written.to_string()));
             }
         }
-        if let Some(name) = self.hidden(sql) {
+        // These take the name of a type that they convert to elsewhere than a cast has it.
+        const CONVERT: [&str; 2] = ["json_query", "json_table"];
+        let mut functions = class.functions.iter();
+        let anywhere = functions.any(|written| CONVERT.contains(&&**written));
+        if let Some(name) = self.hidden(sql, anywhere) {
             return (Verdict::HiddenFunction, Some(name));
         }
         match unknown {
@@ -284,8 +288,9 @@ impl Catalog {
             })
     }
 
-    /// What in `sql` calls an unsafe function without naming it.
-    fn hidden(&self, sql: &[u8]) -> Option<String> {
+    /// What in `sql` calls an unsafe function without naming it. What it names may be converted to wherever it
+    /// is named, or only where that can be told.
+    fn hidden(&self, sql: &[u8], anywhere: bool) -> Option<String> {
         let Contents {
             fields,
             types,
@@ -317,7 +322,7 @@ impl Catalog {
                 && let Ok(name) = str::from_utf8(clipped(&name))
                 && (types.contains(name)
                     || after_dot && !is_called && fields.contains(name)
-                    || (converts || is_of_literal) && rows.contains(name))
+                    || (converts || is_of_literal || anywhere) && rows.contains(name))
             {
                 return Some(name.to_owned());
             }

@@ -13,6 +13,7 @@ fn catalog() -> Catalog {
         row("function", "other", "total", "unsafe"),
         row("function", "public", "touch", "unsafe"),
         row("function", "public", "lower", "unsafe"),
+        row("function", "public", "json_scalar", "unsafe"),
         row("function", "public", "Odd.name", "safe"),
         row("function", "pg_catalog", "json_populate_record", "unsafe"),
         row("relation", "public", "scratch", ""),
@@ -58,6 +59,8 @@ fn what_is_called_read_and_meant_decides() {
         // It may hide the built-in one.
         ("select lower(a) from t", UnsafeFunction),
         ("select pg_catalog.lower(a), upper(b) from t", Read),
+        // A version that has no such word may have such a function.
+        ("select json_scalar(a) from t", UnsafeFunction),
         (
             "select json_populate_record(null::t, a) from t",
             UnsafeFunction,
@@ -99,6 +102,18 @@ fn what_is_called_read_and_meant_decides() {
         ("select cast(row(a) as public . people)", HiddenFunction),
         ("select people '(a)'", HiddenFunction),
         ("select a::text, people.a from people", Read),
+        (
+            "select b from t, json_table(a, '$' columns (b int path '$'))",
+            Read,
+        ),
+        (
+            "select * from json_table('{}', '$' columns (b people path '$'))",
+            HiddenFunction,
+        ),
+        (
+            "select json_query(a, '$' returning people) from t",
+            HiddenFunction,
+        ),
         ("select a::public.t, people.a from people", Read),
         ("select a <%> b from t", HiddenFunction),
         ("select a operator(public.<%>) b from t", HiddenFunction),

@@ -82,6 +82,11 @@ impl Walk<'_> {
             return;
         }
         let schema = place.qualifier();
+        // A collation's name may begin like those of the server's relations.
+        let is_temporary = schema.as_ref().is_some_and(|s| s.starts_with("pg_temp"));
+        if place.names_collation() && !is_temporary {
+            return;
+        }
         if server_local(schema.as_deref(), name) || of_sequences(name) {
             self.object(Why::ServerLocalRelation);
         }
@@ -94,11 +99,12 @@ struct Place<'a> {
     text: &'a str,
     tokens: &'a [Token],
     at: usize,
-    /// Whether the clause that this is in, at the same depth, is GROUP BY.
+    /// Whether the clause that this is in, at the same depth, is GROUP BY or its GROUPING SETS.
     groups: bool,
 }
 
-/// Whether the clauses are GROUP BY that a place is in: the innermost, and those around it.
+/// Whether what a place is in are the items of a GROUP BY: within the innermost parentheses or brackets, and those
+/// around them.
 #[derive(Default)]
 struct Clauses {
     groups: bool,
@@ -123,9 +129,12 @@ impl Clauses {
             "except",
             "filter",
         ];
-        if place.is_kind(0, Kind::Open) {
-            self.outer.push(std::mem::take(&mut self.groups));
-        } else if place.is_kind(0, Kind::Close) {
+        let is_kind = |kind| place.is_kind(0, kind);
+        if is_kind(Kind::Open) || is_kind(Kind::OpenBracket) {
+            let of_sets = place.is(-1, "sets") && place.is(-2, "grouping");
+            self.outer.push(self.groups);
+            self.groups &= of_sets;
+        } else if is_kind(Kind::Close) || is_kind(Kind::CloseBracket) {
             self.groups = self.outer.pop().unwrap_or(false);
         } else if BEGINNINGS.iter().any(|word| place.is(0, word)) {
             self.groups = place.is(0, "by") && place.is(-1, "group");
@@ -168,7 +177,8 @@ impl Place<'_> {
         let after = |words: &[&str]| words.iter().any(|word| self.is(-1, word));
         match name {
             "by" => after(&["group", "order", "partition"]),
-            "cube" | "rollup" => self.groups,
+            "cube" | "rollup" => self.groups && self.begins_item(),
+            "columns" => self.is_kind(-1, Kind::String) || self.is(-2, "as"),
             "sets" => after(&["grouping"]),
             "first" | "next" => after(&["fetch"]),
             "filter" | "over" | "repeatable" => self.is_after_call(),
@@ -181,6 +191,22 @@ impl Place<'_> {
             "second" => after(&["to"]) || self.is_kind(-1, Kind::String),
             _ => NEVER_FUNCTIONS.binary_search(&name).is_ok(),
         }
+    }
+
+    /// Whether an item of a GROUP BY begins here.
+    fn begins_item(&self) -> bool {
+        let quantified = ["all", "distinct"].iter().any(|word| self.is(-1, word));
+        let by = if quantified { -2 } else { -1 };
+        self.is(by, "by") || self.is_kind(-1, Kind::Comma) || self.is_kind(-1, Kind::Open)
+    }
+
+    /// Whether the name is a collation's, or its schema's.
+    fn names_collation(&self) -> bool {
+        let mut before = -1;
+        while self.is_kind(before, Kind::Dot) && self.name(before - 1).is_some() {
+            before -= 2;
+        }
+        self.is(before, "collate")
     }
 
     /// Whether a query begins there, rather than anything that is called or defined.
@@ -272,7 +298,7 @@ pub(super) fn is_reserved(word: &str) -> bool {
 
 /// Keywords that the grammar lets no function be called by, unless they are quoted or qualified; of
 /// those that may stand before a parenthesis. Sorted.
-const NEVER_FUNCTIONS: [&str; 58] = [
+const NEVER_FUNCTIONS: [&str; 59] = [
     "all",
     "and",
     "any",
@@ -286,6 +312,7 @@ const NEVER_FUNCTIONS: [&str; 58] = [
     "character",
     "dec",
     "decimal",
+    "default",
     "distinct",
     "else",
     "except",
@@ -464,6 +491,14 @@ mod tests {
             "select distinct on (a, b) c from t",
             "select a from t group by all cube (a)",
             "select * from pg_catalog.pg_class",
+            "select a from t group by grouping sets (rollup (a), cube (a, b), ())",
+            "select a from t group by a, grouping sets (grouping sets (rollup (a)), a)",
+            "select a::text collate pg_c_utf8, b::text collate pg_catalog.\"pg_c_utf8\" from t",
+            "select json_value(a, '$.b' default (1 + 1) on empty default (2) on error) from t",
+            "select * from json_table(a, '$[*]' columns (b int path '$.b')) t",
+            "select * from json_table(a, $1 as root passing 1 as x columns (id for ordinality,
+                nested path '$[*]' columns (b numeric(3, 2) path '$.b' default (1) on empty),
+                nested '$.c[*]' as c columns (d text format json path '$' omit quotes))) as t (a, b)",
         ] {
             assert_eq!(objection(sql), None, "{sql}");
         }
@@ -529,6 +564,58 @@ mod tests {
                 "select a from t where a in (1) or over(2)",
                 Why::UnknownFunction,
             ),
+            ("select a from t group by b + cube(a)", Why::UnknownFunction),
+            (
+                "select a from t group by array[a, rollup(b)]",
+                Why::UnknownFunction,
+            ),
+            (
+                "select a from t group by array[a], b + rollup(b)",
+                Why::UnknownFunction,
+            ),
+            (
+                "select a from t group by grouping sets (a, (rollup(a)))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select a from t group by grouping sets (rollup(f(a)))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select rollup(a), grouping from t sets, (values (cube(1))) v",
+                Why::UnknownFunction,
+            ),
+            ("select a, columns(1) from t", Why::UnknownFunction),
+            (
+                "select a from t where b like columns('c')",
+                Why::UnknownFunction,
+            ),
+            (
+                "select * from json_table(f(a), '$' columns (b int path '$'))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select * from json_table(a, '$' columns (b int path '$' default f(1) on empty))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select * from s.json_table(a, '$' columns (b int path '$'))",
+                Why::UnknownFunction,
+            ),
+            (
+                "select json_value(a, '$' default (f(1)) on empty) from t",
+                Why::UnknownFunction,
+            ),
+            ("select \"default\"(1)", Why::UnknownFunction),
+            (
+                "select a collate pg_temp.c from t",
+                Why::ServerLocalRelation,
+            ),
+            (
+                "select a collate \"C\", b from pg_locks",
+                Why::ServerLocalRelation,
+            ),
+            ("select \"collate\" from pg_locks", Why::ServerLocalRelation),
             ("select pg_advisory_lock(1)", Why::UnsafeFunction),
             ("with w as (delete from t) select 1", Why::DataChange),
             (
