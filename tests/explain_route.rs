@@ -269,6 +269,13 @@ fn a_transaction_and_what_pins_are_told() {
     assert_eq!(said["pinned by"], "temporary_table, listen");
     client.rows("DISCARD ALL");
     assert_eq!(explain(&client, READ)["pinned by"], "nothing");
+
+    let granted = cluster.primary().sql("app", "ALTER ROLE app SUPERUSER");
+    granted.expect("it may load any library");
+    client.rows("LOAD 'auto_explain'");
+    let said = explain(&client, READ);
+    assert_eq!(way(&said), [primary.as_str(), "pinned_server"]);
+    assert_eq!(said["pinned by"], "load");
 }
 
 #[test]

@@ -141,7 +141,9 @@ impl Pins {
     /// string, which may be cast to `regclass`. What looks names up counts whatever it looks up:
     /// the name may be a parameter or come out of a catalog, whose rows all nodes have.
     pub fn concern(&self, sql: &[u8], conforming: bool) -> bool {
-        if self.held.contains(Pin::Settings) || self.suspects.contains(Pin::TemporaryTable) {
+        // Any read may be told of by a library, be it in the log, or be written for one.
+        let depends = self.held.contains(Pin::Settings) || self.held.contains(Pin::Load);
+        if depends || self.suspects.contains(Pin::TemporaryTable) {
             return true;
         }
         if self.temporary.is_empty() {
@@ -267,7 +269,12 @@ mod tests {
         ] {
             assert_eq!(pins.concern(sql.as_bytes(), true), expected, "{sql}");
         }
-        pins.touched(Pin::Settings);
-        assert!(pins.concern(b"SELECT 1", true));
+        for pin in [Pin::Settings, Pin::Load] {
+            let mut pins = Pins::default();
+            pins.touched(Pin::Listen);
+            assert!(!pins.concern(b"SELECT 1", true), "{pin:?}");
+            pins.touched(pin);
+            assert!(pins.concern(b"SELECT 1", true), "{pin:?}");
+        }
     }
 }

@@ -165,6 +165,7 @@ impl Reader<'_> {
                 self.walk.take_objection().map_or(Ok(READ), Err)
             }
             Command::Query { text, .. } => self.query(text, tells).map(|()| READ),
+            Command::Explain { unknown: true, .. } => Err(Why::Utility),
             Command::Explain {
                 analyze, ref inner, ..
             } => match self.need(inner, tells) {

@@ -20,9 +20,11 @@ pub(super) enum Command<'a> {
     Query { text: &'a [u8], effects: Effects },
     /// Reads one relation whole.
     Relation { name: Vec<String>, effects: Effects },
-    /// `analyze` if the word stands there, whatever its value.
+    /// `analyze` if the word stands there, whatever its value; `unknown` if there is an option that a library may
+    /// know, on a server that has loaded it.
     Explain {
         analyze: bool,
+        unknown: bool,
         inner: Box<Command<'a>>,
     },
 }
@@ -40,7 +42,7 @@ impl Command<'_> {
             Command::Settled { effects, .. }
             | Command::Query { effects, .. }
             | Command::Relation { effects, .. } => *effects,
-            Command::Explain { analyze, inner } => Effects {
+            Command::Explain { analyze, inner, .. } => Effects {
                 verb: Verb::Plain,
                 pin: inner.effects().pin.filter(|_| *analyze),
             },
@@ -321,7 +323,7 @@ fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
             only_names: true,
         };
     }
-    let mut analyze = false;
+    let (mut analyze, mut unknown) = (false, false);
     let mut options = cursor.clone();
     match options.parenthesis() {
         Some(inside) if !is_query(inside, conforming) => {
@@ -329,6 +331,7 @@ fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
                 .any(|t| t.is(inside, "analyze") || t.is(inside, "analyse"));
             // A value is never looked at: the word alone means that it may run.
             analyze |= Cursor::new(inside, conforming).any(|t| t.kind == Kind::QuotedWord);
+            unknown = has_unknown_option(inside, conforming);
             *cursor = options;
         }
         Some(_) => {}
@@ -343,8 +346,36 @@ fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
     }
     Command::Explain {
         analyze,
+        unknown,
         inner: Box::new(read(cursor.rest(), conforming)),
     }
+}
+
+/// Whether the options of an EXPLAIN, without their parentheses, are more than PostgreSQL's own, up to 19:
+/// <https://www.postgresql.org/docs/current/sql-explain.html>
+fn has_unknown_option(options: &[u8], conforming: bool) -> bool {
+    const KNOWN: [&[u8]; 14] = [
+        b"analyse",
+        b"analyze",
+        b"buffers",
+        b"costs",
+        b"format",
+        b"generic_plan",
+        b"io",
+        b"memory",
+        b"serialize",
+        b"settings",
+        b"summary",
+        b"timing",
+        b"verbose",
+        b"wal",
+    ];
+    let mut begins = true;
+    Cursor::new(options, conforming).any(|token| {
+        let is_name = std::mem::replace(&mut begins, token.kind == Kind::Comma);
+        let is_known = |name: &[u8]| KNOWN.contains(&name);
+        is_name && !token.name(options).is_some_and(|name| is_known(&name))
+    })
 }
 
 fn is_query(text: &[u8], conforming: bool) -> bool {

@@ -202,6 +202,8 @@ fn explain_and_copy_of_a_read_are_reads() {
             "explain (analyze, buffers, format json) select * from t",
             "explain (analyze 0) select 1",
             "explain (costs off) values (1)",
+            "explain (verbose, settings on, wal, timing off, summary, generic_plan) select 1",
+            "explain (memory, serialize text, io, \"format\" json) select 1",
             "explain (select 1)",
             "explain ((select 1))",
             "explain table t",
