@@ -188,7 +188,7 @@ impl Place<'_> {
             // No function takes a query without a parenthesis of its own.
             "join" => self.is_query(2),
             "operator" => self.names_operator(),
-            "second" => after(&["to"]) || self.is_kind(-1, Kind::String),
+            "second" => after(&["to"]) && !self.is(-2, "similar") || self.is_kind(-1, Kind::String),
             _ => NEVER_FUNCTIONS.binary_search(&name).is_ok(),
         }
     }
@@ -490,6 +490,7 @@ mod tests {
             "select count(*) filter (where a) over (order by b) from t",
             "select distinct on (a, b) c from t",
             "select a from t group by all cube (a)",
+            "select a::interval day to second (3), interval '1' second(3) from t",
             "select * from pg_catalog.pg_class",
             "select a from t group by grouping sets (rollup (a), cube (a, b), ())",
             "select a from t group by a, grouping sets (grouping sets (rollup (a)), a)",
@@ -558,6 +559,7 @@ mod tests {
                 "select sum(a) over (partition by b, cube(a)) from t",
                 Why::UnknownFunction,
             ),
+            ("select a similar to second(b) from t", Why::UnknownFunction),
             ("select join((select 1))", Why::UnknownFunction),
             ("select a between join(1) and 2", Why::UnknownFunction),
             (
