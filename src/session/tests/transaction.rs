@@ -263,7 +263,7 @@ fn words_are_bounded_though_a_portal_is_gone_on_with() {
     );
     session.note_place(&batch, Some(EAGER));
     let long = format!("SET LOCAL a.b = '{}'", "x".repeat(9000));
-    let statement = session.classify(long.as_bytes()).statements[0].clone();
+    let statement = session.classify(long.as_bytes()).statements[0];
     for _ in 0..100 {
         session.log(&statement, Some(long.as_bytes()));
     }
