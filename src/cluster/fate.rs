@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::connect::ConnectError;
 use super::pool::Pool;
 use crate::session::consistency::Incarnation;
+use crate::wire::message::error_field;
 
 /// The longest that a node is asked. Who waits for it has waited for a server to fail already, and may wait for somebody
 /// else's question to end first.
@@ -23,9 +24,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub enum Fate {
     /// It takes connections, in the same life: the server was lost alone.
     Lives,
-    /// It is there and takes nobody in now: it is told to stop, or recovers from the crash of a process.
+    /// It is there and takes nobody in now, for all that is known as it recovers from the crash of a process.
     Unwell,
-    /// Nobody is there, or only since.
+    /// Nobody is there, or only since; or it stops as it has been told to.
     Gone,
 }
 
@@ -94,10 +95,26 @@ async fn ask(pool: &Pool, life: Incarnation) -> Fate {
     }
 }
 
+/// What a postmaster says that somebody has told to stop, or that has only been started since. One that recovers from the
+/// crash of a process has other words: <https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/tcop/backend_startup.c>
+/// (`canAcceptConnections`). In other languages it may be either.
+const IN_ORDER: [&[u8]; 4] = [
+    b"the database system is shutting down",
+    b"the database system is starting up",
+    b"the database system is not yet accepting connections",
+    b"the database system is not accepting connections",
+];
+
 /// What a failed attempt to connect tells, if it does.
 fn told_by(error: &ConnectError) -> Option<Fate> {
     match error {
-        ConnectError::Refused(_) if error.is_node_away() => Some(Fate::Unwell),
+        ConnectError::Refused(words) if error.is_node_away() => {
+            let message = error_field(words, b'M').unwrap_or_default();
+            Some(match IN_ORDER.contains(&message) {
+                true => Fate::Gone,
+                false => Fate::Unwell,
+            })
+        }
         // Accepted and lost again: whoever did so ends, or starts anew.
         ConnectError::Closed | ConnectError::Timeout(_) => None,
         ConnectError::Io(error) => match error.kind() {
@@ -151,14 +168,20 @@ mod tests {
 
     #[test]
     fn a_refusal_tells_what_a_node_does() {
-        let refused = |code: &str| {
-            let words = format!("SFATAL\0VFATAL\0C{code}\0Mno\0\0");
+        let said = |code: &str, message: &str| {
+            let words = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
             ConnectError::Refused(words.into_bytes())
         };
+        let refused = |code: &str| said(code, "no");
+        let away = |how: &str| said("57P03", &format!("the database system is {how}"));
         let io = |kind| ConnectError::Io(io::Error::from(kind));
         for (error, fate) in [
             (refused("57P03"), Some(Fate::Unwell)),
             (refused("57P02"), Some(Fate::Unwell)),
+            (away("in recovery mode"), Some(Fate::Unwell)),
+            (away("shutting down"), Some(Fate::Gone)),
+            (away("starting up"), Some(Fate::Gone)),
+            (away("not yet accepting connections"), Some(Fate::Gone)),
             (refused("53300"), Some(Fate::Lives)),
             (refused("28P01"), Some(Fate::Lives)),
             (ConnectError::NoTls, Some(Fate::Lives)),
