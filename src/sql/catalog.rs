@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::functions::{self, Rules, Safety};
-use super::lexer::{Kind, Lexer, clipped};
+use super::lexer::{self, Kind, Lexer, clipped};
 use super::{Class, Need, Statement, Verb, Why, relations};
 
 /// Rows that an answer may have. A database of more names is not judged by its catalog.
@@ -209,10 +209,19 @@ impl Catalog {
                 return (Verdict::UnsafeRelation, Some(written.to_string()));
             }
         }
-        // These take the name of a type that they convert to elsewhere than a cast has it.
-        const CONVERT: [&str; 2] = ["json_query", "json_table"];
-        let mut functions = class.functions.iter();
-        let anywhere = functions.any(|written| CONVERT.contains(&&**written));
+        // These take the name of a type that they convert to elsewhere than a cast has it; XMLTABLE is no function.
+        const CONVERT: [&str; 7] = [
+            "json_query",
+            "json_table",
+            "json_value",
+            "json_to_record",
+            "json_to_recordset",
+            "jsonb_to_record",
+            "jsonb_to_recordset",
+        ];
+        let is_one = |written: &str| CONVERT.contains(&&*parts(written).1);
+        let anywhere = class.functions.iter().any(|written| is_one(written))
+            || lexer::contains(sql, b"xmltable");
         if let Some(name) = self.hidden(sql, anywhere) {
             return (Verdict::HiddenFunction, Some(name));
         }

@@ -88,6 +88,7 @@ CREATE DOMAIN email AS text CHECK (is_email(VALUE));
 CREATE DOMAIN short AS text CHECK (length(VALUE) < 10);
 CREATE TABLE people (address email);
 CREATE TYPE held AS (address email);
+CREATE TABLE lists (addresses email[], one held);
 CREATE TYPE holder AS (inner_one held);
 CREATE FUNCTION is_work(email) RETURNS boolean LANGUAGE sql STABLE AS 'SELECT $1 LIKE ''%work%''';
 CREATE TYPE point3 AS (x int, y int, z int);

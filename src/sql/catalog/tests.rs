@@ -114,6 +114,23 @@ fn what_is_called_read_and_meant_decides() {
             "select json_query(a, '$' returning people) from t",
             HiddenFunction,
         ),
+        (
+            "select json_value(a, '$' returning people) from t",
+            HiddenFunction,
+        ),
+        (
+            "select * from json_to_record('{}') as r (p people)",
+            HiddenFunction,
+        ),
+        (
+            "select * from pg_catalog.jsonb_to_recordset('[]') as r (p people[])",
+            HiddenFunction,
+        ),
+        (
+            "select * from xmltable('/r' passing a columns v people path 'a')",
+            HiddenFunction,
+        ),
+        ("select * from json_to_record('{}') as r (p int)", Read),
         ("select a::public.t, people.a from people", Read),
         ("select a <%> b from t", HiddenFunction),
         ("select a operator(public.<%>) b from t", HiddenFunction),

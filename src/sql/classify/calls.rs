@@ -12,13 +12,16 @@ pub(super) fn all_seen(query: &str, mut seen: Vec<Box<str>>) -> bool {
     seen.sort_unstable();
     let text = query.as_bytes();
     let mut lexer = Lexer::new(text, true);
-    let mut last: Option<Token> = None;
+    let (mut before, mut last): (Option<Token>, Option<Token>) = (None, None);
     while let Some(token) = lexer.solid() {
         if token.kind == Kind::Open
             && let Some(last) = last
             && let Some(name) = last.name(text)
         {
-            let keyword = last.kind == Kind::Word && is_keyword(&name);
+            // What XMLSERIALIZE and XMLPARSE say first, the parser takes for an operand.
+            let is_of_xml = before.is_some_and(|b| b.is(text, "content") || b.is(text, "document"))
+                && matches!(&*name, b"like" | b"ilike");
+            let keyword = last.kind == Kind::Word && is_keyword(&name) && !is_of_xml;
             let in_tree = || {
                 seen.binary_search_by(|seen| seen.as_bytes().cmp(&name))
                     .is_ok()
@@ -27,7 +30,7 @@ pub(super) fn all_seen(query: &str, mut seen: Vec<Box<str>>) -> bool {
                 return false;
             }
         }
-        last = Some(token);
+        before = last.replace(token);
     }
     true
 }
@@ -137,6 +140,18 @@ mod tests {
             ("select f(1), f (2)", true),
             ("select \"Odd \"\"name\"(1)", true),
             ("select g(1)", false),
+            (
+                "select content in (1), content like 'a', document ilike (b)",
+                false,
+            ),
+            (
+                "select content in (1), content like 'a', b ilike (document)",
+                true,
+            ),
+            (
+                "select xmlserialize(content ilike(1, 2)::text as text)",
+                false,
+            ),
             ("select \"select\"(1)", false),
             ("select 'g'(1)", true),
             ("select s.g(1)", false),

@@ -330,7 +330,8 @@ fn explain<'a>(cursor: &mut Cursor<'a>, conforming: bool) -> Command<'a> {
             analyze = Cursor::new(inside, conforming)
                 .any(|t| t.is(inside, "analyze") || t.is(inside, "analyse"));
             // A value is never looked at: the word alone means that it may run.
-            analyze |= Cursor::new(inside, conforming).any(|t| t.kind == Kind::QuotedWord);
+            let is_name = |kind| matches!(kind, Kind::QuotedWord | Kind::UnicodeWord);
+            analyze |= Cursor::new(inside, conforming).any(|t| is_name(t.kind));
             unknown = has_unknown_option(inside, conforming);
             *cursor = options;
         }
@@ -374,7 +375,11 @@ fn has_unknown_option(options: &[u8], conforming: bool) -> bool {
     Cursor::new(options, conforming).any(|token| {
         let is_name = std::mem::replace(&mut begins, token.kind == Kind::Comma);
         let is_known = |name: &[u8]| KNOWN.contains(&name);
-        is_name && !token.name(options).is_some_and(|name| is_known(&name))
+        let is_in_order = match is_name {
+            true => token.name(options).is_some_and(|name| is_known(&name)),
+            false => token.kind != Kind::Dot,
+        };
+        !is_in_order
     })
 }
 
@@ -581,6 +586,10 @@ mod tests {
             ("load 'x'", Pin::Load),
             (
                 "explain analyze create temp table t as select 1",
+                Pin::TemporaryTable,
+            ),
+            (
+                "explain (u&\"analyze\") create temp table t as select 1",
                 Pin::TemporaryTable,
             ),
         ] {

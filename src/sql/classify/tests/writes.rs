@@ -304,6 +304,7 @@ fn other_commands_are_writes() {
             "explain (range_table) select 1",
             "explain (costs off, debug on) select 1",
             "explain (u&\"costs\") select 1",
+            "explain (costs.foo) select 1",
             "explain execute p",
             "explain analyze execute p",
             "explain declare c cursor for select 1",

@@ -137,7 +137,8 @@ impl Clauses {
         } else if is_kind(Kind::Close) || is_kind(Kind::CloseBracket) {
             self.groups = self.outer.pop().unwrap_or(false);
         } else if BEGINNINGS.iter().any(|word| place.is(0, word)) {
-            self.groups = place.is(0, "by") && place.is(-1, "group");
+            self.groups =
+                place.is(0, "by") && place.is(-1, "group") && !place.is_kind(-2, Kind::Dot);
         }
     }
 }
@@ -178,7 +179,7 @@ impl Place<'_> {
         match name {
             "by" => after(&["group", "order", "partition"]),
             "cube" | "rollup" => self.groups && self.begins_item(),
-            "columns" => self.is_kind(-1, Kind::String) || self.is(-2, "as"),
+            "columns" => self.is_kind(-1, Kind::String) || self.is_after_alias(),
             "sets" => after(&["grouping"]),
             "first" | "next" => after(&["fetch"]),
             "filter" | "over" | "repeatable" => self.is_after_call(),
@@ -191,6 +192,13 @@ impl Place<'_> {
             "second" => after(&["to"]) && !self.is(-2, "similar") || self.is_kind(-1, Kind::String),
             _ => NEVER_FUNCTIONS.binary_search(&name).is_ok(),
         }
+    }
+
+    /// Whether this is behind AS and a name. A field or a column may have that for its own name, and no keyword behind it
+    /// is a name.
+    fn is_after_alias(&self) -> bool {
+        let is_name = self.name(-1).is_some_and(|name| !is_reserved(&name));
+        is_name && self.is(-2, "as") && !self.is_kind(-3, Kind::Dot) && !self.is(-3, "as")
     }
 
     /// Whether an item of a GROUP BY begins here.
@@ -588,6 +596,18 @@ mod tests {
                 Why::UnknownFunction,
             ),
             ("select a, columns(1) from t", Why::UnknownFunction),
+            ("select 1 as as from columns(1)", Why::UnknownFunction),
+            ("select 1 as as, columns(1) from t", Why::UnknownFunction),
+            ("select t.as = columns(1) from t", Why::UnknownFunction),
+            (
+                "select (t).as between columns(1) and 2 from t",
+                Why::UnknownFunction,
+            ),
+            (
+                "select 1 as as where columns('a') <> ''",
+                Why::UnknownFunction,
+            ),
+            ("select t.group by, cube(1) from t", Why::UnknownFunction),
             (
                 "select a from t where b like columns('c')",
                 Why::UnknownFunction,
