@@ -17,6 +17,7 @@ mod ending;
 pub mod explain;
 mod inspection;
 pub mod intern;
+mod local;
 mod ordinary;
 pub mod own;
 pub mod params;

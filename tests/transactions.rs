@@ -927,6 +927,71 @@ fn a_transaction_that_finds_no_server_has_failed_and_its_session_goes_on() {
 }
 
 #[test]
+fn a_deallocate_of_what_was_prepared_by_message_needs_no_server() {
+    let cluster = start(1);
+    let gateway = with_routing(&cluster, "");
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    let primary = cluster.primary();
+    settle(&mut raw, primary.port());
+    // As libpq prepares a statement, runs it, and has no other word for its end.
+    let prepare = |out: &mut _| {
+        encode::parse(out, b"one", b"SELECT v FROM t", b"\0\0");
+        out.extend_from_slice(encode::SYNC);
+    };
+    let run = |out: &mut _| {
+        encode::bind_head(out, b"", b"one", 6);
+        out.extend_from_slice(b"\0\0\0\0\0\0");
+        encode::body(out, b'E', b"\0\0\0\0\0");
+        out.extend_from_slice(encode::SYNC);
+    };
+    let query = |sql: &'static str| move |out: &mut _| encode::query(out, sql.as_bytes());
+    let read = |raw: &mut Raw, status: &str, end: &'static str| {
+        assert_eq!(tell(raw, prepare), format!("1Z{status}"));
+        assert_eq!(tell(raw, run), format!("2DCSELECT 1Z{status}"));
+        assert_eq!(
+            tell(raw, query(end)),
+            format!("C{end}Z{status}").replace(" one", "")
+        );
+    };
+    let on_primary = || gateway.metric("tidegate_queries_total", "route=\"primary\"");
+    let before = on_primary();
+    for _ in 0..3 {
+        read(&mut raw, "I", "DEALLOCATE one");
+        read(&mut raw, "I", "DEALLOCATE ALL");
+        assert_eq!(tell(&mut raw, query("BEGIN READ ONLY")), "CBEGINZT");
+        read(&mut raw, "T", "DEALLOCATE one");
+        read(&mut raw, "T", "DEALLOCATE ALL");
+        assert_eq!(tell(&mut raw, query("COMMIT")), "CCOMMITZI");
+    }
+    assert_eq!(on_primary(), before, "the primary is not told");
+
+    assert_eq!(tell(&mut raw, prepare), "1ZI");
+    raw.send(query("EXPLAIN ROUTE DEALLOCATE one"));
+    let item = |row: &[u8]| row.windows(11).any(|part| part == b"goes now to");
+    let row = std::iter::repeat_with(|| raw.until(b'D')).find(|row| item(row));
+    let way = String::from_utf8_lossy(body(&row.expect("a row"))).into_owned();
+    assert!(way.contains("no server"), "{way}");
+    raw.until(b'Z');
+
+    primary.stop(StopMode::Immediate).expect("stopped");
+    wait_for("the primary to be missed", || {
+        gateway.metric("tidegate_up", "") == 1.0
+    });
+    assert_eq!(tell(&mut raw, query("DEALLOCATE one")), "CDEALLOCATEZI");
+    let began = std::time::Instant::now();
+    for _ in 0..3 {
+        read(&mut raw, "I", "DEALLOCATE one");
+        read(&mut raw, "I", "DEALLOCATE ALL");
+    }
+    let took = began.elapsed();
+    assert!(
+        took < std::time::Duration::from_secs(5),
+        "nobody waits for a primary: {took:?}"
+    );
+}
+
+#[test]
 fn what_a_transaction_has_set_is_undone_without_a_server_and_what_it_saw_was_seen() {
     let cluster = start(2);
     let gateway = eager_with_one_server(&cluster);

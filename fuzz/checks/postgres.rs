@@ -271,6 +271,7 @@ impl Postgres {
                 None if is_words(sql, &["deallocate", "all"])
                     || is_words(sql, &["deallocate", "prepare", "all"]) =>
                 {
+                    tag = b"DEALLOCATE ALL".to_vec();
                     self.forget_named();
                 }
                 None => return Err(("42601", b"syntax error".to_vec())),

@@ -72,6 +72,9 @@ impl Client {
         if self.is_of_no_server(said) {
             return Way::Later;
         }
+        if self.session.only_forgets(&self.batch) {
+            return Way::Forgets;
+        }
         if self.session.roams_on_replica() {
             return match self.verdict().await {
                 Verdict::Stays => Way::Stays,
@@ -164,6 +167,8 @@ enum Way {
     Nowhere(Complaint),
     /// To no server yet: the transaction is on none, and the batch only begins or ends it.
     Later,
+    /// To none: it drops a name that only the session has.
+    Forgets,
     /// To the replica that its transaction is on.
     Stays,
     /// To the primary, whatever the replicas have.
@@ -216,6 +221,7 @@ impl Outlook<'_> {
         let reason = match &self.way {
             Way::Nowhere(_) => return "refused",
             Way::Later => Reason::Transaction,
+            Way::Forgets => Reason::SessionState,
             Way::Stays => Reason::TransactionRead,
             Way::Primary(reason) | Way::Read(ReadRoute::Primary(reason)) => *reason,
             Way::Read(_) if is_of_transaction => Reason::TransactionRead,
@@ -235,6 +241,7 @@ impl Outlook<'_> {
                 format!("nowhere: {} ({})", complaint.message, complaint.sqlstate)
             }
             Way::Later => "no server: the transaction is on none yet".to_owned(),
+            Way::Forgets => "no server: only the session knows of the statement".to_owned(),
             Way::Stays => match &self.client.held_replica {
                 Some(server) => server.node().name.clone(),
                 None => self.primary(),
@@ -330,6 +337,7 @@ impl Outlook<'_> {
             Way::Nowhere(_) => return Some("refused"),
             Way::Stays if self.is_held(node) => return None,
             Way::Later | Way::Stays => return Some("transaction"),
+            Way::Forgets => return Some(Reason::SessionState.name()),
             Way::Primary(reason) => return Some(reason.name()),
             Way::Read(_) => {}
         }

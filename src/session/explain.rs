@@ -5,10 +5,12 @@
 //! answer, which is for whoever knows the nodes to give; or has anything run of what it is about.
 
 use super::Session;
-use super::batch::{Batch, End, Step};
+use super::batch::{Batch, End};
+use super::bound::Bound;
 use super::own::Complaint;
 use super::settings::literal;
 use super::statements::{Prepared, Unnamed};
+use super::tracked::{Text, Tracked};
 use crate::sql::explain::{Judged, Line};
 use crate::sql::{Class, Pin, Why, command};
 
@@ -123,10 +125,12 @@ impl Session {
         self.take_in(&class, sql, &mut batch);
         self.look_for_own(&class, sql, &mut batch);
         (batch.executes, batch.end) = (true, Some(End::Ready));
-        batch.steps.push(Step::Query {
-            at: 0..len,
-            tracked: None,
-        });
+        let text = || Text::Query(sql.into());
+        let conforming = self.has_conforming_strings();
+        let tracked = Tracked::of(&class, sql, text, false, conforming, Bound::default());
+        batch
+            .steps
+            .push(self.query_step(&class, sql, 0..len, tracked));
         let known = (self.catalog.as_ref()).filter(|_| batch.why != Why::CatalogUnknown);
         let catalog = known.and_then(|known| known.latest());
         let judged = Judged {

@@ -38,6 +38,11 @@ impl Pins {
         self.held.is_empty()
     }
 
+    /// Whether there is none, and none is suspected.
+    pub fn are_settled_and_none(&self) -> bool {
+        self.held.is_empty() && self.suspects.is_empty()
+    }
+
     pub fn contains(&self, pin: Pin) -> bool {
         self.held.contains(pin)
     }

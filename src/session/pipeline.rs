@@ -1,10 +1,7 @@
-//! Owns: from the client's messages to a batch: what they are, and what they need. Never: answers the
-//! client, except where no server is needed for it.
+//! Owns: from the client's messages to a batch: what they are, and what they need. Never: answers the client.
 
 use std::ops::Range;
 use std::sync::Arc;
-
-use bytes::BytesMut;
 
 use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::bound::Bound;
@@ -16,7 +13,7 @@ use crate::sql::catalog::Catalog;
 use crate::sql::{Class, Need, Pin, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
 use crate::wire::message::{self, Status, Target};
-use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError, encode};
+use crate::wire::{FRAME_BUFFERED_BYTES_MAX, PARSE_BYTES_MAX, WireError};
 
 /// A pipeline longer than this is sent before its Sync has been seen, in bytes.
 pub const PIPELINE_BYTES_MAX: usize = 256 << 10;
@@ -283,18 +280,27 @@ impl Session {
                 return batch.explain(sql);
             }
         }
-        let names = self.renames(&class, sql);
-        let step = if names.is_empty() {
-            Step::Query { at, tracked }
-        } else {
-            let text = at.start + HEADER..at.end - 1;
-            Step::Renamed {
-                text,
-                names,
-                tracked,
-            }
-        };
-        batch.steps.push(step);
+        batch.steps.push(self.query_step(&class, sql, at, tracked));
+    }
+
+    /// A Query that is told to a server.
+    pub(super) fn query_step(
+        &self,
+        class: &Class,
+        sql: &[u8],
+        at: Range<usize>,
+        tracked: Option<Tracked>,
+    ) -> Step {
+        let names = self.renames(class, sql);
+        if names.is_empty() {
+            return Step::Query { at, tracked };
+        }
+        let text = at.start + HEADER..at.end - 1;
+        Step::Renamed {
+            text,
+            names,
+            tracked,
+        }
     }
 
     /// The statements that `sql` names and that the client has prepared by message, with the names'
@@ -654,30 +660,5 @@ impl Session {
             }
         }
         Ok(self.open(batch))
-    }
-
-    /// Whether `batch` can be answered without any server.
-    ///
-    /// That includes preparing what a server has accepted before: clients that hold all servers in
-    /// open transactions must not wait for one that only wants to prepare the same statements.
-    pub fn is_local(&self, batch: &Batch) -> bool {
-        let local = |step: &Step| match step {
-            Step::CloseStatement { .. } | Step::Sync { .. } | Step::Flush { .. } => true,
-            Step::Parse { prepared, .. } => prepared.is_proven() && self.status != Status::Failed,
-            _ => false,
-        };
-        batch.beyond == 0 && batch.refused.is_none() && batch.steps.iter().all(local)
-    }
-
-    /// Answers a batch that [is local](Self::is_local), where no server is held.
-    pub fn answer_locally(&self, batch: &Batch, out: &mut BytesMut) {
-        for step in &batch.steps {
-            match step {
-                Step::CloseStatement { .. } => out.extend_from_slice(encode::CLOSE_COMPLETE),
-                Step::Parse { .. } => out.extend_from_slice(encode::PARSE_COMPLETE),
-                Step::Sync { .. } => encode::ready(out, self.status),
-                _ => {}
-            }
-        }
     }
 }

@@ -127,7 +127,12 @@ impl Session {
             } => {
                 let apart = !server.owes_within_pipeline();
                 let mut missing = false;
-                for rename in names {
+                // One that has failed says so whatever it has, in words that a Parse would not be answered in.
+                let needed = match server.status {
+                    Status::Failed if apart => &[][..],
+                    _ => names,
+                };
+                for rename in needed {
                     missing |= self.ensure(server, &rename.prepared, speech.own()) == Ensured::Said;
                 }
                 // If one can't be prepared, the server is not to skip the Query over that. What it has

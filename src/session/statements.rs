@@ -378,6 +378,11 @@ impl Statements {
         Some(removed)
     }
 
+    /// Whether all those with a name are so.
+    pub(super) fn all(&self, are: impl Fn(&Prepared) -> bool) -> bool {
+        self.named.values().all(|prepared| are(prepared))
+    }
+
     /// DEALLOCATE ALL and DISCARD ALL, which spare the unnamed statement.
     pub fn clear_named(&mut self) {
         self.named.clear();

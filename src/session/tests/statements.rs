@@ -522,6 +522,75 @@ fn a_server_keeps_its_statements_when_others_are_discarded() {
     assert_eq!(bound(&mut session, &mut server), 5, "it is prepared first");
 }
 
+/// What the client is answered without a server, if that can be.
+fn answered(session: &mut Session, sql: &str) -> Option<BytesMut> {
+    let client = frame(b'Q', format!("{sql}\0").as_bytes());
+    let mut batch = Batch::new();
+    session.plan(&client, &mut batch).unwrap();
+    let mut out = BytesMut::new();
+    session.only_forgets(&batch).then(|| {
+        assert!(session.is_local(&batch));
+        session.answer_locally(&batch, &mut out);
+        out
+    })
+}
+
+fn prepare(session: &mut Session, server: &mut ServerState, name: &str) {
+    let client = [parse(name, "SELECT 1"), SYNC.to_vec()].concat();
+    let said = told(session, server, &client);
+    let answers = match &*tags(&said) {
+        "S" => vec![ready("I")],
+        _ => [prepared(&[]), vec![ready("I")]].concat(),
+    };
+    assert_eq!(heard(session, server, &answers), "1Z");
+}
+
+#[test]
+fn a_deallocate_of_what_a_message_has_prepared_needs_no_server() {
+    let (mut session, mut server) = (session(), server());
+    let says = |tag: &str| Some(BytesMut::from(&[done(tag), ready("I")].concat()[..]));
+    for (name, sql) in [
+        ("s", "DEALLOCATE S"),
+        ("S s", "deallocate prepare \"S s\" -- gone"),
+        ("s", "DEALLOCATE s;;"),
+    ] {
+        prepare(&mut session, &mut server, name);
+        assert_eq!(answered(&mut session, sql), says("DEALLOCATE"), "{sql}");
+        assert_eq!(answered(&mut session, sql), None, "it is gone");
+        assert_eq!(server.statements.len(), 1, "others may use it");
+    }
+    prepare(&mut session, &mut server, "s");
+    prepare(&mut session, &mut server, "t");
+    let all = answered(&mut session, "DEALLOCATE ALL");
+    assert_eq!(all, says("DEALLOCATE ALL"));
+    assert!(!session.statements.has_named());
+
+    prepare(&mut session, &mut server, "s");
+    for sql in [
+        "DEALLOCATE nowhere",
+        "DEALLOCATE s; SELECT 1",
+        "/* tidegate: primary */ DEALLOCATE s",
+        "EXPLAIN ROUTE DEALLOCATE s",
+        "EXECUTE s",
+    ] {
+        assert_eq!(answered(&mut session, sql), None, "{sql}");
+    }
+    let begun = frame(b'Q', b"BEGIN\0");
+    told(&mut session, &mut server, &begun);
+    heard(&mut session, &mut server, &[done("BEGIN"), ready("T")]);
+    assert_eq!(
+        answered(&mut session, "DEALLOCATE s"),
+        None,
+        "its transaction"
+    );
+    told(&mut session, &mut server, &frame(b'Q', b"COMMIT\0"));
+    heard(&mut session, &mut server, &[done("COMMIT"), ready("I")]);
+    session.pins.found(Pin::PreparedStatement, b"by_sql");
+    assert_eq!(answered(&mut session, "DEALLOCATE ALL"), None);
+    assert_eq!(answered(&mut session, "DEALLOCATE by_sql"), None);
+    assert_eq!(answered(&mut session, "DEALLOCATE s"), says("DEALLOCATE"));
+}
+
 #[test]
 fn what_a_deallocate_leaves_is_known_before_statements_are_named() {
     for forget in ["DEALLOCATE s", "DEALLOCATE ALL", "DISCARD ALL"] {
