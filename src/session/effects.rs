@@ -110,7 +110,7 @@ pub enum Suspicion {
 /// Asks for all of it.
 const QUESTION: &str = include_str!("effects/question.sql");
 
-/// Said before the [`QUESTION`], in its transaction: how it is planned is not left to the settings of whoever asks.
+/// Said before the [`question`], in its transaction: how it is planned is not left to the settings of whoever asks.
 /// Without hash joins, say, all words of all functions would be compared with all names. To compile it would take longer
 /// than to answer it.
 pub const PLANNING: &str = "SELECT NULL, name, pg_catalog.set_config(name, boot_val, true) \

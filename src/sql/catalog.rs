@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::functions::{self, Rules, Safety};
-use super::lexer::{self, Kind, Lexer, clipped};
+use super::lexer::{Kind, Lexer, clipped};
 use super::{Class, Need, Statement, Verb, Why, relations};
 
 /// Rows that an answer may have. A database of more names is not judged by its catalog.
@@ -34,10 +34,8 @@ struct Contents {
     relations: Names<Vec<Box<str>>>,
     /// Unsafe functions that may be written like a column: `a.f` for `f(a)`.
     fields: BTreeSet<Box<str>>,
-    /// Types that call an unsafe function wherever they are named.
+    /// Types that call an unsafe function wherever they are named, and the relations that have values of these.
     types: BTreeSet<Box<str>>,
-    /// Tables to whose rows nothing is converted without such a call; they are read without one.
-    rows: BTreeSet<Box<str>>,
     operators: BTreeSet<Box<str>>,
     /// Unsafe functions that are called without a word, and by what.
     everywhere: Vec<(Box<str>, Box<str>)>,
@@ -167,8 +165,7 @@ impl Catalog {
         let functions: usize = c.functions.values().map(Vec::len).sum();
         let relations: usize = c.relations.values().map(Vec::len).sum();
         let late: usize = c.late_relations.values().map(Vec::len).sum();
-        let unseen =
-            c.fields.len() + c.types.len() + c.rows.len() + c.operators.len() + c.everywhere.len();
+        let unseen = c.fields.len() + c.types.len() + c.operators.len() + c.everywhere.len();
         functions + relations + unseen + late + c.late_fields.len()
     }
 
@@ -209,20 +206,7 @@ impl Catalog {
                 return (Verdict::UnsafeRelation, Some(written.to_string()));
             }
         }
-        // These take the name of a type that they convert to elsewhere than a cast has it; XMLTABLE is no function.
-        const CONVERT: [&str; 7] = [
-            "json_query",
-            "json_table",
-            "json_value",
-            "json_to_record",
-            "json_to_recordset",
-            "jsonb_to_record",
-            "jsonb_to_recordset",
-        ];
-        let is_one = |written: &str| CONVERT.contains(&&*parts(written).1);
-        let anywhere = class.functions.iter().any(|written| is_one(written))
-            || lexer::contains(sql, b"xmltable");
-        if let Some(name) = self.hidden(sql, anywhere) {
+        if let Some(name) = self.hidden(sql) {
             return (Verdict::HiddenFunction, Some(name));
         }
         match unknown {
@@ -297,13 +281,11 @@ impl Catalog {
             })
     }
 
-    /// What in `sql` calls an unsafe function without naming it. What it names may be converted to wherever it
-    /// is named, or only where that can be told.
-    fn hidden(&self, sql: &[u8], anywhere: bool) -> Option<String> {
+    /// What in `sql` calls an unsafe function without naming it.
+    fn hidden(&self, sql: &[u8]) -> Option<String> {
         let Contents {
             fields,
             types,
-            rows,
             operators,
             everywhere,
             ..
@@ -313,13 +295,10 @@ impl Catalog {
         }
         let mut lexer = Lexer::new(sql, true);
         let mut after_dot = false;
-        // It is in the name of what something is converted to, or is named after AS.
-        let mut converts = false;
         let mut next = lexer.solid();
         while let Some(token) = next {
             next = lexer.solid();
             let is_called = next.is_some_and(|next| next.kind == Kind::Open);
-            let is_of_literal = next.is_some_and(|next| next.kind == Kind::String);
             let text = token.text(sql);
             if token.kind == Kind::Operator {
                 // It may run into a sign, so whatever holds it counts.
@@ -329,15 +308,11 @@ impl Catalog {
                 }
             } else if let Some(name) = token.name(sql)
                 && let Ok(name) = str::from_utf8(clipped(&name))
-                && (types.contains(name)
-                    || after_dot && !is_called && fields.contains(name)
-                    || (converts || is_of_literal || anywhere) && rows.contains(name))
+                && (types.contains(name) || after_dot && !is_called && fields.contains(name))
             {
                 return Some(name.to_owned());
             }
             after_dot = token.kind == Kind::Dot;
-            let goes_on = after_dot || next.is_some_and(|next| next.kind == Kind::Dot);
-            converts = text == b"::" || token.is(sql, "as") || converts && goes_on;
         }
         None
     }
@@ -357,7 +332,6 @@ impl Contents {
             "relation" => self.relations.entry(name).or_default().push(schema),
             "field" => drop(self.fields.insert(name)),
             "type" => drop(self.types.insert(name)),
-            "row" => drop(self.rows.insert(name)),
             "operator" => drop(self.operators.insert(name)),
             "late_relation" => self.late_relations.entry(name).or_default().push(schema),
             "late_field" => drop(self.late_fields.insert(name)),

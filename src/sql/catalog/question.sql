@@ -167,14 +167,10 @@ UNION ALL SELECT 'function', 'pg_catalog', name, 'unsafe'
 UNION ALL SELECT DISTINCT 'field', NULL, p.proname::text, NULL
     FROM of_functions u JOIN pg_proc p ON p.oid = u.oid
     WHERE p.pronargs > 0 AND p.pronargs - p.pronargdefaults <= 1
--- A literal beside an array of such a type, a range or a row, is made one of those without a word: where there are columns
--- like that, any reading may do so.
-UNION ALL SELECT DISTINCT CASE WHEN c.relkind <> 'c' AND NOT EXISTS (
-            SELECT FROM pg_attribute a JOIN checked k ON k.oid = a.atttypid JOIN pg_type y ON y.oid = k.oid
-            WHERE a.attrelid = c.oid AND a.attnum > 0
-                AND (y.typtype <> 'd' OR y.typbasetype IN (SELECT oid FROM checked)))
-        THEN 'row' ELSE 'type' END, NULL, t.typname::text, NULL
-    FROM of_types u JOIN pg_type t ON t.oid = u.oid LEFT JOIN pg_class c ON c.oid = t.typrelid
+-- Relations with columns of such types among them: a literal beside one, in an array, a row or a call of a polymorphic
+-- function, is made one without a word.
+UNION ALL SELECT DISTINCT 'type', NULL, t.typname::text, NULL
+    FROM of_types u JOIN pg_type t ON t.oid = u.oid
     WHERE t.oid >= 16384
 UNION ALL SELECT 'relation', n.nspname::text, c.relname::text, NULL
     FROM of_relations u JOIN pg_class c ON c.oid = u.oid
