@@ -72,7 +72,7 @@ impl Client {
         if self.is_of_no_server(said) {
             return Way::Later;
         }
-        if self.session.only_forgets(&self.batch) {
+        if self.held.is_none() && self.session.only_forgets(&self.batch) {
             return Way::Forgets;
         }
         if self.session.roams_on_replica() {
