@@ -362,8 +362,8 @@ impl Pool {
         inner.idle.is_empty() && (inner.open >= inner.limits.size || inner.has_all_it_gets())
     }
 
-    /// Closes what has been idle or alive for too long, or is closed by its node, and has one try who waits for lack of room at the node.
-    /// `true` when the pool has nothing left.
+    /// Closes what has been idle or alive for too long, or its node has closed, and has one try who waits for lack of
+    /// room at the node. `true` when the pool has nothing left.
     pub fn reap(self: &Arc<Self>) -> bool {
         let now = Instant::now();
         let mut old = Vec::new();

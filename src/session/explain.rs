@@ -6,11 +6,9 @@
 
 use super::Session;
 use super::batch::{Batch, End};
-use super::bound::Bound;
 use super::own::Complaint;
 use super::settings::literal;
 use super::statements::{Prepared, Unnamed};
-use super::tracked::{Text, Tracked};
 use crate::sql::explain::{Judged, Line};
 use crate::sql::{Class, Pin, Why, command};
 
@@ -125,12 +123,9 @@ impl Session {
         self.take_in(&class, sql, &mut batch);
         self.look_for_own(&class, sql, &mut batch);
         (batch.executes, batch.end) = (true, Some(End::Ready));
-        let text = || Text::Query(sql.into());
-        let conforming = self.has_conforming_strings();
-        let tracked = Tracked::of(&class, sql, text, false, conforming, Bound::default());
-        batch
-            .steps
-            .push(self.query_step(&class, sql, 0..len, tracked));
+        let tracked = self.tracked_query(&class, sql, false);
+        let step = self.query_step(&class, sql, 0..len, tracked);
+        batch.steps.push(step);
         let known = (self.catalog.as_ref()).filter(|_| batch.why != Why::CatalogUnknown);
         let catalog = known.and_then(|known| known.latest());
         let judged = Judged {

@@ -264,16 +264,7 @@ impl Session {
         self.statements.drop_unnamed();
         batch.touches_databases |= class.touches_databases();
         self.judge(&class, need, sql, batch);
-        let text = || Text::Query(sql.into());
-        let keeps = self.keeps_words(batch);
-        let tracked = Tracked::of(
-            &class,
-            sql,
-            text,
-            keeps,
-            self.has_conforming_strings(),
-            Bound::default(),
-        );
+        let tracked = self.tracked_query(&class, sql, self.keeps_words(batch));
         if tracked.is_some() {
             self.look_for_own(&class, sql, batch);
             if class.explains {
@@ -281,6 +272,18 @@ impl Session {
             }
         }
         batch.steps.push(self.query_step(&class, sql, at, tracked));
+    }
+
+    /// What is remembered of a Query until it succeeds; with its text if that may have to be said again.
+    pub(super) fn tracked_query(
+        &self,
+        class: &Arc<Class>,
+        sql: &[u8],
+        keeps: bool,
+    ) -> Option<Tracked> {
+        let text = || Text::Query(sql.into());
+        let conforming = self.has_conforming_strings();
+        Tracked::of(class, sql, text, keeps, conforming, Bound::default())
     }
 
     /// A Query that is told to a server.

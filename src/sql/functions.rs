@@ -156,8 +156,8 @@ pub const PREFIXES: [&str; 7] = [
     "dblink",
 ];
 
-/// Functions without a telling prefix, built in or of PostgreSQL's extensions, that write, lock, run text as SQL, or depend on the
-/// server or the session.
+/// Functions without a telling prefix, built in or of PostgreSQL's extensions, that write, lock, run text as SQL, or
+/// depend on the server or the session.
 const UNSAFE: [&str; 41] = [
     "brin_desummarize_range",
     "brin_summarize_new_values",

@@ -142,8 +142,7 @@ fn a_transaction_stays_where_it_reads() {
         ),
         ("BEGIN READ ONLY", "SHOW transaction_read_only", stays),
     ] {
-        let (mut session, mut replica) = (eager(), server());
-        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        let (mut session, _) = begun(begin);
         assert_eq!(verdict(&mut session, sql), expected, "{begin}; {sql}");
     }
 }
@@ -151,8 +150,7 @@ fn a_transaction_stays_where_it_reads() {
 #[test]
 fn what_a_transaction_holds_ties_it() {
     let begun = |begin: &str, then: &str| {
-        let (mut session, mut replica) = (eager(), server());
-        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        let (mut session, mut replica) = begun(begin);
         run(&mut session, &mut replica, then, ["SELECT 1", "T"]);
         (session, replica)
     };
@@ -178,6 +176,13 @@ fn what_a_transaction_holds_ties_it() {
     run(&mut session, &mut replica, &long, ["SET", "T"]);
     assert_eq!(verdict(&mut session, &long), Verdict::Moves);
     assert_eq!(verdict(&mut session, "SELECT a FROM t"), Verdict::Stays);
+}
+
+/// A transaction that has begun on a replica.
+fn begun(begin: &str) -> (Session, ServerState) {
+    let (mut session, mut replica) = (eager(), server());
+    run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+    (session, replica)
 }
 
 /// Plans these messages and a Sync.
@@ -212,8 +217,7 @@ fn what_comes_behind_a_chain_ties_the_next_transaction() {
         ),
         (snapshot, vec![], Verdict::Moves),
     ] {
-        let (mut session, mut replica) = (eager(), server());
-        run(&mut session, &mut replica, begin, ["BEGIN", "T"]);
+        let (mut session, mut replica) = begun(begin);
         let chain = [parse("", "COMMIT AND CHAIN"), bind(""), execute()].to_vec();
         let messages = [chain, then.clone()].concat();
         let client = [&messages.concat()[..], SYNC].concat();
@@ -246,13 +250,7 @@ fn what_comes_behind_a_chain_ties_the_next_transaction() {
 
 #[test]
 fn words_are_bounded_though_a_portal_is_gone_on_with() {
-    let (mut session, mut replica) = (eager(), server());
-    run(
-        &mut session,
-        &mut replica,
-        "BEGIN READ ONLY",
-        ["BEGIN", "T"],
-    );
+    let (mut session, _) = begun("BEGIN READ ONLY");
     let batch = pipeline(
         &mut session,
         &[
@@ -274,13 +272,7 @@ fn words_are_bounded_though_a_portal_is_gone_on_with() {
 #[test]
 fn an_unnamed_portal_ties_a_transaction_to_what_goes_on_with_it() {
     let after = |messages: &[Vec<u8>]| {
-        let (mut session, mut replica) = (eager(), server());
-        run(
-            &mut session,
-            &mut replica,
-            "BEGIN READ ONLY",
-            ["BEGIN", "T"],
-        );
+        let (mut session, _) = begun("BEGIN READ ONLY");
         let batch = pipeline(&mut session, messages);
         session.note_place(&batch, Some(EAGER));
         session
