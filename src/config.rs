@@ -103,6 +103,8 @@ pub struct Listen {
     pub address: Vec<SocketAddr>,
     /// Where there is a Unix socket for each of the addresses' ports.
     pub unix_socket_dir: Option<PathBuf>,
+    /// Whether another process may listen on the same addresses meanwhile.
+    pub reuse_port: bool,
     /// `None` offers no TLS.
     pub tls: Option<ListenTls>,
     pub max_clients: usize,
@@ -112,6 +114,8 @@ pub struct Listen {
     pub workers_min: usize,
     /// How long a client may take from connecting to being logged in.
     pub login_timeout: Duration,
+    /// How long, once told to end, the proxy serves the clients that it has, before it shuts down.
+    pub shutdown_grace: Duration,
     /// How long a shutdown waits for open transactions.
     pub shutdown_timeout: Duration,
 }
@@ -121,11 +125,13 @@ impl Default for Listen {
         Listen {
             address: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 6432))],
             unix_socket_dir: None,
+            reuse_port: false,
             tls: None,
             max_clients: 10_000,
             workers: 0,
             workers_min: 1,
             login_timeout: Duration::from_secs(60),
+            shutdown_grace: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(30),
         }
     }

@@ -101,7 +101,7 @@ fn answer(request: &Request<Incoming>, proxy: &Proxy) -> Response<Full<Bytes>> {
 /// be there: reads go on without one and writes wait for the next, at every proxy alike, so that a balancer which
 /// went by that would be left with none of them.
 fn readiness(proxy: &Proxy) -> Response<Full<Bytes>> {
-    if proxy.draining.load(Ordering::Relaxed) {
+    if proxy.closed.load(Ordering::Relaxed) {
         return text(
             StatusCode::SERVICE_UNAVAILABLE,
             "shutting down\n".to_owned(),

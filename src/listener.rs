@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::auth::Users;
 use crate::cluster::Clusters;
@@ -71,9 +72,10 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     let config = Arc::new(config);
     let workers = Workers::start(config.listen.workers, config.listen.workers_min)?;
     control.block_on(async {
-        let (listeners, socket_files) = listen(&config.listen)?;
+        let (entrances, socket_files) = listen(&config.listen)?;
+        let shares = config.listen.reuse_port;
         let http = match config.http.address {
-            Some(address) => Some(bind(address, Service::Http)?),
+            Some(address) => Some(bind(address, Service::Http, shares)?),
             None => None,
         };
         for warning in config.warnings().iter().chain(&tls.warnings) {
@@ -88,28 +90,32 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
             tls: ArcSwap::from_pointee(tls),
             sessions: Sessions::default(),
             welcomes: handshake::Welcomes::default(),
+            closed: false.into(),
             draining: false.into(),
             orders,
             config: ArcSwap::from(config),
         });
-        if let Some(http) = http {
-            tokio::spawn(http::serve(http, proxy.clone()));
-        }
+        let http = http.map(|http| tokio::spawn(http::serve(http, proxy.clone())));
         tokio::spawn(tend(proxy.clone()));
         tokio::spawn(workers.clone().balance());
-        let accepting: Vec<_> = listeners
+        let doors: Vec<_> = entrances
             .into_iter()
-            .map(|listener| tokio::spawn(accept(listener, proxy.clone(), workers.clone())))
+            .map(|entrance| Door::open(entrance, &proxy, &workers))
             .collect();
         let mut signals = Signals::install(ordered)?;
-        signals.until_stop(&proxy, path).await;
-        for task in accepting {
-            task.abort();
-            // Its socket goes with it, and not before it has.
-            let _ = task.await;
+        let signal = signals.until_stop(&proxy, path).await;
+        tracing::info!(signal, "shutting down: no new clients are taken");
+        proxy.closed.store(true, Ordering::SeqCst);
+        for door in doors {
+            door.close(&proxy, &workers).await;
+        }
+        if let Some(http) = http.filter(|_| shares) {
+            // Who asks for health and metrics is to hear of whoever takes our place.
+            http.abort();
         }
         // Whoever takes our place may have the name.
         drop(socket_files);
+        let_leave(&proxy, &mut signals, path).await;
         if shut_down(&proxy, &mut signals).await == Pace::AtOnce {
             return Ok(());
         }
@@ -150,6 +156,52 @@ impl Entrance {
             }
         }
     }
+
+    /// Listens no more. Who has connected by then, and would be cut off with it, is handed out.
+    fn close(self, mut hand_out: impl FnMut(Arrived)) -> io::Result<()> {
+        match self {
+            Entrance::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((socket, _)) = listener.accept() {
+                    socket.set_nonblocking(true)?;
+                    hand_out(Arrived::Tcp(socket));
+                }
+            }
+            Entrance::Unix(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((socket, _)) = listener.accept() {
+                    socket.set_nonblocking(true)?;
+                    hand_out(Arrived::Unix(socket));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An entrance, and the task that lets clients in there.
+struct Door {
+    entrance: Arc<Entrance>,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    fn open(entrance: Entrance, proxy: &Arc<Proxy>, workers: &Arc<Workers>) -> Door {
+        let entrance = Arc::new(entrance);
+        let task = tokio::spawn(accept(entrance.clone(), proxy.clone(), workers.clone()));
+        Door { entrance, task }
+    }
+
+    async fn close(self, proxy: &Arc<Proxy>, workers: &Arc<Workers>) {
+        self.task.abort();
+        // The entrance is nobody else's only once the task has gone.
+        let _ = self.task.await;
+        let closed = Arc::into_inner(self.entrance)
+            .map(|entrance| entrance.close(|socket| hand_over(socket, proxy, workers)));
+        if let Some(Err(error)) = closed {
+            tracing::warn!(%error, "who had just connected is cut off");
+        }
+    }
 }
 
 impl Arrived {
@@ -177,7 +229,7 @@ impl Arrived {
 fn listen(config: &config::Listen) -> Result<(Vec<Entrance>, Vec<SocketFile>), RunError> {
     let (mut entrances, mut ports) = (Vec::new(), Vec::new());
     for &address in &config.address {
-        let listener = bind(address, Service::Clients)?;
+        let listener = bind(address, Service::Clients, config.reuse_port)?;
         let address = listener.local_addr()?;
         tracing::info!(%address, "listening");
         ports.push(address.port());
@@ -242,7 +294,8 @@ impl Service {
     }
 }
 
-fn bind(address: SocketAddr, service: Service) -> Result<TcpListener, RunError> {
+/// Listens there; if it `shares` the address, as does every other process of this user that shares it.
+fn bind(address: SocketAddr, service: Service, shares: bool) -> Result<TcpListener, RunError> {
     let bind = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
@@ -254,6 +307,7 @@ fn bind(address: SocketAddr, service: Service) -> Result<TcpListener, RunError> 
             socket2::SockRef::from(&socket).set_only_v6(only_v6)?;
         }
         socket.set_reuseaddr(true)?;
+        socket.set_reuseport(shares)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
@@ -264,7 +318,7 @@ fn bind(address: SocketAddr, service: Service) -> Result<TcpListener, RunError> 
     })
 }
 
-async fn accept(entrance: Entrance, proxy: Arc<Proxy>, workers: Arc<Workers>) {
+async fn accept(entrance: Arc<Entrance>, proxy: Arc<Proxy>, workers: Arc<Workers>) {
     /// How often that is told, at most.
     const TOLD: Duration = Duration::from_secs(10);
     let mut told: Option<Instant> = None;
@@ -346,13 +400,11 @@ impl Signals {
         })
     }
 
-    async fn until_stop(&mut self, proxy: &Proxy, path: &Path) {
+    /// Does what the others want until one comes that ends the process, which is named.
+    async fn until_stop(&mut self, proxy: &Proxy, path: &Path) -> &'static str {
         loop {
             tokio::select! {
-                name = self.stop.recv() => {
-                    tracing::info!(signal = name.unwrap_or("?"), "shutting down");
-                    return;
-                }
+                name = self.stop.recv() => return name.unwrap_or("?"),
                 _ = self.reload.recv() => {
                     let _ = reload(proxy, path.to_owned());
                 }
@@ -426,6 +478,19 @@ enum Pace {
     AtOnce,
 }
 
+/// Serves the clients that are there until they leave, for as long as `listen.shutdown_grace` or until another signal.
+async fn let_leave(proxy: &Proxy, signals: &mut Signals, path: &Path) {
+    let started = Instant::now();
+    // A reload may change it.
+    let is_over = || started.elapsed() >= proxy.config.load().listen.shutdown_grace;
+    while !proxy.sessions.is_empty() && !is_over() {
+        tokio::select! {
+            _ = signals.until_stop(proxy, path) => return,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+    }
+}
+
 /// Lets open transactions finish, within the limit, or until a second signal. Who is left is told that the server
 /// goes down, and what runs for them is cancelled: nobody would hear what has become of it.
 async fn shut_down(proxy: &Proxy, signals: &mut Signals) -> Pace {
@@ -468,18 +533,38 @@ async fn let_finish(proxy: &Proxy, signals: &mut Signals) -> Pace {
 mod tests {
     use super::*;
 
+    /// As when the last ones come just before it listens no more.
+    #[test]
+    fn who_has_connected_is_let_in_when_an_entrance_closes() {
+        let runtime = runtime::Builder::new_current_thread().enable_io().build();
+        runtime.unwrap().block_on(async {
+            let address = "127.0.0.1:0".parse().unwrap();
+            let listener = bind(address, Service::Clients, false).unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut client = std::net::TcpStream::connect(address).unwrap();
+            let mut let_in = Vec::new();
+            Entrance::Tcp(listener)
+                .close(|socket| let_in.push(socket))
+                .unwrap();
+            assert!(std::net::TcpStream::connect(address).is_err());
+            let [socket] = <[Arrived; 1]>::try_from(let_in).ok().expect("one client");
+            socket.settle().unwrap().write_all(b"x").await.unwrap();
+            io::Read::read_exact(&mut client, &mut [0]).unwrap();
+        });
+    }
+
     #[test]
     fn all_addresses_of_both_families_can_be_listened_on() {
         let runtime = runtime::Builder::new_current_thread().enable_io().build();
         runtime.unwrap().block_on(async {
-            let v6 = bind("[::]:0".parse().unwrap(), Service::Clients);
+            let v6 = bind("[::]:0".parse().unwrap(), Service::Clients, false);
             let Ok(v6) = v6 else {
                 return println!("there is no IPv6 here");
             };
             let port = v6.local_addr().unwrap().port();
             let v4 = SocketAddr::from(([0, 0, 0, 0], port));
-            bind(v4, Service::Clients).expect("the port is free for IPv4");
-            let both = bind("[::]:0".parse().unwrap(), Service::Http).unwrap();
+            bind(v4, Service::Clients, false).expect("the port is free for IPv4");
+            let both = bind("[::]:0".parse().unwrap(), Service::Http, false).unwrap();
             let port = both.local_addr().unwrap().port();
             assert!(TcpStream::connect(("127.0.0.1", port)).await.is_ok());
         });

@@ -82,6 +82,9 @@ pub struct Proxy {
     /// What new sessions share; replaced when the rules for functions change.
     pub shared: ArcSwap<Shared>,
     pub welcomes: handshake::Welcomes,
+    /// No new clients are taken.
+    pub closed: AtomicBool,
+    /// Nor do those stay that are there.
     pub draining: AtomicBool,
     /// What the process is to do.
     pub orders: mpsc::Sender<Order>,

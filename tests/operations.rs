@@ -495,6 +495,60 @@ fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
 }
 
 #[test]
+fn another_process_takes_over_and_no_client_notices() {
+    let cluster = with_items(1);
+    let sharing = |port, http_port, grace: &str| {
+        let config = cluster.config_for(port, http_port);
+        let lines = format!("[listen]\nreuse_port = true\nshutdown_grace = \"{grace}\"");
+        assert!(config.contains("[listen]\n"));
+        config.replacen("[listen]", &lines, 1)
+    };
+    let mut old = Gateway::start_on(2, |port, http_port| sharing(port, http_port, "1h"));
+    let client = Client::open(&old, "app", "");
+    client.rows("UPDATE pgbench_branches SET bbalance = 5");
+    let port = old.port;
+    let new = Gateway::start_on(2, |_, http_port| sharing(port, http_port, "1h"));
+    old.signal("TERM");
+    wait_for("the old one to serve no health", || {
+        old.get("/readyz").is_none()
+    });
+    for _ in 0..20 {
+        assert_eq!(Client::open(&old, "app", "").one("SELECT 1"), "1");
+    }
+    assert_eq!(new.metric("tidegate_queries_total", ""), 20.0);
+    // Whoever is there is served as ever, by a configuration that can be changed.
+    assert_eq!(client.one("SELECT bbalance FROM pgbench_branches"), "5");
+    client.rows("BEGIN");
+    client.rows("UPDATE pgbench_branches SET bbalance = 6");
+    let renewed = sharing(port, old.http_port, "2h");
+    std::fs::write(&old.config_path, renewed).expect("config");
+    old.signal("HUP");
+    wait_for("the reload", || {
+        old.log().contains("configuration reloaded")
+    });
+    client.rows("COMMIT");
+    assert_eq!(client.one("SELECT bbalance FROM pgbench_branches"), "6");
+    drop(client);
+    assert_eq!(old.wait(), Some(0));
+
+    // Who stays too long, or longer than somebody likes, is told.
+    for grace in ["100ms", "1h"] {
+        let mut gateway = Gateway::start_on(2, |port, http_port| sharing(port, http_port, grace));
+        let client = Client::open(&gateway, "app", "");
+        gateway.signal("TERM");
+        wait_for("no new clients to be let in", || {
+            std::net::TcpStream::connect(("127.0.0.1", gateway.port)).is_err()
+        });
+        if grace == "1h" {
+            assert_eq!(client.one("SELECT 1"), "1");
+            gateway.signal("TERM");
+        }
+        assert_eq!(gateway.wait(), Some(0));
+        assert!(gateway.log().contains("client dismissed"));
+    }
+}
+
+#[test]
 fn who_is_cut_off_by_a_shutdown_is_told_and_nothing_goes_on_for_it() {
     let cluster = with_items(1);
     for how in ["too long", "signalled twice", "on nodes that stand still"] {

@@ -69,6 +69,10 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             "listen.unix_socket_dir",
             old.listen.unix_socket_dir != new.listen.unix_socket_dir,
         ),
+        (
+            "listen.reuse_port",
+            old.listen.reuse_port != new.listen.reuse_port,
+        ),
         ("listen.workers", old.listen.workers != new.listen.workers),
         (
             "listen.workers_min",
@@ -111,6 +115,7 @@ pub fn keep_until_restart(new: &mut Config, running: &Config) {
     new.listen
         .unix_socket_dir
         .clone_from(&listen.unix_socket_dir);
+    new.listen.reuse_port = listen.reuse_port;
     new.listen.workers = listen.workers;
     new.listen.workers_min = listen.workers_min;
     new.http.address = running.http.address;
@@ -230,6 +235,7 @@ fn tunables(old: &Config, new: &Config) -> Tunables {
             listen.tls.clone(),
             listen.max_clients,
             listen.login_timeout,
+            listen.shutdown_grace,
             listen.shutdown_timeout,
         )
     };
@@ -442,10 +448,11 @@ mod tests {
         let running = config(OLD);
         let restarts = "127.0.0.1:2\"\nworkers = 3\nworkers_min = 3\nunix_socket_dir = '/x'\n\
                         [http]\naddress = ''\n[log]\nformat = 'json'\nlevel = 'debug'";
-        let wanted = config(
+        let mut wanted = config(
             &OLD.replace("127.0.0.1:1\"", restarts)
                 .replace("size = 5", "size = 6"),
         );
+        wanted.listen.reuse_port = true;
         let mut in_force = wanted.clone();
         keep_until_restart(&mut in_force, &running);
         assert_eq!(diff(&running, &in_force).to_string(), "changed: pool");
@@ -458,7 +465,7 @@ mod tests {
         );
         assert_eq!(
             (again.needs_restart.len(), again.tunables),
-            (7, Tunables::default())
+            (8, Tunables::default())
         );
     }
 

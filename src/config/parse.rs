@@ -47,11 +47,13 @@ const LISTEN: Keys = Keys {
     known: &[
         "address",
         "unix_socket_dir",
+        "reuse_port",
         "tls",
         "max_clients",
         "workers",
         "workers_min",
         "login_timeout",
+        "shutdown_grace",
         "shutdown_timeout",
     ],
     later: &[],
@@ -219,6 +221,7 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
     let listen = Listen {
         address: section.get("address", default.address, Value::socket_addresses)?,
         unix_socket_dir: section.optional("unix_socket_dir", Value::socket_directory)?,
+        reuse_port: section.get("reuse_port", default.reuse_port, Value::boolean)?,
         tls: section.get("tls", default.tls, |value| {
             tls::listen(&value.section(&tls::LISTEN_TLS)?)
         })?,
@@ -232,6 +235,11 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
             value.integer(1..=WORKERS_MAX)
         })?,
         login_timeout: section.get("login_timeout", default.login_timeout, Value::duration)?,
+        shutdown_grace: section.get(
+            "shutdown_grace",
+            default.shutdown_grace,
+            Value::duration_or_zero,
+        )?,
         shutdown_timeout: section.get(
             "shutdown_timeout",
             default.shutdown_timeout,
@@ -249,6 +257,10 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
                 listen.workers, listen.workers_min
             ),
         ));
+    }
+    if listen.reuse_port && listen.unix_socket_dir.is_some() {
+        let message = r#""listen.reuse_port" is not to be had with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#;
+        return Err(section.fault_at("reuse_port", message));
     }
     if let Some(twice) = first_repeated(&listen.address) {
         return Err(section.fault_at("address", format!("address {twice} is listed twice")));

@@ -62,11 +62,13 @@ fn every_key_is_read() {
         [listen]
         address = ["0.0.0.0:1", "[::]:2"]
         unix_socket_dir = "/run/x"
+        reuse_port = false
         tls = { mode = "verify-ca", cert = "c", key = "/k", client_ca = "ca" }
         max_clients = 1_000
         workers = 0x4
         workers_min = 2
         login_timeout = "1s"
+        shutdown_grace = "1h"
         shutdown_timeout = "0"
         [http]
         address = ""
@@ -163,6 +165,7 @@ fn every_key_is_read() {
                 .map(|a| a.parse::<SocketAddr>().unwrap())
                 .to_vec(),
             unix_socket_dir: Some("/run/x".into()),
+            reuse_port: false,
             tls: Some(ListenTls {
                 mode: OfferMode::VerifyCa,
                 cert: "c".into(),
@@ -173,6 +176,7 @@ fn every_key_is_read() {
             workers: 4,
             workers_min: 2,
             login_timeout: seconds(1),
+            shutdown_grace: seconds(3600),
             shutdown_timeout: Duration::ZERO,
         },
         http: Http { address: None },
@@ -471,6 +475,11 @@ fn unix_sockets() {
             "{fault}"
         );
     }
+    let shared = "listen = { reuse_port = true, unix_socket_dir = '/x' }\n";
+    assert_eq!(
+        fault(&format!("{shared}{CLUSTER}")),
+        r#"t.toml:1:25: "listen.reuse_port" is not to be had with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#
+    );
     let text = "[[cluster]]\nname = 'm'\n[[cluster.node]]\naddress = '/run/my:pg:5432'\n";
     let node = &parse(text).unwrap().clusters[0].nodes[0];
     assert_eq!((node.host.as_str(), node.port), ("/run/my:pg", 5432));
