@@ -23,6 +23,7 @@ pub mod own;
 pub mod params;
 mod pins;
 pub mod pipeline;
+mod portals;
 pub mod repair;
 pub mod route;
 pub mod say;
@@ -41,7 +42,6 @@ pub mod transaction;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,11 +51,11 @@ use self::effects::Effects;
 use self::own::Own;
 use self::params::Params;
 use self::pins::Pins;
+use self::portals::Portals;
 use self::schema::Schema;
 use self::settings::Settings;
 use self::statements::{Prepared, Registry, Statements};
 use self::token::Token;
-use self::tracked::Tracked;
 use self::transaction::Roaming;
 use crate::sql::altered::Altered;
 use crate::sql::cache::Classifier;
@@ -105,8 +105,7 @@ pub struct Session {
     /// What is known of the database, where somebody asks it.
     catalog: Option<Arc<catalog::Known>>,
     statements: Statements,
-    /// What portals with effects would do to the session; others are not worth remembering.
-    portals: HashMap<Box<[u8]>, Tracked, foldhash::fast::RandomState>,
+    portals: Portals,
     /// Settings wanted now, and those given at start-up, which RESET goes back to.
     settings: Settings,
     defaults: Settings,
@@ -223,7 +222,7 @@ impl Session {
             shared,
             catalog: None,
             statements: Statements::default(),
-            portals: HashMap::default(),
+            portals: Portals::default(),
             settings: defaults.clone(),
             defaults,
             before: None,

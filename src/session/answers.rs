@@ -222,7 +222,7 @@ impl Session {
                     )
                 })?
             }
-            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind(_)))?,
+            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind { .. }))?,
             b'3' => pop(server, tag, |what| {
                 matches!(
                     what,

@@ -10,6 +10,7 @@ use super::bound::Bound;
 use super::effects::Suspicion;
 use super::explain::Question;
 use super::own::Complaint;
+use super::portals::Replaced;
 use super::server::Forgotten;
 use super::statements::{Prepared, Unnamed};
 use super::tracked::Tracked;
@@ -137,6 +138,7 @@ pub(super) enum Step {
         names: usize,
         beyond: usize,
         of: Of,
+        replaced: Option<Box<Replaced>>,
     },
     /// Of a statement that asks for an explanation.
     BindExplained {
@@ -144,6 +146,7 @@ pub(super) enum Step {
         names: usize,
         beyond: usize,
         question: Box<Question>,
+        replaced: Option<Box<Replaced>>,
     },
     Describe {
         at: Range<usize>,

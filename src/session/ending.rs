@@ -62,9 +62,7 @@ impl Session {
         if self.redefined {
             self.outdate(catalog::Doubt::Anything);
         }
-        if !self.portals.is_empty() {
-            self.portals.clear();
-        }
+        self.portals.clear();
     }
 
     /// The server has reported what DateStyle is as a whole, where a part of it was set.

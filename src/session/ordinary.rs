@@ -131,7 +131,7 @@ fn ordinary(
             (b'T', Expect::Query { .. }) => {}
             (b'C', Expect::Query { tracked, .. }) if has_no_effect(tracked) => {}
             (b'1', Expect::ParseUnnamed)
-            | (b'2', Expect::Bind(_))
+            | (b'2', Expect::Bind { .. })
             | (b'T' | b'n', Expect::Describe(_)) => turn = turns.next()?,
             (b'C', Expect::Execute(tracked)) if has_no_effect(tracked) => turn = turns.next()?,
             (b'Z', Expect::Query { .. } | Expect::Sync) => {

@@ -182,6 +182,7 @@ impl Session {
                 batch.executes = true;
                 batch.portal.execute(portal, rows_max);
                 let tracked = self.portals.get(portal).cloned();
+                batch.unjudged_more |= tracked.is_none() && self.portals.is_partial();
                 batch.forgets |= tracked.as_ref().is_some_and(Tracked::forgets);
                 batch.steps.push(Step::Execute { at, tracked });
             }
@@ -469,11 +470,7 @@ impl Session {
         let sets = effects.as_ref().map_or(Localised::No, Tracked::sets);
         batch.sets = batch.sets.max(sets);
         batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
-        match effects {
-            Some(effects) => drop(self.portals.insert(bind.portal.into(), effects)),
-            None if self.portals.is_empty() => {}
-            None => drop(self.portals.remove(bind.portal)),
-        }
+        let replaced = self.portals.bind(bind.portal, effects);
         let names = bind.head_len();
         if let Some(question) = question {
             batch.explains = true;
@@ -482,6 +479,7 @@ impl Session {
                 names,
                 beyond,
                 question,
+                replaced,
             });
         }
         batch.steps.push(Step::Bind {
@@ -489,6 +487,7 @@ impl Session {
             names,
             beyond,
             of,
+            replaced,
         });
     }
 
@@ -625,9 +624,9 @@ impl Session {
         let beyond = len - at.len();
         batch.len = at.end;
         batch.beyond = beyond;
-        batch.executes = true;
         match tag {
             b'Q' => {
+                batch.executes = true;
                 batch.needs(Need::Write, Why::TooComplex);
                 batch.leaves_replica();
                 self.statements.drop_unnamed();
@@ -640,6 +639,7 @@ impl Session {
                 return Ok(Planned::Batch(End::Ready));
             }
             b'F' => {
+                batch.executes = true;
                 batch.needs(Need::Write, Why::UnknownFunction);
                 batch.leaves_replica();
                 batch.steps.push(Step::FunctionCall { at });

@@ -197,8 +197,17 @@ impl Session {
                 names,
                 beyond,
                 of,
+                replaced,
             } => {
-                self.say_bind(at, *names, *beyond, of, server, speech);
+                let is_said = self.say_bind(at, *names, *beyond, of, server, speech);
+                let replaced = replaced.clone();
+                server.expect(match is_said {
+                    true => Expect::Bind {
+                        of: of.named().cloned(),
+                        replaced,
+                    },
+                    false => Expect::Stale(replaced),
+                });
             }
             Step::Explain { .. } | Step::BindExplained { .. } => {
                 self.swallows |= !say_answer(step, server, speech);
@@ -208,7 +217,7 @@ impl Session {
                     Of::Named(prepared) => {
                         if !self.ensure_current(server, prepared, speech) {
                             encode::statement_target(speech.own(), b'D', NO_STATEMENT);
-                            server.expect(Expect::Stale);
+                            server.expect(Expect::Stale(None));
                             return;
                         }
                         encode::statement_target(speech.own(), b'D', &prepared.server_name);
@@ -266,6 +275,7 @@ impl Session {
         }
     }
 
+    /// Says a Bind; `false` if what fails was said in its place.
     fn say_bind(
         &mut self,
         at: &Range<usize>,
@@ -274,7 +284,7 @@ impl Session {
         of: &Of,
         server: &mut ServerState,
         speech: &mut Speech<'_>,
-    ) {
+    ) -> bool {
         match of {
             Of::Named(prepared) => {
                 if !self.ensure_current(server, prepared, speech) {
@@ -282,8 +292,7 @@ impl Session {
                     encode::bind_head(speech.own(), b"", NO_STATEMENT, NO_VALUES.len());
                     speech.own().extend_from_slice(NO_VALUES);
                     self.swallows = true;
-                    server.expect(Expect::Stale);
-                    return;
+                    return false;
                 }
                 speech.forward_bind(at, names, beyond, &prepared.server_name);
             }
@@ -298,7 +307,7 @@ impl Session {
                 speech.forward_unknown(at, HEADER + portal);
             }
         }
-        server.expect(Expect::Bind(of.named().cloned()));
+        true
     }
 
     /// What of `client`'s bytes goes to a server that is in the middle of a COPY FROM STDIN.
@@ -460,6 +469,7 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
             names,
             beyond,
             question,
+            replaced,
         } => {
             server.unnamed = Some(NOT_KNOWN);
             let Some(answer) = &question.answer else {
@@ -471,7 +481,10 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
             encode::parse(speech.own(), b"", answer, &question.types);
             server.expect_hidden(Expect::ParseUnnamed);
             speech.forward_bind(at, *names, *beyond, b"");
-            server.expect(Expect::Bind(None));
+            server.expect(Expect::Bind {
+                of: None,
+                replaced: replaced.clone(),
+            });
         }
         _ => {}
     }

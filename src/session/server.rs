@@ -11,6 +11,7 @@ use super::batch::Renames;
 use super::inspection::Fact;
 use super::own::Complaint;
 use super::params::Params;
+use super::portals::Replaced;
 use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::Prepared;
@@ -246,14 +247,18 @@ pub(super) enum Expect {
     Shape(Arc<Prepared>),
     /// The client's message that makes no sense: it fails.
     Malformed,
-    /// A message that fails in place of one about a statement that returns something else by now.
-    Stale,
+    /// A message that fails in place of one about a statement that returns something else by now, a Bind or another.
+    Stale(Option<Box<Replaced>>),
     /// A message that fails in place of a batch that must not be done: a Query, or one of the extended
     /// protocol.
     RefusedQuery(Arc<Complaint>),
     Refused(Arc<Complaint>),
-    /// Of the named statement that it binds or describes, if it does.
-    Bind(Option<Arc<Prepared>>),
+    /// Of the named statement that it binds, if it does.
+    Bind {
+        of: Option<Arc<Prepared>>,
+        replaced: Option<Box<Replaced>>,
+    },
+    /// Of the named statement that it describes, if it does.
     Describe(Option<Arc<Prepared>>),
     Close,
     /// The client's Close of a statement that PREPARE has made.

@@ -149,11 +149,16 @@ impl Session {
                 self.failed = failed;
                 return Ok(());
             }
-            Some(Expect::Stale) => answer.say(stale),
+            Some(Expect::Stale(_)) => answer.say(stale),
             Some(Expect::ParseAgain { existing, name }) => {
                 answer.say(|out| in_clients_words(body, &[(existing, name)], out));
             }
-            Some(Expect::Bind(Some(prepared)) | Expect::Describe(Some(prepared))) => {
+            Some(
+                Expect::Bind {
+                    of: Some(prepared), ..
+                }
+                | Expect::Describe(Some(prepared)),
+            ) => {
                 if message::error_field(body, b'R') == Some(b"RevalidateCachedQuery")
                     && !self.means_otherwise(prepared)
                     && !self.has_tables_of_its_own()
