@@ -300,8 +300,8 @@ pub struct Routing {
     pub zone: Option<String>,
     pub read_primary: ReadPrimary,
     pub transaction_reads: TransactionReads,
-    /// Functions to take for reads, and for writes, whatever the catalog says. A trailing `*` stands
-    /// for any end of the name.
+    /// Functions to take for reads, and for writes, whatever the catalog says. A `*` stands
+    /// for any part of the name.
     pub safe_functions: Vec<String>,
     pub unsafe_functions: Vec<String>,
     /// How often databases are asked for what was changed in them behind the proxy's back.

@@ -209,7 +209,7 @@ impl Refusal {
                  primary by consistency.on_no_replica and routing.read_primary.",
             ),
             Refusal::NamedNode { .. } => Some(
-                "Try again, name no node, or ask for what it has by a weaker level, such as \
+                "Try again, name no node, or read what the node has by a weaker level, such as \
                  eventual.",
             ),
             Refusal::NoToken { .. } => Some("Try again when a primary is up."),
