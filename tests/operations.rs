@@ -9,8 +9,10 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
+use support::raw::{Raw, VERSION_3_0};
 use support::{Gateway, free_port, wait_for};
 use tidegate::demo::{LocalCluster, Options, StopMode};
+use tidegate::wire::encode;
 
 fn psql(cluster: &LocalCluster, url: &str, sql: &str) -> Output {
     let mut command = cluster.postgres().command("psql");
@@ -742,6 +744,21 @@ fn slow_queries_are_logged_with_their_reason() {
     client.prepared_with("SELECT $1::text AS second", &[&"secret"]);
     client.rows("UPDATE pgbench_branches SET bid = bid WHERE bid = 4711");
     client.rows("BEGIN; SELECT 4711 AS third; COMMIT");
+    // Answered before the pipeline ends; and followed by data.
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    raw.send(|out| {
+        encode::parse(out, b"", b"SELECT $1 AS fourth", b"\0\0");
+        encode::bind_and_execute(out, b"secret", 0);
+        out.extend_from_slice(encode::FLUSH);
+    });
+    raw.until(b'C');
+    raw.send(|out| out.extend_from_slice(encode::SYNC));
+    raw.until(b'Z');
+    raw.send(|out| encode::query(out, b"COPY pgbench_history FROM STDIN (DELIMITER '|')"));
+    raw.until(b'G');
+    raw.send(|out| encode::body(out, b'c', b""));
+    raw.until(b'Z');
     for with in [
         &[
             "sql=\"select count(*) as first from pgbench_branches where '' <> ''\"",
@@ -758,6 +775,8 @@ fn slow_queries_are_logged_with_their_reason() {
             "begin; select 0 as third; commit",
             "node=",
         ],
+        &["reason=\"open_pipeline\"", "sql=\"select $1 as fourth\""],
+        &["sql=\"copy pgbench_history from stdin(delimiter '' )\""],
     ] {
         wait_for("a line", || lines(with) > 0);
     }

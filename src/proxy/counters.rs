@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use super::acquire::{Placed, Side};
+use super::slow::Texts;
 use super::{Client, again};
 use crate::session::route::Reason;
 use crate::telemetry::{self, LocalCounter, LocalHistogram};
@@ -33,13 +34,13 @@ impl Counters {
 }
 
 impl Client {
-    /// `started` is when the batch was planned, `lent` when its server was found; `is_at_hand` if the
-    /// client's buffer still has what it said. Returns the present time.
+    /// `started` is when the batch was planned, `lent` when its server was found; `gone` is what it was, if the client's
+    /// buffer has it no more. Returns the present time.
     pub(super) fn count(
         &mut self,
         placed: &Placed,
         (started, lent): (Instant, Instant),
-        is_at_hand: bool,
+        gone: Option<&Texts>,
     ) -> Instant {
         let counters = Counters::shared();
         let now = Instant::now();
@@ -57,7 +58,7 @@ impl Client {
         }
         let limit = self.topology.load().config.log.slow_query;
         if limit.is_some_and(|limit| took >= limit) {
-            self.log_slow(placed, took, lent - started, is_at_hand);
+            self.log_slow(placed, took, lent - started, gone);
         }
         now
     }

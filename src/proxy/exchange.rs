@@ -9,6 +9,7 @@ use super::again::{self, By, Loss};
 use super::ordinary::{Lead, UnderWay};
 use super::refusal::{Broken, Refusal};
 use super::relay::{ClientSide, Ledger, Place, Relay};
+use super::slow::Texts;
 use super::{Client, Ended};
 use crate::cluster::pool::server::Server;
 use crate::session::Did;
@@ -50,6 +51,7 @@ struct Passed {
     answered: u64,
     /// The batch can't be said again.
     consumed: bool,
+    texts: Texts,
 }
 
 /// What the session was in when it lost its server.
@@ -163,7 +165,7 @@ impl Client {
                     return Err(Failed::Misplaced(misplaced, node));
                 }
                 if outset.counts {
-                    self.count(&placed, since, !passed.consumed);
+                    self.count(&placed, since, passed.consumed.then_some(&passed.texts));
                 }
                 if !passed.consumed {
                     self.drop_batch();
@@ -202,6 +204,7 @@ impl Client {
             leaves: relay.leave,
             answered: relay.answered,
             consumed: relay.consumed,
+            texts: relay.texts.take().unwrap_or_default(),
         };
         relay.end();
         telemetry::metrics()
@@ -225,6 +228,8 @@ impl Client {
             (Side::Replica, None) if self.reads_plainly => Batch::must_leave_replica,
             (Side::Replica, None) => |_| true,
         };
+        let logs = self.topology.load().config.log.slow_query.is_some();
+        relay.texts = logs.then(Texts::default);
         let whole = end == End::Ready && relay.client.batch.ends_with_an_error();
         relay.server.state.repairable = match is_retriable && whole {
             true => placed.repairable,

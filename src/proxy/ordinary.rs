@@ -310,7 +310,7 @@ impl Client {
     /// All is answered: counts it and gives the server back, unless that takes a while.
     fn end_ordinary(&mut self, under_way: UnderWay) -> Option<Next> {
         let UnderWay { placed, started } = under_way;
-        let now = self.count(&placed, (started, placed.found(started)), true);
+        let now = self.count(&placed, (started, placed.found(started)), None);
         self.drop_batch();
         let takes_a_while = self.session.must_inspect();
         if takes_a_while || !self.registered.handle.leaves_server() {

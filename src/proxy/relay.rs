@@ -11,6 +11,7 @@ use bytes::BytesMut;
 
 use super::refusal::Broken;
 use super::sessions::Handle;
+use super::slow::Texts;
 use crate::cluster::Cluster;
 use crate::cluster::node::Loss;
 use crate::cluster::pool::server::Server;
@@ -75,6 +76,8 @@ pub struct Relay<'a> {
     direct_passes: bool,
     /// The batch's bytes have been taken out of the inbox: it can't be sent again.
     pub consumed: bool,
+    /// What it was, where that is to be logged.
+    pub(super) texts: Option<Texts>,
     /// The batch has been said, and not only what comes before it.
     is_said: bool,
     /// More of the pipeline is to come.
@@ -165,6 +168,7 @@ impl<'a> Relay<'a> {
             direct: 0..0,
             direct_passes: false,
             consumed: false,
+            texts: None,
             is_said: false,
             open: false,
             beyond: 0,

@@ -5,27 +5,58 @@ use std::time::Duration;
 
 use super::Client;
 use super::acquire::Placed;
+use crate::session::batch::Batch;
 use crate::sql::fingerprint;
 use crate::sql::lexer::{Kind, Lexer};
 
 /// The longest text that a line shows, in bytes.
 const TEXT_MAX: usize = 2_000;
 
+/// How much is kept of what has been said, in bytes: values take room too, and are not shown.
+const KEPT_MAX: usize = 8 * TEXT_MAX;
+
+/// The texts of a batch that is not at hand any more, as more of its pipeline or its data came; kept while slow queries
+/// are logged.
+#[derive(Default)]
+pub(super) struct Texts {
+    kept: Vec<Box<[u8]>>,
+    bytes: usize,
+}
+
+impl Texts {
+    /// Keeps those of what has been planned, which `client` has said.
+    pub(super) fn keep(&mut self, batch: &Batch, client: &[u8]) {
+        for text in batch.texts(client) {
+            let is_again = self.kept.last().is_some_and(|last| **last == *text);
+            let room = KEPT_MAX.saturating_sub(self.bytes);
+            if room > 0 && !is_again {
+                let text = text.get(..room).unwrap_or(text);
+                self.bytes += text.len();
+                self.kept.push(text.into());
+            }
+        }
+    }
+}
+
 impl Client {
     /// Logs a batch that has been answered. `waited` is the part of `took` before it had a server;
-    /// `is_at_hand` if the client's buffer still has what it said.
+    /// `gone` is what the batch no longer has, of one that the client's buffer has not any more.
     #[cold]
     pub(super) fn log_slow(
         &self,
         placed: &Placed,
         took: Duration,
         waited: Duration,
-        is_at_hand: bool,
+        gone: Option<&Texts>,
     ) {
         let ms = |time: Duration| time.as_micros() as f64 / 1_000.0;
-        let said = if is_at_hand { &self.inbox[..] } else { &[] };
+        let (kept, said) = match gone {
+            Some(texts) => (&texts.kept[..], &[][..]),
+            None => (&[][..], &self.inbox[..]),
+        };
+        let kept = kept.iter().map(|text| &**text);
         let sql = normal_form(
-            self.batch.texts(said),
+            kept.chain(self.batch.texts(said)),
             self.session.has_conforming_strings(),
         );
         tracing::info!(

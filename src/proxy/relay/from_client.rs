@@ -212,6 +212,9 @@ impl Relay<'_> {
         let rest = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
         self.to_server.extend_from_slice(rest);
         self.direct = 0..0;
+        if let Some(texts) = &mut self.texts {
+            texts.keep(self.client.batch, self.client.inbox);
+        }
         let n = self.client.batch.len.min(self.client.inbox.len());
         buffers::consume(self.client.inbox, n);
         self.client.batch.clear();
