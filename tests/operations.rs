@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::client::Client;
 use support::raw::{Raw, VERSION_3_0};
+use support::tap::Tap;
 use support::{Gateway, free_port, wait_for};
 use tidegate::demo::{LocalCluster, Options, StopMode};
 use tidegate::wire::encode;
@@ -452,6 +453,42 @@ fn a_cancel_request_reaches_the_right_server() {
         assert!(text.contains("57014"), "{text}");
     }
     assert_eq!(gateway.metric("tidegate_cancels_total", ""), 2.0);
+}
+
+/// The proxy gives such a request up after a while; the network may not.
+#[test]
+fn a_cancel_request_that_comes_too_late_meets_nobody_else() {
+    let cluster = with_items(0);
+    let tap = Tap::open(cluster.node(0).port());
+    let address = cluster.node(0).address();
+    let gateway = Gateway::start_with(&cluster, |config| {
+        let config = config.replace(&address, &format!("127.0.0.1:{}", tap.port));
+        format!("{config}\n[pool]\nsize = 1\n")
+    });
+    let (first, second) = (
+        Client::open(&gateway, "app", ""),
+        Client::open(&gateway, "app", ""),
+    );
+    let who = "SELECT pg_backend_pid() FROM pg_sleep(1)";
+    tap.hold_cancels(true);
+    let server = thread::scope(|scope| {
+        scope.spawn(|| {
+            let runs = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE state = 'active' \
+                AND query LIKE 'SELECT pg_backend_pid() FROM%')";
+            wait_for("the statement", || {
+                cluster.primary().sql("app", runs).unwrap().trim() == "t"
+            });
+            first.cancel();
+        });
+        first.one(who)
+    });
+    assert_ne!(second.one(who), server);
+    wait_for("the request to be given up", || {
+        gateway.log().contains("cancel request not delivered")
+    });
+    let asked_of = second.one("SELECT pg_backend_pid()");
+    tap.hold_cancels(false);
+    assert_eq!(second.one(who), asked_of);
 }
 
 #[test]

@@ -332,7 +332,7 @@ impl Pool {
     pub fn take_back(&self, mut server: Box<Server>, now: Instant) {
         server.end_use();
         let is_sound = server.state.is_idle() && !server.state.is_gone && server.unread.is_empty();
-        if !is_sound || self.node.is_leaving() {
+        if !is_sound || server.may_be_cancelled || self.node.is_leaving() {
             return;
         }
         server.idle_since = now;

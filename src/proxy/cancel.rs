@@ -1,5 +1,5 @@
 //! Owns: bringing a cancel request to the server that works for the session. Never: lets a request meet
-//! a server after the session has given it back.
+//! a server after the session has given it back: one that a request may still come to is lent to nobody else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::sessions::{Handle, Sessions};
+use super::sessions::{GIVEN_UP, Handle, Sessions};
 use crate::cluster::connect;
 use crate::cluster::keys::{self, CancelKey};
 use crate::telemetry;
@@ -35,8 +35,7 @@ impl Sessions {
             handle.cancelled.notify_waiters();
             return;
         };
-        deliver(&server).await;
-        drop(delivery);
+        delivery.deliver(&server).await;
     }
 
     /// Ends the session with this process id, and what a server does for it. `false` if there is none.
@@ -70,15 +69,6 @@ impl Sessions {
     }
 }
 
-async fn deliver(server: &CancelKey) {
-    let node = &server.node;
-    let sent = connect::cancel(node, server.pid, &server.secret, DELIVERY).await;
-    match sent {
-        Ok(()) => telemetry::metrics().cancels.increment(1),
-        Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
-    }
-}
-
 impl Handle {
     /// Ends the session, and what a server does for it.
     async fn kill(&self) {
@@ -86,7 +76,7 @@ impl Handle {
         let server = delivery.server();
         self.end_at_once();
         if let Some(server) = server {
-            deliver(&server).await;
+            delivery.deliver(&server).await;
         }
     }
 
@@ -100,37 +90,71 @@ impl Handle {
         self.deliveries.load(Ordering::SeqCst) == 0
     }
 
-    /// Waits for requests that are on their way.
-    pub async fn outwaits_deliveries(&self) {
+    /// Waits for requests that are on their way. `true` if one has been given up that may come to the server
+    /// nevertheless, at any time.
+    pub async fn outwaits_deliveries(&self) -> bool {
         loop {
             // Made before the look, so that no delivery after it is missed.
             let delivered = self.delivered.notified();
-            if self.leaves_server() {
-                return;
+            self.server.store(0, Ordering::SeqCst);
+            match self.deliveries.load(Ordering::SeqCst) {
+                0 => return false,
+                GIVEN_UP => {
+                    self.deliveries.fetch_and(!GIVEN_UP, Ordering::SeqCst);
+                    return true;
+                }
+                _ => delivered.await,
             }
-            delivered.await;
         }
     }
 
     fn begin_delivery(&self) -> Delivery<'_> {
         self.deliveries.fetch_add(1, Ordering::SeqCst);
-        Delivery(self)
+        Delivery {
+            session: self,
+            may_come: false,
+        }
     }
 }
 
 /// A request that is on its way to a session's server, which is not given back for as long as this
 /// lives.
-struct Delivery<'a>(&'a Handle);
+struct Delivery<'a> {
+    session: &'a Handle,
+    /// It may have been sent, and has not been done.
+    may_come: bool,
+}
 
 impl Delivery<'_> {
     fn server(&self) -> Option<Arc<CancelKey>> {
-        keys::find(self.0.server.load(Ordering::SeqCst))
+        keys::find(self.session.server.load(Ordering::SeqCst))
+    }
+
+    async fn deliver(mut self, server: &CancelKey) {
+        let node = &server.node;
+        // Until it is known: whoever waits for this may wait no more.
+        self.may_come = true;
+        match connect::cancel(node, server.pid, &server.secret, DELIVERY).await {
+            Ok(()) => {
+                self.may_come = false;
+                telemetry::metrics().cancels.increment(1);
+            }
+            Err(error) => tracing::warn!(node = %node.name, %error, "cancel request not delivered"),
+        }
     }
 }
 
 impl Drop for Delivery<'_> {
     fn drop(&mut self) {
-        self.0.deliveries.fetch_sub(1, Ordering::SeqCst);
-        self.0.delivered.notify_waiters();
+        let Handle {
+            deliveries,
+            delivered,
+            ..
+        } = self.session;
+        if self.may_come {
+            deliveries.fetch_or(GIVEN_UP, Ordering::SeqCst);
+        }
+        deliveries.fetch_sub(1, Ordering::SeqCst);
+        delivered.notify_waiters();
     }
 }

@@ -21,9 +21,10 @@ const CLEANING: Duration = Duration::from_secs(10);
 
 impl Client {
     /// After an exchange that all of was [ordinary](super::ordinary) but what is left to do.
-    pub(super) async fn settle_after(&mut self, placed: Placed) -> Result<(), Ended> {
+    pub(super) async fn settle_after(&mut self, mut placed: Placed) -> Result<(), Ended> {
         if !self.registered.handle.leaves_server() {
-            self.registered.handle.outwaits_deliveries().await;
+            let given_up = self.registered.handle.outwaits_deliveries().await;
+            placed.server.may_be_cancelled |= given_up;
         }
         self.settle(placed.server, placed.side).await
     }
@@ -181,10 +182,10 @@ impl Client {
         if let Some(server) = self.held_replica.take() {
             self.clean(server, Side::Replica);
         }
-        let Some(server) = self.held.take() else {
+        let Some(mut server) = self.held.take() else {
             return;
         };
-        self.registered.handle.outwaits_deliveries().await;
+        server.may_be_cancelled |= self.registered.handle.outwaits_deliveries().await;
         self.clean(server, Side::Primary);
     }
 

@@ -23,6 +23,9 @@ const END_WHEN_IDLE: u8 = 1;
 const END_AT_ONCE: u8 = 2;
 const LOOK_AT_SERVER: u8 = 4;
 
+/// See [`Handle::deliveries`]: one has been given up that may come to the server nevertheless.
+pub(super) const GIVEN_UP: u32 = 1 << 31;
+
 /// All sessions by the process id that their clients were told.
 #[derive(Default)]
 pub struct Sessions {
@@ -58,7 +61,7 @@ pub struct Handle {
     told: AtomicUsize,
     /// The number of the server that works for it; 0 when there is none.
     pub(super) server: AtomicU64,
-    /// Cancel requests that are on their way to that, or are about to be.
+    /// Cancel requests that are on their way to that, or are about to be; and [`GIVEN_UP`].
     pub(super) deliveries: AtomicU32,
     pub(super) delivered: Notify,
     /// The number of the server that it keeps between two batches; 0 when there is none.

@@ -40,6 +40,8 @@ pub struct Server {
     pub unread: BytesMut,
     /// Where its cancel key is found.
     pub listed: Listed,
+    /// A cancel request for its last session may still come, and would meet the next one's statement.
+    pub may_be_cancelled: bool,
     pub(super) place: Place,
     /// Whose runtime it is on.
     pub(super) worker: usize,
@@ -67,6 +69,7 @@ impl Server {
                 pid: connection.pid,
                 secret: connection.secret,
             }),
+            may_be_cancelled: false,
             place,
             worker: net::worker(),
             generation: 0,
@@ -280,6 +283,7 @@ mod tests {
                 pid: 1,
                 secret: Vec::new(),
             }),
+            may_be_cancelled: false,
             place: Place::of(&Arc::new(pool), false),
             worker: net::worker(),
             generation: 0,
