@@ -66,6 +66,73 @@ fn a_client_that_has_its_answer_gets_no_other() {
     assert_eq!(rows.expect("rows"), written.to_string());
 }
 
+/// What comes behind a ROLLBACK is done whatever becomes of the connection, and what is before it never is.
+#[test]
+fn what_runs_behind_a_transactions_end_may_have_been_done() {
+    let (cluster, tap, gateway) = start();
+    let extended = |out: &mut bytes::BytesMut, sql: &str| {
+        encode::parse(out, b"", sql.as_bytes(), b"\0\0");
+        encode::bind_head(out, b"", b"", 6);
+        out.extend_from_slice(&[0; 6]);
+        encode::body(out, b'E', b"\0\0\0\0\0");
+    };
+    let texts = [
+        ("INSERT INTO t VALUES (1)", None, "08006"),
+        ("ROLLBACK", None, "08006"),
+        ("ROLLBACK; INSERT INTO t VALUES (2)", None, "08007"),
+        ("ROLLBACK", Some("INSERT INTO t VALUES (3)"), "08007"),
+        ("COMMIT", None, "08007"),
+    ];
+    for (text, then, code) in texts {
+        let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+        raw.log_in();
+        for sql in ["BEGIN", "INSERT INTO t VALUES (0)"] {
+            raw.send(|out| encode::query(out, sql.as_bytes()));
+            raw.until(b'Z');
+        }
+        let last = then.unwrap_or(text);
+        tap.lose_answer(&last[last.rfind(';').map_or(0, |at| at + 2)..][..6]);
+        raw.send(|out| match then {
+            None => encode::query(out, text.as_bytes()),
+            Some(then) => {
+                [text, then].iter().for_each(|sql| extended(out, sql));
+                out.extend_from_slice(encode::SYNC);
+            }
+        });
+        let told = error(
+            &std::iter::from_fn(|| raw.next())
+                .find(|f| f[0] == b'E')
+                .expect("why"),
+        );
+        assert!(told.contains(&format!("C={code}")), "{text}: {told}");
+    }
+    // The client has been told that it is committed; what it says then is lost.
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    raw.log_in();
+    raw.send(|out| encode::query(out, b"BEGIN"));
+    raw.until(b'Z');
+    raw.send(|out| {
+        extended(out, "COMMIT");
+        out.extend_from_slice(encode::FLUSH);
+    });
+    raw.until(b'C');
+    tap.lose_answer("INSERT");
+    raw.send(|out| {
+        extended(out, "INSERT INTO t VALUES (4)");
+        out.extend_from_slice(encode::SYNC);
+    });
+    let told = error(
+        &std::iter::from_fn(|| raw.next())
+            .find(|f| f[0] == b'E')
+            .expect("why"),
+    );
+    assert!(told.contains("C=08007"), "{told}");
+    let rows = cluster
+        .primary()
+        .sql("app", "SELECT array_agg(n ORDER BY n) FROM t");
+    assert_eq!(rows.expect("rows"), "{0,2,3,4}");
+}
+
 #[test]
 fn a_client_whose_session_goes_with_the_server_is_told() {
     let (_cluster, tap, gateway) = start();

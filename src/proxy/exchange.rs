@@ -145,7 +145,8 @@ impl Client {
         let _vacating = database.map(|database| self.cluster.vacate(database));
         let passed = self.pass(&mut placed, end, outset.is_retriable).await;
         if !self.registered.handle.leaves_server() {
-            Box::pin(self.registered.handle.outwaits_deliveries()).await;
+            let given_up = Box::pin(self.registered.handle.outwaits_deliveries()).await;
+            placed.server.may_be_cancelled |= given_up;
         }
         match passed.went {
             Ok(()) if passed.leaves => {
@@ -332,7 +333,10 @@ impl Client {
         let wrote = did.wrote || !was_idle && !goes_on;
         let commits = match is_outside {
             true => did.wrote,
-            false => !self.session.roams() && server.state.may_commit(),
+            false => {
+                server.state.may_outlive_transaction()
+                    || !self.session.roams() && server.state.may_commit()
+            }
         };
         if wrote {
             // It may have been a definition.

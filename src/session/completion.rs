@@ -121,6 +121,7 @@ impl Session {
 
     /// COMMIT, ROLLBACK or PREPARE TRANSACTION has answered with `tag`, which says what really happened.
     fn ended_transaction(&mut self, tag: &[u8], server: &mut ServerState) {
+        server.has_ended = true;
         match tag == b"COMMIT" {
             true => self.committed(),
             // What is prepared is changed by COMMIT PREPARED.

@@ -35,6 +35,8 @@ pub struct ServerState {
     pub params: Params,
     pub settings: Settings,
     pub status: Status,
+    /// The transaction of that status has ended, in the middle of what was said: what it does since then stands by itself.
+    pub(super) has_ended: bool,
     /// It has ended the connection, after all that it owed.
     pub is_gone: bool,
     /// The statements it has, by the ids that name them.
@@ -76,6 +78,7 @@ impl ServerState {
             params,
             settings: Settings::default(),
             status: Status::Idle,
+            has_ended: false,
             is_gone: false,
             statements: LruCache::with_hasher(
                 statements_max,
@@ -138,6 +141,7 @@ impl ServerState {
     /// It is ready for the next batch.
     pub(super) fn ready(&mut self, status: Status) {
         self.status = status;
+        self.has_ended = false;
         if self.queue.is_empty() {
             self.queue.shrink_to(OWED_KEPT);
         }
@@ -173,6 +177,24 @@ impl ServerState {
     /// Whether what it has been told and has not answered may end the open transaction for good.
     pub fn may_commit(&self) -> bool {
         self.owes_tracked(Tracked::commits)
+    }
+
+    /// Whether what it has been told may be done although the open transaction is not committed: as it comes behind its
+    /// end, which need not be known yet.
+    pub fn may_outlive_transaction(&self) -> bool {
+        let mut ends = self.has_ended;
+        ends || self.queue.iter().any(|expected| {
+            let is_behind = ends;
+            match &expected.what {
+                Expect::Execute(tracked) | Expect::Query { tracked, .. } => {
+                    let tracked = tracked.as_ref();
+                    ends |= tracked.is_some_and(Tracked::ends);
+                    is_behind || tracked.is_some_and(Tracked::goes_on_behind_end)
+                }
+                Expect::FunctionCall => is_behind,
+                _ => false,
+            }
+        })
     }
 
     /// Whether it owes the answer to a text that is like this.

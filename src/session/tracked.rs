@@ -76,6 +76,17 @@ impl Tracked {
         self.has(commits)
     }
 
+    /// Whether it ends a transaction, one way or the other.
+    pub fn ends(&self) -> bool {
+        self.has(ends)
+    }
+
+    /// Whether anything comes behind that.
+    pub fn goes_on_behind_end(&self) -> bool {
+        let statements = self.class.statements.split_last();
+        statements.is_some_and(|(_, before)| before.iter().any(ends))
+    }
+
     /// Whether its success drops prepared statements.
     pub fn forgets(&self) -> bool {
         let forgets = |s: &Statement| {
@@ -116,6 +127,13 @@ impl Deref for Text {
             Text::Unnamed(unnamed) => &unnamed.sql,
         }
     }
+}
+
+fn ends(statement: &Statement) -> bool {
+    matches!(
+        statement.verb,
+        Verb::Commit | Verb::Rollback | Verb::PrepareTransaction
+    )
 }
 
 /// Whether the success of a statement may change the session.

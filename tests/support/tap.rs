@@ -3,9 +3,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tidegate::wire::frame::{body, header};
@@ -13,19 +14,30 @@ use tidegate::wire::frame::{body, header};
 /// What asks whether the server speaks TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
+/// How a cancel request begins.
+const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
+
 /// A way to a node.
 pub struct Tap {
     pub port: u16,
-    cut: Arc<Mutex<Option<Cut>>>,
+    orders: Arc<Orders>,
+}
+
+/// What it is to do.
+#[derive(Default)]
+struct Orders {
+    cut: Mutex<Option<Cut>>,
     /// How often it has forgotten all connections.
-    forgot: Arc<AtomicUsize>,
+    forgot: AtomicUsize,
+    /// Cancel requests wait here for as long as this is set.
+    holds_cancels: AtomicBool,
 }
 
 /// The server that completes a statement with this tag says these words behind its ReadyForQuery, in the same
-/// write, and closes the connection.
+/// write, and closes the connection. Without any, its answer is lost with the connection.
 struct Cut {
     tag: Vec<u8>,
-    words: Vec<u8>,
+    words: Option<Vec<u8>>,
 }
 
 impl Tap {
@@ -33,64 +45,77 @@ impl Tap {
     pub fn open(server: u16) -> Tap {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let cut = Arc::new(Mutex::new(None));
-        let forgot = Arc::new(AtomicUsize::new(0));
-        let tap = Tap { port, cut, forgot };
-        let (cut, forgot) = (tap.cut.clone(), tap.forgot.clone());
+        let orders = Arc::new(Orders::default());
+        let given = orders.clone();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let (cut, forgot) = (cut.clone(), forgot.clone());
-                thread::spawn(move || pass(client, server, &cut, forgot));
+                let orders = given.clone();
+                thread::spawn(move || pass(client, server, orders));
             }
         });
-        tap
+        Tap { port, orders }
     }
 
     /// The next server that completes a statement with this tag then says these words, and goes.
     pub fn cut_behind(&self, tag: &str, words: &[u8]) {
-        let (tag, words) = (tag.as_bytes().to_vec(), words.to_vec());
-        *self.cut.lock().expect("no panic") = Some(Cut { tag, words });
+        self.cut(tag, Some(words.to_vec()));
+    }
+
+    /// The next server that completes a statement with this tag does all that it has been told, and its answer from there
+    /// on is lost.
+    pub fn lose_answer(&self, tag: &str) {
+        self.cut(tag, None);
+    }
+
+    fn cut(&self, tag: &str, words: Option<Vec<u8>>) {
+        let tag = tag.as_bytes().to_vec();
+        *self.orders.cut.lock().expect("no panic") = Some(Cut { tag, words });
     }
 
     /// Whether that has happened.
     pub fn has_cut(&self) -> bool {
-        self.cut.lock().expect("no panic").is_none()
+        self.orders.cut.lock().expect("no panic").is_none()
     }
 
     /// Forgets all connections that there are: each ends when something is next sent on it to the server, which does
     /// not get that.
     pub fn forget(&self) {
-        self.forgot.fetch_add(1, Ordering::SeqCst);
+        self.orders.forgot.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether cancel requests are held back from now on; those that have been go on when they are not.
+    pub fn hold_cancels(&self, holds: bool) {
+        self.orders.holds_cancels.store(holds, Ordering::SeqCst);
     }
 }
 
 /// Passes one connection, whose ends may go at any time.
-fn pass(
-    mut client: TcpStream,
-    server: u16,
-    cut: &Mutex<Option<Cut>>,
-    forgot: Arc<AtomicUsize>,
-) -> Option<()> {
-    let began = forgot.load(Ordering::SeqCst);
+fn pass(mut client: TcpStream, server: u16, orders: Arc<Orders>) -> Option<()> {
+    let began = orders.forgot.load(Ordering::SeqCst);
     let mut server = TcpStream::connect(("127.0.0.1", server)).ok()?;
     let mut first = [0; 8];
     client.read_exact(&mut first).ok()?;
-    match first == SSL_REQUEST {
-        true => client.write_all(b"N").ok()?,
-        false => server.write_all(&first).ok()?,
+    while first == SSL_REQUEST {
+        client.write_all(b"N").ok()?;
+        client.read_exact(&mut first).ok()?;
     }
+    while first == CANCEL_REQUEST && orders.holds_cancels.load(Ordering::SeqCst) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    server.write_all(&first).ok()?;
+    let given = orders.clone();
     let (mut from, mut to) = (client.try_clone().ok()?, server.try_clone().ok()?);
     thread::spawn(move || {
         let mut chunk = [0; 4096];
         while let Ok(n) = from.read(&mut chunk)
             && n > 0
-            && forgot.load(Ordering::SeqCst) == began
+            && given.forgot.load(Ordering::SeqCst) == began
             && to.write_all(&chunk[..n]).is_ok()
         {}
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     });
-    let went = answer(&mut server, &mut client, cut);
+    let went = answer(&mut server, &mut client, &orders.cut);
     let _ = client.shutdown(Shutdown::Both);
     let _ = server.shutdown(Shutdown::Both);
     went
@@ -116,7 +141,7 @@ fn answer(server: &mut TcpStream, client: &mut TcpStream, cut: &Mutex<Option<Cut
             if head.tag == b'Z'
                 && let Some(words) = words.take()
             {
-                said.extend_from_slice(&words);
+                said.extend_from_slice(&words?);
                 return client.write_all(&said).ok();
             }
         }
