@@ -176,6 +176,14 @@ impl Session {
         }
     }
 
+    /// What the server is next to say of a portal it has done.
+    fn note_portal(&mut self, server: &ServerState) {
+        let next = server.queue.front().map(|expected| &expected.what);
+        if let Some(Expect::Bind { change, .. } | Expect::ClosePortal(change)) = next {
+            self.portals.made(*change);
+        }
+    }
+
     fn hear_message(
         &mut self,
         tag: u8,
@@ -222,13 +230,22 @@ impl Session {
                     )
                 })?
             }
-            b'2' => pop(server, tag, |what| matches!(what, Expect::Bind { .. }))?,
-            b'3' => pop(server, tag, |what| {
-                matches!(
-                    what,
-                    Expect::Close | Expect::ClosePrepared(_) | Expect::Evict { .. }
-                )
-            })?,
+            b'2' => {
+                self.note_portal(server);
+                pop(server, tag, |what| matches!(what, Expect::Bind { .. }))?
+            }
+            b'3' => {
+                self.note_portal(server);
+                pop(server, tag, |what| {
+                    matches!(
+                        what,
+                        Expect::Close
+                            | Expect::ClosePortal(_)
+                            | Expect::ClosePrepared(_)
+                            | Expect::Evict { .. }
+                    )
+                })?
+            }
             b'T' | b'n'
                 if matches!(
                     server.queue.front().map(|e| &e.what),

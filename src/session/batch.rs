@@ -10,7 +10,6 @@ use super::bound::Bound;
 use super::effects::Suspicion;
 use super::explain::Question;
 use super::own::Complaint;
-use super::portals::Replaced;
 use super::server::Forgotten;
 use super::statements::{Prepared, Unnamed};
 use super::tracked::Tracked;
@@ -133,12 +132,13 @@ pub(super) enum Step {
         at: Range<usize>,
         unnamed: Arc<Unnamed>,
     },
+    /// What it does to portals has this number.
     Bind {
         at: Range<usize>,
         names: usize,
         beyond: usize,
         of: Of,
-        replaced: Option<Box<Replaced>>,
+        change: u64,
     },
     /// Of a statement that asks for an explanation.
     BindExplained {
@@ -146,7 +146,7 @@ pub(super) enum Step {
         names: usize,
         beyond: usize,
         question: Box<Question>,
-        replaced: Option<Box<Replaced>>,
+        change: u64,
     },
     Describe {
         at: Range<usize>,
@@ -170,6 +170,7 @@ pub(super) enum Step {
     },
     ClosePortal {
         at: Range<usize>,
+        change: u64,
     },
     FunctionCall {
         at: Range<usize>,

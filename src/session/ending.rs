@@ -35,6 +35,7 @@ impl Session {
         if status == Status::Idle {
             self.transaction_over(server);
         }
+        self.portals.made_all();
         self.failed = false;
         self.suspected = false;
         self.foretold = None;

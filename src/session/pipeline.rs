@@ -42,13 +42,21 @@ pub enum ClientFault {
         "a session may not hold prepared statements of more than {0} bytes together: close those that are not needed"
     )]
     TooLongStatements(usize),
+    #[error(
+        "a transaction may not hold more than {} open portals that change the session, nor {} bytes of their texts: close those that are done",
+        super::Portals::MAX,
+        super::Portals::BYTES_MAX
+    )]
+    TooManyPortals,
 }
 
 impl ClientFault {
     pub fn sqlstate(self) -> &'static str {
         match self {
             ClientFault::Wire(WireError::TooLong { .. }) => "54000",
-            ClientFault::TooManyStatements(_) | ClientFault::TooLongStatements(_) => "54000",
+            ClientFault::TooManyStatements(_)
+            | ClientFault::TooLongStatements(_)
+            | ClientFault::TooManyPortals => "54000",
             _ => "08P01",
         }
     }
@@ -163,7 +171,7 @@ impl Session {
             b'B' => {
                 let bind = message::Bind::read(body)?;
                 let values = body.get(bind.head_len()..).unwrap_or(&[]);
-                self.plan_bind(bind, values, at, 0, batch);
+                self.plan_bind(bind, values, at, 0, batch)?;
             }
             b'D' => match message::target(body)? {
                 Target::Portal(name) => {
@@ -182,7 +190,6 @@ impl Session {
                 batch.executes = true;
                 batch.portal.execute(portal, rows_max);
                 let tracked = self.portals.get(portal).cloned();
-                batch.unjudged_more |= tracked.is_none() && self.portals.is_partial();
                 batch.forgets |= tracked.as_ref().is_some_and(Tracked::forgets);
                 batch.steps.push(Step::Execute { at, tracked });
             }
@@ -192,7 +199,8 @@ impl Session {
                     if name.is_empty() {
                         batch.portal.close();
                     }
-                    batch.steps.push(Step::ClosePortal { at });
+                    let change = self.portals.change(name, None);
+                    batch.steps.push(Step::ClosePortal { at, change });
                 }
                 Target::Statement(name) => {
                     if self.pins.drop_prepared(name) {
@@ -422,7 +430,7 @@ impl Session {
         at: Range<usize>,
         beyond: usize,
         batch: &mut Batch,
-    ) {
+    ) -> Result<(), ClientFault> {
         let (of, need) = self.statement(bind.statement, batch);
         // A portal lives on its server: where one is opened, the pipeline has to stay.
         batch.executes = true;
@@ -470,25 +478,30 @@ impl Session {
         let sets = effects.as_ref().map_or(Localised::No, Tracked::sets);
         batch.sets = batch.sets.max(sets);
         batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
-        let replaced = self.portals.bind(bind.portal, effects);
+        if effects.is_some() && self.portals.is_full() {
+            return Err(ClientFault::TooManyPortals);
+        }
+        let change = self.portals.change(bind.portal, effects);
         let names = bind.head_len();
         if let Some(question) = question {
             batch.explains = true;
-            return batch.steps.push(Step::BindExplained {
+            batch.steps.push(Step::BindExplained {
                 at,
                 names,
                 beyond,
                 question,
-                replaced,
+                change,
             });
+            return Ok(());
         }
         batch.steps.push(Step::Bind {
             at,
             names,
             beyond,
             of,
-            replaced,
+            change,
         });
+        Ok(())
     }
 
     /// The statement of this name, and what it needs.
@@ -648,7 +661,7 @@ impl Session {
             }
             b'B' => {
                 let head = rest.get(HEADER..NAMES_BYTES_MAX).unwrap_or(&[]);
-                self.plan_bind(message::Bind::read(head)?, b"", at, beyond, batch);
+                self.plan_bind(message::Bind::read(head)?, b"", at, beyond, batch)?;
             }
             // Left over from a COPY that has failed; it needs no server.
             b'd' => {}

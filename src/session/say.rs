@@ -197,27 +197,31 @@ impl Session {
                 names,
                 beyond,
                 of,
-                replaced,
+                change,
             } => {
-                let is_said = self.say_bind(at, *names, *beyond, of, server, speech);
-                let replaced = replaced.clone();
-                server.expect(match is_said {
-                    true => Expect::Bind {
-                        of: of.named().cloned(),
-                        replaced,
-                    },
-                    false => Expect::Stale(replaced),
-                });
+                if self.say_bind(at, *names, *beyond, of, server, speech) {
+                    let (of, change) = (of.named().cloned(), *change);
+                    server.expect(Expect::Bind { of, change });
+                } else {
+                    self.portals.undo(*change);
+                    server.expect(Expect::Stale);
+                }
             }
-            Step::Explain { .. } | Step::BindExplained { .. } => {
+            Step::Explain { .. } => {
                 self.swallows |= !say_answer(step, server, speech);
+            }
+            Step::BindExplained { change, .. } => {
+                if !say_answer(step, server, speech) {
+                    self.portals.undo(*change);
+                    self.swallows = true;
+                }
             }
             Step::Describe { at, of } => {
                 match of {
                     Of::Named(prepared) => {
                         if !self.ensure_current(server, prepared, speech) {
                             encode::statement_target(speech.own(), b'D', NO_STATEMENT);
-                            server.expect(Expect::Stale(None));
+                            server.expect(Expect::Stale);
                             return;
                         }
                         encode::statement_target(speech.own(), b'D', &prepared.server_name);
@@ -252,9 +256,9 @@ impl Session {
                 }
                 server.expect(Expect::CloseStatement(forgotten.clone()));
             }
-            Step::ClosePortal { at } => {
+            Step::ClosePortal { at, change } => {
                 speech.forward(at);
-                server.expect(Expect::Close);
+                server.expect(Expect::ClosePortal(*change));
             }
             Step::Malformed { at } => {
                 speech.forward(at);
@@ -469,7 +473,7 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
             names,
             beyond,
             question,
-            replaced,
+            change,
         } => {
             server.unnamed = Some(NOT_KNOWN);
             let Some(answer) = &question.answer else {
@@ -483,7 +487,7 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
             speech.forward_bind(at, *names, *beyond, b"");
             server.expect(Expect::Bind {
                 of: None,
-                replaced: replaced.clone(),
+                change: *change,
             });
         }
         _ => {}

@@ -11,7 +11,6 @@ use super::batch::Renames;
 use super::inspection::Fact;
 use super::own::Complaint;
 use super::params::Params;
-use super::portals::Replaced;
 use super::repair::{Misplaced, Repairable};
 use super::settings::Settings;
 use super::statements::Prepared;
@@ -269,8 +268,8 @@ pub(super) enum Expect {
     Shape(Arc<Prepared>),
     /// The client's message that makes no sense: it fails.
     Malformed,
-    /// A message that fails in place of one about a statement that returns something else by now, a Bind or another.
-    Stale(Option<Box<Replaced>>),
+    /// A message that fails in place of one about a statement that returns something else by now.
+    Stale,
     /// A message that fails in place of a batch that must not be done: a Query, or one of the extended
     /// protocol.
     RefusedQuery(Arc<Complaint>),
@@ -278,11 +277,14 @@ pub(super) enum Expect {
     /// Of the named statement that it binds, if it does.
     Bind {
         of: Option<Arc<Prepared>>,
-        replaced: Option<Box<Replaced>>,
+        /// The number of what it does to portals.
+        change: u64,
     },
     /// Of the named statement that it describes, if it does.
     Describe(Option<Arc<Prepared>>),
     Close,
+    /// The client's Close of a portal, by the number of what it does.
+    ClosePortal(u64),
     /// The client's Close of a statement that PREPARE has made.
     ClosePrepared(Box<[u8]>),
     /// The proxy's Close of a statement, which makes room for others.

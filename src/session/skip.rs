@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::Session;
 use super::batch::{Batch, Step};
-use super::portals::Replaced;
 use super::server::{Expect, Expected, Fit, Forgotten, NOT_KNOWN, ServerState};
 use super::statements::Prepared;
 use crate::sql::Pin;
@@ -17,8 +16,8 @@ enum Undo<'a> {
     Named(&'a [u8]),
     /// It has made another statement the unnamed one.
     Unnamed,
-    /// It has bound a portal by a name that stood for this.
-    Bound(&'a Replaced),
+    /// It has bound or closed a portal.
+    Portal(u64),
     /// It has closed this statement.
     Closed(&'a [u8], &'a Arc<Prepared>),
     /// It has closed one that PREPARE has made.
@@ -30,9 +29,9 @@ impl<'a> Undo<'a> {
         match step {
             Step::Parse { name, .. } => Some(Undo::Named(name)),
             Step::ParseUnnamed { .. } => Some(Undo::Unnamed),
-            Step::Bind { replaced, .. } | Step::BindExplained { replaced, .. } => {
-                replaced.as_deref().map(Undo::Bound)
-            }
+            Step::Bind { change, .. }
+            | Step::BindExplained { change, .. }
+            | Step::ClosePortal { change, .. } => Some(Undo::Portal(*change)),
             Step::CloseStatement { forgotten } => Undo::of_forgotten(forgotten.as_ref()),
             Step::ClosePrepared { name, .. } => Some(Undo::ClosedPrepared(name)),
             _ => None,
@@ -43,8 +42,8 @@ impl<'a> Undo<'a> {
         match &expected.what {
             Expect::Parse { name, .. } | Expect::Parsed { name } => Some(Undo::Named(name)),
             Expect::ParseUnnamed if !expected.hidden => Some(Undo::Unnamed),
-            Expect::Bind { replaced, .. } | Expect::Stale(replaced) => {
-                replaced.as_deref().map(Undo::Bound)
+            Expect::Bind { change, .. } | Expect::ClosePortal(change) => {
+                Some(Undo::Portal(*change))
             }
             Expect::CloseStatement(forgotten) => Undo::of_forgotten(forgotten.as_ref()),
             Expect::ClosePrepared(name) => Some(Undo::ClosedPrepared(name)),
@@ -88,7 +87,7 @@ impl Session {
         match undo {
             Undo::Named(name) => drop(self.statements.remove(name)),
             Undo::Unnamed => self.statements.drop_unnamed(),
-            Undo::Bound(replaced) => self.portals.put_back(replaced),
+            Undo::Portal(change) => self.portals.undo(change),
             Undo::Closed(name, prepared) => self.statements.insert(name, prepared.clone()),
             Undo::ClosedPrepared(name) => self.pins.found(Pin::PreparedStatement, name),
         }

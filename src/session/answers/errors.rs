@@ -149,7 +149,7 @@ impl Session {
                 self.failed = failed;
                 return Ok(());
             }
-            Some(Expect::Stale(_)) => answer.say(stale),
+            Some(Expect::Stale) => answer.say(stale),
             Some(Expect::ParseAgain { existing, name }) => {
                 answer.say(|out| in_clients_words(body, &[(existing, name)], out));
             }
