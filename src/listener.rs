@@ -72,12 +72,13 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
     let config = Arc::new(config);
     let workers = Workers::start(config.listen.workers, config.listen.workers_min)?;
     control.block_on(async {
-        let (entrances, socket_files) = listen(&config.listen)?;
         let shares = config.listen.reuse_port;
         let http = match config.http.address {
             Some(address) => Some(bind(address, Service::Http, shares)?),
             None => None,
         };
+        // The last thing that can fail: who comes from now on would be cut off.
+        let (entrances, socket_files) = listen(&config.listen)?;
         for warning in config.warnings().iter().chain(&tls.warnings) {
             tracing::warn!("{warning}");
         }
@@ -105,13 +106,16 @@ pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
         let mut signals = Signals::install(ordered)?;
         let signal = signals.until_stop(&proxy, path).await;
         tracing::info!(signal, "shutting down: no new clients are taken");
-        proxy.closed.store(true, Ordering::SeqCst);
+        match http {
+            // Who asks for health and metrics is to hear of whoever takes our place.
+            Some(http) if shares => {
+                http.abort();
+                let _ = http.await;
+            }
+            _ => proxy.closed.store(true, Ordering::SeqCst),
+        }
         for door in doors {
             door.close(&proxy, &workers).await;
-        }
-        if let Some(http) = http.filter(|_| shares) {
-            // Who asks for health and metrics is to hear of whoever takes our place.
-            http.abort();
         }
         // Whoever takes our place may have the name.
         drop(socket_files);
@@ -158,24 +162,44 @@ impl Entrance {
     }
 
     /// Listens no more. Who has connected by then, and would be cut off with it, is handed out.
-    fn close(self, mut hand_out: impl FnMut(Arrived)) -> io::Result<()> {
+    fn close(self, hand_out: impl FnMut(Arrived)) -> io::Result<()> {
         match self {
             Entrance::Tcp(listener) => {
                 let listener = listener.into_std()?;
-                while let Ok((socket, _)) = listener.accept() {
+                let accept = || {
+                    let (socket, _) = listener.accept()?;
                     socket.set_nonblocking(true)?;
-                    hand_out(Arrived::Tcp(socket));
-                }
+                    Ok(Arrived::Tcp(socket))
+                };
+                accept_all(accept, hand_out)
             }
             Entrance::Unix(listener) => {
                 let listener = listener.into_std()?;
-                while let Ok((socket, _)) = listener.accept() {
+                let accept = || {
+                    let (socket, _) = listener.accept()?;
                     socket.set_nonblocking(true)?;
-                    hand_out(Arrived::Unix(socket));
-                }
+                    Ok(Arrived::Unix(socket))
+                };
+                accept_all(accept, hand_out)
             }
         }
-        Ok(())
+    }
+}
+
+/// Until there is nobody left.
+fn accept_all(
+    accept: impl Fn() -> io::Result<Arrived>,
+    mut hand_out: impl FnMut(Arrived),
+) -> io::Result<()> {
+    loop {
+        match accept() {
+            Ok(socket) => hand_out(socket),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(()),
+                io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            },
+        }
     }
 }
 
@@ -199,7 +223,7 @@ impl Door {
         let closed = Arc::into_inner(self.entrance)
             .map(|entrance| entrance.close(|socket| hand_over(socket, proxy, workers)));
         if let Some(Err(error)) = closed {
-            tracing::warn!(%error, "who had just connected is cut off");
+            tracing::warn!(%error, "clients that had just connected are cut off");
         }
     }
 }
@@ -294,7 +318,7 @@ impl Service {
     }
 }
 
-/// Listens there; if it `shares` the address, as does every other process of this user that shares it.
+/// Listens there. Where it `shares` the address, other processes of this user may listen there too, if they do so as well.
 fn bind(address: SocketAddr, service: Service, shares: bool) -> Result<TcpListener, RunError> {
     let bind = || {
         let socket = if address.is_ipv4() {
@@ -483,12 +507,16 @@ async fn let_leave(proxy: &Proxy, signals: &mut Signals, path: &Path) {
     let started = Instant::now();
     // A reload may change it.
     let is_over = || started.elapsed() >= proxy.config.load().listen.shutdown_grace;
-    while !proxy.sessions.is_empty() && !is_over() {
+    while !proxy.sessions.is_empty() {
+        if is_over() {
+            break;
+        }
         tokio::select! {
-            _ = signals.until_stop(proxy, path) => return,
+            _ = signals.until_stop(proxy, path) => break,
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
     }
+    tracing::info!(clients = proxy.sessions.len(), after = ?started.elapsed(), "clients are asked to leave");
 }
 
 /// Lets open transactions finish, within the limit, or until a second signal. Who is left is told that the server

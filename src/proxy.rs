@@ -82,9 +82,9 @@ pub struct Proxy {
     /// What new sessions share; replaced when the rules for functions change.
     pub shared: ArcSwap<Shared>,
     pub welcomes: handshake::Welcomes,
-    /// No new clients are taken.
+    /// No new clients are taken, and nobody else does so in its place.
     pub closed: AtomicBool,
-    /// Nor do those stay that are there.
+    /// Clients that are here are asked to leave.
     pub draining: AtomicBool,
     /// What the process is to do.
     pub orders: mpsc::Sender<Order>,

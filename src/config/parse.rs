@@ -259,7 +259,7 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
         ));
     }
     if listen.reuse_port && listen.unix_socket_dir.is_some() {
-        let message = r#""listen.reuse_port" is not to be had with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#;
+        let message = r#""listen.reuse_port" cannot be used together with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#;
         return Err(section.fault_at("reuse_port", message));
     }
     if let Some(twice) = first_repeated(&listen.address) {

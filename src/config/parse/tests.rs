@@ -478,7 +478,7 @@ fn unix_sockets() {
     let shared = "listen = { reuse_port = true, unix_socket_dir = '/x' }\n";
     assert_eq!(
         fault(&format!("{shared}{CLUSTER}")),
-        r#"t.toml:1:25: "listen.reuse_port" is not to be had with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#
+        r#"t.toml:1:25: "listen.reuse_port" cannot be used together with "listen.unix_socket_dir": no two processes can listen on one Unix socket; leave one of them out"#
     );
     let text = "[[cluster]]\nname = 'm'\n[[cluster.node]]\naddress = '/run/my:pg:5432'\n";
     let node = &parse(text).unwrap().clusters[0].nodes[0];
