@@ -131,7 +131,8 @@ pub(super) fn heir(node: &Node, nodes: &[Arc<Node>]) -> Option<NodeId> {
 /// The node on the highest timeline of those that take writes; none when two on the same one do. One that is
 /// drained is not elected, and neither is an older one in its place, nor in that of the last primary, which was on
 /// `timeline`: what that was told would be lost, unless the configuration has it no more. A new one is not before all
-/// nodes have been asked once, as any may be on a newer timeline.
+/// nodes have been asked once, as any may be on a newer timeline; and none on an older one than a node [may be](unseen) on
+/// that is not seen.
 pub(super) fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, bool) {
     let is_unknown = |node: &Arc<Node>| !node.is_probed() && !node.is_leaving();
     if topology.primary.is_none() && topology.nodes.iter().any(is_unknown) {
@@ -142,6 +143,7 @@ pub(super) fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, b
         Some(last) if is_listed(last) => timeline,
         _ => 0,
     };
+    let oldest = unseen(topology).map_or(oldest, |unseen| oldest.max(unseen.timeline));
     let writes = |node: &&Arc<Node>| {
         let is_writable = node.is_up() && node.role() == Role::Primary;
         let is_ours = node.system() == topology.system;
@@ -160,6 +162,31 @@ pub(super) fn elect(topology: &Topology, timeline: u32) -> (Option<Arc<Node>>, b
         true => (None, true),
         false => (rivals().find(|node| !node.is_drained()).cloned(), false),
     }
+}
+
+/// A timeline that a replica has told of, and a node that is not seen, which may be its primary.
+pub(super) struct Unseen<'a> {
+    pub timeline: u32,
+    pub told_by: &'a Node,
+    pub node: &'a Node,
+}
+
+/// The newest of these. While all nodes are seen, whoever a replica follows is none of them.
+pub(super) fn unseen(topology: &Topology) -> Option<Unseen<'_>> {
+    let may_be_ours = |node: &&Arc<Node>| [0, topology.system].contains(&node.system());
+    let nodes = || topology.nodes.iter().filter(may_be_ours);
+    let told_by = nodes()
+        .filter(|node| node.role() == Role::Replica)
+        .max_by_key(|node| node.told_timeline())?;
+    let is_away = |node: &&Arc<Node>| !node.is_up() && !node.is_leaving();
+    let node = nodes()
+        .filter(is_away)
+        .find(|node| node.id() != told_by.id())?;
+    Some(Unseen {
+        timeline: told_by.told_timeline(),
+        told_by,
+        node,
+    })
 }
 
 /// Nobody is to use, or wait for, what is on the primary before `new`.

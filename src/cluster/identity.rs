@@ -4,7 +4,8 @@
 use std::sync::{Arc, PoisonError};
 
 use super::Cluster;
-use super::node::Node;
+use super::failover::unseen;
+use super::node::{Node, Role};
 use super::topology::Topology;
 
 /// What one node has to say of the cluster's system.
@@ -34,13 +35,33 @@ impl Topology {
         self.system != 0 && node.system() != self.system && is_told()
     }
 
-    /// In words, why no node can be the primary, if it is for the systems that they are of.
+    /// In words, why no node that takes writes can be the primary, if another one has taken its place that is not seen.
+    fn succession(&self) -> Option<String> {
+        let unseen = unseen(self)?;
+        let is_older = |node: &&Arc<Node>| {
+            node.is_up() && node.role() == Role::Primary && node.timeline() < unseen.timeline
+        };
+        let older = self.nodes.iter().find(is_older)?;
+        Some(format!(
+            "{} is on timeline {}, {} follows one on timeline {}, and {} is not seen",
+            older.name,
+            older.timeline(),
+            unseen.told_by.name,
+            unseen.timeline,
+            unseen.node.name
+        ))
+    }
+
+    /// In words, why no node can be the primary, if it is for the systems that they are of, or for one that is not seen.
     pub fn dispute(&self) -> Option<String> {
         let told = || self.nodes.iter().filter(|node| node.system() != 0);
         let is_at_one = told().all(|node| node.system() == self.system);
         let is_open = self.nodes.iter().any(|node| !Vote::of(node).is_asked);
-        if is_at_one || is_open {
+        if is_open {
             return None;
+        }
+        if is_at_one {
+            return self.succession();
         }
         let of = |node: &Arc<Node>| format!("{} of {}", node.name, node.system());
         let nodes = told().map(of).collect::<Vec<_>>().join(", ");

@@ -60,6 +60,8 @@ pub struct Node {
     position: AtomicU64,
     /// The one it writes, or has been found to replay; 0 while that is not known.
     timeline: AtomicU32,
+    /// The timeline that it has last told of as a replica, whether that is the primary's or not; 0 if none.
+    told_timeline: AtomicU32,
     lag_us: AtomicU64,
     /// See [`Candidate::as_of`].
     as_of: AtomicU64,
@@ -146,6 +148,7 @@ impl Node {
             system: AtomicU64::new(0),
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
+            told_timeline: AtomicU32::new(0),
             lag_us: AtomicU64::new(LAG_UNKNOWN),
             as_of: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
@@ -312,6 +315,16 @@ impl Node {
         self.timeline.load(Ordering::SeqCst)
     }
 
+    /// The timeline that it has last told of as a replica; 0 if none.
+    pub fn told_timeline(&self) -> u32 {
+        self.told_timeline.load(Ordering::SeqCst)
+    }
+
+    /// It has told of this one. `true` if that is another than before.
+    pub fn tell_timeline(&self, timeline: u32) -> bool {
+        self.told_timeline.swap(timeline, Ordering::SeqCst) != timeline
+    }
+
     pub fn set_timeline(&self, timeline: u32) {
         self.timeline.store(timeline, Ordering::SeqCst);
     }
@@ -368,6 +381,7 @@ impl Node {
         self.set_up(false);
         self.set_role(Role::Unknown);
         self.set_timeline(0);
+        self.tell_timeline(0);
         self.probed.store(false, Ordering::SeqCst);
     }
 

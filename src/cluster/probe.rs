@@ -530,6 +530,9 @@ impl Probe {
                     .await?
             }
         };
+        if node.tell_timeline(timeline) {
+            cluster.reconsider();
+        }
         if cluster.note_departure(node, timeline) {
             let expected = cluster.clock.timeline();
             let (cluster, node) = (&cluster.name, &node.name);
@@ -547,6 +550,9 @@ impl Probe {
         limit: Duration,
     ) -> Result<(), ProbeError> {
         let timeline = self.ask_timeline(REPLAYED_TIMELINE, 10, limit).await?;
+        if node.tell_timeline(timeline) {
+            cluster.reconsider();
+        }
         let before = node.timeline();
         if timeline == before {
             return Ok(());

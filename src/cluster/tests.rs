@@ -173,6 +173,36 @@ fn nobody_takes_the_place_of_a_primary_of_a_newer_timeline() {
 }
 
 #[test]
+fn nobody_is_the_primary_while_the_one_that_a_replica_follows_is_not_seen() {
+    let unwatched = Unwatched::new(&config(ADDRESSES));
+    hear(&unwatched, 0, (1, 1), Role::Primary);
+    hear(&unwatched, 1, (1, 1), Role::Replica);
+    hear(&unwatched, 2, (1, 0), Role::Replica);
+    let (old, away, follower) = (0, unwatched.node(1), unwatched.node(2));
+    let tells = |timeline| {
+        follower.tell_timeline(timeline);
+        unwatched.cluster.reconsider();
+    };
+    let old_one = Some(unwatched.node(old).id());
+    tells(1);
+    lose(&unwatched, 1);
+    assert_eq!(unwatched.primary(), old_one);
+    tells(2);
+    assert_eq!(unwatched.primary(), None);
+    let dispute = unwatched.cluster.topology().dispute().expect("a reason");
+    assert!(dispute.ends_with("is not seen"), "{dispute}");
+    // Nor is it by what is not known of a replica that goes too.
+    lose(&unwatched, 2);
+    assert_eq!(unwatched.primary(), None);
+    // It follows none of the configured ones, or one that shows itself.
+    hear(&unwatched, 1, (1, 1), Role::Replica);
+    assert_eq!(unwatched.primary(), old_one);
+    hear(&unwatched, 1, (1, 2), Role::Primary);
+    assert_eq!(unwatched.primary(), Some(away.id()));
+    assert_eq!(unwatched.cluster.topology().dispute(), None);
+}
+
+#[test]
 fn a_replica_is_as_late_as_it_was_while_the_primary_is_met_again() {
     let unwatched = Unwatched::new(&config(&["127.0.0.1:1", "127.0.0.1:2"]));
     let cluster = &unwatched.cluster;
