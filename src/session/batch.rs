@@ -13,9 +13,11 @@ use super::own::Complaint;
 use super::server::Forgotten;
 use super::statements::{Prepared, Unnamed};
 use super::tracked::Tracked;
-use super::transaction::{Control, UnnamedPortal, Within};
+use super::transaction::Control;
+use super::unnamed_portal::UnnamedPortal;
+use super::within::Within;
 use crate::sql::hint::{self, HintError, Hints};
-use crate::sql::{Class, Need, Why};
+use crate::sql::{Class, Modes, Need, Why};
 use crate::wire::frame::body;
 use crate::wire::message;
 
@@ -476,6 +478,33 @@ impl Batch {
     /// Whether a replica that the pipeline began on may not go on with it.
     pub fn must_leave_replica(&self) -> bool {
         self.need > Need::Read || self.hints.is_some() || self.executes_midway()
+    }
+
+    /// The modes of the transaction that it begins with.
+    pub fn opens(&self) -> Option<Modes> {
+        match self.control {
+            Some(Control::Opens(modes)) => Some(modes),
+            _ => None,
+        }
+    }
+
+    /// What it is to a transaction on a replica.
+    pub(super) fn within(&self) -> Within {
+        match self.portal.is_left {
+            true => self.within.max(Within::Ties),
+            false => self.within,
+        }
+    }
+
+    /// Whether it says nothing but that a transaction begins.
+    pub(super) fn only_opens(&self) -> bool {
+        let runs = |step: &&Step| {
+            matches!(
+                step,
+                Step::Query { .. } | Step::Renamed { .. } | Step::Bind { .. }
+            )
+        };
+        self.opens().is_some() && self.steps.iter().filter(runs).count() == 1
     }
 
     /// Something of it is for the primary, whatever else is.

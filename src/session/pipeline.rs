@@ -7,8 +7,9 @@ use super::batch::{Batch, End, Of, Rename, Renames, Step};
 use super::bound::Bound;
 use super::statements::Prepared;
 use super::tracked::{Text, Tracked};
-use super::transaction::{Control, Within};
-use super::{Localised, Session, own, statements, transaction};
+use super::transaction::Control;
+use super::within::{self, Within};
+use super::{Localised, Session, own, statements};
 use crate::sql::catalog::Catalog;
 use crate::sql::{Class, Need, Pin, Verb, Why, altered, lexer, prepared};
 use crate::wire::frame::{HEADER, Header, body, header};
@@ -576,7 +577,7 @@ impl Session {
         {
             batch.control = match statement.verb {
                 Verb::SetTransaction(modes) => Some(Control::Sets(modes)),
-                Verb::Commit | Verb::Rollback if transaction::chains(sql) => None,
+                Verb::Commit | Verb::Rollback if within::chains(sql) => None,
                 Verb::Commit => Some(Control::Commits),
                 Verb::Rollback => Some(Control::RollsBack),
                 _ => None,

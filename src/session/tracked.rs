@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::bound::Bound;
 use super::statements::{Prepared, Unnamed};
-use super::{Localised, transaction};
+use super::{Localised, within};
 use crate::sql::lexer;
 use crate::sql::set_config::{self, Changes, Name, Scope, Told, Value};
 use crate::sql::setting::{self, Setting};
@@ -195,7 +195,7 @@ pub(super) fn by_call(call: &Told) -> Localised {
 /// whether another one begins with its end.
 fn is_said_again(statement: &Statement) -> bool {
     let ends = matches!(statement.verb, Verb::Commit | Verb::Rollback);
-    statement.sets_config || ends || transaction::is_logged(statement.verb)
+    statement.sets_config || ends || within::is_logged(statement.verb)
 }
 
 /// The settings that the calls in `sql` change, where it is bound to these values.

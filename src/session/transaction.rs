@@ -1,117 +1,21 @@
-//! Owns: the transaction that *roams*, that is, is not on the primary: what may run in it where it is, and
-//! what opens it again elsewhere. Never: chooses a server.
+//! Owns: which transactions begin elsewhere than on the primary, and when one that does goes there. Never: chooses a
+//! server.
 //!
-//! A transaction on a replica has done nothing but read. So another server, of the primary, can be brought
-//! to where it is: by beginning again, and by what has been set and saved since, in the client's own
-//! words. That is done as soon as something is to run that is not proven to read. It can't be done any
-//! more when the transaction keeps a snapshot of its own, or a cursor: it is *tied* then.
+//! It goes there as soon as something is to run that is not proven to read, unless what the transaction
+//! has left on its replica ties it there (`roaming`).
 
 use bytes::BytesMut;
 
-use super::batch::{Batch, End, Step};
-use super::bound::Bound;
-use super::own::{self, Complaint};
-use super::params::Params;
-use super::say::NO_SQL;
-use super::server::{Expect, ServerState};
-use super::settings::add_literal;
-use super::tracked::Text;
+use super::batch::{Batch, End};
+use super::own::Complaint;
+use super::roaming::{Opening, Place, Roaming, WORDS_BYTES_MAX};
+use super::server::ServerState;
+use super::within::Within;
 use super::{Localised, Session};
 use crate::config::TransactionReads;
-use crate::sql::setting::{self, Setting};
-use crate::sql::{Class, Isolation, Modes, Need, Statement, Verb, command, lexer, set_config};
+use crate::sql::{Isolation, Modes, command};
 use crate::wire::encode;
 use crate::wire::message::Status;
-
-/// The most that is repeated to open a transaction elsewhere, in bytes. One that would need more leaves
-/// its replica before.
-const WORDS_BYTES_MAX: usize = 16 << 10;
-
-/// A transaction that is on a replica, or on no server yet.
-#[derive(Debug)]
-pub(super) struct Roaming {
-    /// As the client has stated them.
-    modes: Modes,
-    /// What has been set and saved in it since it began, in the client's words.
-    words: Vec<u8>,
-    /// It is READ ONLY by the client's will.
-    read_only: bool,
-    /// Its statements see what each finds, and not one snapshot.
-    by_statement: bool,
-    /// What it has left on its server; and what its last batch alone has.
-    left: Left,
-    left_by_batch: Left,
-    place: Place,
-    /// The parameters that the client had been told when it began.
-    shown: Params,
-}
-
-/// What keeps a transaction on its server.
-#[derive(Clone, Copy, Debug, Default)]
-struct Left {
-    /// It has read: if it keeps a snapshot, that is made.
-    has_read: bool,
-    /// It has something open that cannot be opened elsewhere.
-    is_tied: bool,
-    /// So has it the unnamed portal, until something else is bound to that.
-    has_portal: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Replica,
-    /// It is to be opened where its next batch runs; and whether that is the primary, whatever it is.
-    Nowhere {
-        primary: bool,
-    },
-}
-
-/// What a batch is to the transaction that is on a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Within {
-    /// It reads, or steers the transaction: it can run there.
-    Stays,
-    /// It can if the transaction is to be read-only on the primary as well.
-    StaysReadOnly,
-    /// Likewise, and leaves something open there.
-    Ties,
-    /// It is not proven to read.
-    Leaves,
-}
-
-/// What a batch does to the unnamed portal, which drivers execute with a limit for a first row, and then forget.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct UnnamedPortal {
-    /// It uses the one that it has found there.
-    is_taken_up: bool,
-    /// That one is gone.
-    is_replaced: bool,
-    /// It leaves one that may have more rows.
-    is_left: bool,
-}
-
-impl UnnamedPortal {
-    pub(super) fn open(&mut self) {
-        (self.is_replaced, self.is_left) = (true, true);
-    }
-
-    pub(super) fn close(&mut self) {
-        (self.is_replaced, self.is_left) = (true, false);
-    }
-
-    /// A portal of this name is executed, or described.
-    pub(super) fn look_at(&mut self, name: &[u8]) {
-        self.is_taken_up |= name.is_empty() && !self.is_replaced;
-    }
-
-    /// A portal of this name is executed, to its end if there is no limit.
-    pub(super) fn execute(&mut self, name: &[u8], rows_max: i32) {
-        self.look_at(name);
-        if name.is_empty() && rows_max <= 0 {
-            self.is_left = false;
-        }
-    }
-}
 
 /// A statement that steers a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,105 +37,9 @@ pub enum Verdict {
     Refused,
 }
 
-impl Roaming {
-    fn new(opening: Opening, place: Place, shown: &Params) -> Roaming {
-        Roaming {
-            modes: opening.modes,
-            words: Vec::new(),
-            read_only: opening.read_only,
-            by_statement: opening.by_statement,
-            left: Left::default(),
-            left_by_batch: Left::default(),
-            place,
-            shown: shown.clone(),
-        }
-    }
-
-    /// But for the unnamed portal.
-    fn is_movable(&self) -> bool {
-        !self.left.is_tied && (self.by_statement || !self.left.has_read)
-    }
-
-    /// Whether it can be opened elsewhere to run the batch there.
-    fn is_movable_for(&self, batch: &Batch) -> bool {
-        let UnnamedPortal {
-            is_taken_up,
-            is_replaced,
-            ..
-        } = batch.portal;
-        self.is_movable() && (!self.left.has_portal || is_replaced && !is_taken_up)
-    }
-
-    /// What a batch is to it.
-    fn of(&self, batch: &Batch) -> Within {
-        match batch.within() {
-            Within::StaysReadOnly | Within::Ties if !self.read_only => Within::Leaves,
-            within => within,
-        }
-    }
-
-    /// What opens it on a server: the client's own modes, but that no standby can be told to write.
-    fn opening(&self, on_replica: bool) -> Vec<u8> {
-        let mut sql = b"BEGIN".to_vec();
-        let Modes {
-            isolation,
-            read_only,
-            deferrable,
-        } = self.modes;
-        if let Some(isolation) = isolation {
-            sql.extend_from_slice(b" ISOLATION LEVEL ");
-            sql.extend_from_slice(isolation.name().as_bytes());
-        }
-        match read_only {
-            Some(true) => sql.extend_from_slice(b" READ ONLY"),
-            Some(false) if !on_replica => sql.extend_from_slice(b" READ WRITE"),
-            _ => {}
-        }
-        match deferrable {
-            Some(true) => sql.extend_from_slice(b" DEFERRABLE"),
-            Some(false) => sql.extend_from_slice(b" NOT DEFERRABLE"),
-            None => {}
-        }
-        sql.extend_from_slice(b";\n");
-        sql.extend_from_slice(&self.words);
-        if self.left.has_read {
-            // Modes can't be set any more.
-            sql.extend_from_slice(b"SELECT;");
-        }
-        sql
-    }
-}
-
-/// A transaction that may begin elsewhere than on the primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opening {
-    modes: Modes,
-    read_only: bool,
-    by_statement: bool,
-}
-
 impl Session {
-    /// Whether a transaction is open and not on the primary.
-    #[inline]
-    pub fn roams(&self) -> bool {
-        self.roaming.is_some()
-    }
-
-    /// Whether such a transaction is on a replica's server.
-    pub fn roams_on_replica(&self) -> bool {
-        let place = self.roaming.as_ref().map(|roaming| roaming.place);
-        place == Some(Place::Replica)
-    }
-
-    /// Whether such a transaction has to be opened on whatever server comes next.
-    #[inline]
-    pub fn is_to_be_opened(&self) -> bool {
-        let place = self.roaming.as_ref().map(|roaming| roaming.place);
-        matches!(place, Some(Place::Nowhere { .. }))
-    }
-
     /// What this transaction would be, if it may begin elsewhere than on the primary.
-    fn opening(&self, modes: Modes, reads: TransactionReads) -> Option<Opening> {
+    pub(super) fn opening(&self, modes: Modes, reads: TransactionReads) -> Option<Opening> {
         let settings = &self.settings;
         let isolation = match modes.isolation {
             Some(isolation) => isolation,
@@ -393,7 +201,7 @@ impl Session {
         let words = roaming.words.len() + batch.words as usize;
         let fits = !batch.executes_midway() && words <= WORDS_BYTES_MAX;
         // What is only looked at is the same there, and the portal may be gone on with.
-        let only_looks = !batch.executes && roaming.left.has_portal;
+        let only_looks = !batch.executes && roaming.has_portal();
         let stays = (within < Within::Leaves || only_looks) && fits;
         match roaming.is_movable_for(batch) {
             _ if stays => Verdict::Stays,
@@ -424,8 +232,7 @@ impl Session {
 
     /// Whether the transaction can be opened elsewhere, whatever is to run there.
     pub fn may_move(&self) -> bool {
-        (self.roaming.as_ref())
-            .is_some_and(|roaming| roaming.is_movable() && !roaming.left.has_portal)
+        (self.roaming.as_ref()).is_some_and(|roaming| roaming.is_movable() && !roaming.has_portal())
     }
 
     /// Whether the transaction can be opened elsewhere to run the batch there.
@@ -456,219 +263,6 @@ impl Session {
             state.settings = on_server.clone();
         }
     }
-
-    /// Opens the transaction on `server`, as it was left. What has been set before it is said before it:
-    /// that is not undone with it.
-    pub fn say_opening(&mut self, server: &mut ServerState, on_replica: bool, out: &mut BytesMut) {
-        let Some(roaming) = &mut self.roaming else {
-            return;
-        };
-        let before = match &self.before {
-            Some((session, _)) => session.clone(),
-            None => self.settings.clone(),
-        };
-        for sql in server.settings.difference(&before) {
-            encode::query(out, &sql);
-            server.expect_hidden(Expect::Settings);
-        }
-        encode::query(out, &roaming.opening(on_replica));
-        server.expect_hidden(Expect::Settings);
-        if self.status == Status::Failed {
-            encode::query(out, NO_SQL);
-            server.expect_hidden(Expect::Failing);
-        }
-        server.unnamed = None;
-        server.settings = self.settings.clone();
-        self.before = Some((before.clone(), before));
-        roaming.place = Place::Replica;
-        if !on_replica {
-            self.roaming = None;
-        }
-    }
-
-    /// A batch is being run. `replica` is given on a replica, and says which transactions may begin there.
-    pub fn note_place(&mut self, batch: &Batch, replica: Option<TransactionReads>) {
-        let begins_here = replica.is_none() && batch.only_opens() && batch.hints.is_none();
-        self.begun = batch.opens().filter(|_| begins_here);
-        // Whatever it was not proven to be, a standby has taken no write.
-        self.did.wrote &= replica.is_none();
-        if let Some((modes, reads)) = batch.opens().zip(replica) {
-            // If it does not come to that, the transaction is over as soon as the server is ready.
-            let opening = self.opening(modes, reads);
-            let roaming = |opening| Box::new(Roaming::new(opening, Place::Replica, &self.shown));
-            self.roaming = opening.map(roaming);
-        }
-        if let Some(roaming) = &mut self.roaming {
-            let by_batch = Left {
-                // The answer to a question is a query: a snapshot that is kept is of then.
-                has_read: batch.shows_data || batch.explains && !roaming.by_statement,
-                is_tied: batch.within == Within::Ties,
-                has_portal: batch.portal.is_left,
-            };
-            roaming.left_by_batch = by_batch;
-            let left = &mut roaming.left;
-            left.has_read |= by_batch.has_read;
-            left.is_tied |= by_batch.is_tied;
-            left.has_portal = by_batch.has_portal || left.has_portal && !batch.portal.is_replaced;
-        }
-    }
-
-    /// What has succeeded in a transaction on a replica, and has to be said again to open it elsewhere.
-    pub(super) fn log(&mut self, statement: &Statement, words: Option<&[u8]>) {
-        let Some(roaming) = &mut self.roaming else {
-            return;
-        };
-        match statement.verb {
-            Verb::SetTransaction(modes) => {
-                roaming.modes = roaming.modes.changed_by(modes);
-                roaming.read_only |= modes.read_only == Some(true);
-            }
-            // With AND CHAIN another one like it begins.
-            Verb::Commit | Verb::Rollback if words.is_some_and(chains) => {
-                if statement.verb == Verb::Commit {
-                    roaming.shown = self.shown.clone();
-                }
-                roaming.words.clear();
-                // Something of that may have come behind it.
-                roaming.left = roaming.left_by_batch;
-            }
-            Verb::Commit | Verb::Rollback => self.roaming = None,
-            _ if !roaming.is_movable() => {}
-            verb if is_logged(verb) || statement.sets_config => match words {
-                // It goes on with its portal, and so could not move when it would still have fitted.
-                Some(words) if roaming.words.len() + words.len() > 2 * WORDS_BYTES_MAX => {
-                    roaming.words = Vec::new();
-                    roaming.left.is_tied = true;
-                }
-                Some(words) => {
-                    roaming.words.extend_from_slice(words);
-                    // A line of its own: the statement may end in a comment.
-                    roaming.words.extend_from_slice(b"\n;");
-                }
-                None => roaming.left.is_tied = true,
-            },
-            _ => {}
-        }
-    }
-
-    /// What a text of this class, which needs this much, is to a transaction on a replica.
-    pub(super) fn within(&self, class: &Class, need: Need, sql: &[u8]) -> Within {
-        if need == Need::Read {
-            return match self.is_read_only_shown(sql) {
-                true => Within::StaysReadOnly,
-                false => Within::Stays,
-            };
-        }
-        let [statement] = &*class.statements else {
-            return Within::Leaves;
-        };
-        match statement.verb {
-            _ if !statement.pins.is_empty() => Within::Leaves,
-            _ if statement.sets_config => {
-                match set_config::locals(sql, self.has_conforming_strings()) {
-                    Some(_) if !matters_elsewhere(sql) => Within::Stays,
-                    _ => Within::Leaves,
-                }
-            }
-            Verb::Commit
-            | Verb::Rollback
-            | Verb::Savepoint
-            | Verb::RollbackTo
-            | Verb::Release
-            | Verb::Deallocate
-            | Verb::DeallocateAll
-            | Verb::ExplainRoute => Within::Stays,
-            // What a savepoint undoes of it is not undone in the modes.
-            Verb::SetTransaction(Modes {
-                isolation: None,
-                read_only: None | Some(true),
-                ..
-            }) if !self.has_words() => Within::Stays,
-            Verb::Setting | Verb::SettingLocal => match setting::setting(sql) {
-                _ if matters_elsewhere(sql) => Within::Leaves,
-                // There is more to it than the session can carry from server to server.
-                Some(Setting::Set { name }) if name == "seed" => Within::Leaves,
-                Some(Setting::Set { name }) if !self.settings.have_room(&name, sql) => {
-                    Within::Leaves
-                }
-                // It goes back to what was given at start-up, and a server to its own default.
-                Some(Setting::Reset { name }) if self.defaults.names().any(|n| *n == *name) => {
-                    Within::Leaves
-                }
-                Some(Setting::Set { .. } | Setting::Reset { .. } | Setting::Local) => Within::Stays,
-                Some(Setting::ResetAll | Setting::Transactions(_)) | None => Within::Leaves,
-            },
-            Verb::Show if shows_node(sql) => Within::Leaves,
-            Verb::Show | Verb::Fetch | Verb::Close => Within::StaysReadOnly,
-            Verb::Declare => match command::declared(sql) {
-                Some(query) if self.is_read(query) => Within::Ties,
-                _ => Within::Leaves,
-            },
-            _ => Within::Leaves,
-        }
-    }
-
-    fn has_words(&self) -> bool {
-        let roaming = self.roaming.as_ref();
-        roaming.is_some_and(|roaming| !roaming.words.is_empty())
-    }
-
-    fn is_read(&self, sql: &[u8]) -> bool {
-        let class = self.classify(sql);
-        self.needs(&class, sql).0 == Need::Read
-    }
-
-    /// Whether a read may tell a transaction that is to write from one on a standby.
-    fn is_read_only_shown(&self, sql: &[u8]) -> bool {
-        let roaming = self.roaming.as_ref();
-        roaming.is_some_and(|roaming| !roaming.read_only)
-            && lexer::contains(sql, b"transaction_read_only")
-    }
-
-    /// What is to be said again of a text that sets something for its transaction by `set_config`, bound to
-    /// these values.
-    pub(super) fn spelled(&self, sql: &[u8], bound: Bound<'_>) -> Option<Text> {
-        let calls = set_config::locals(sql, self.has_conforming_strings())?;
-        let words = set_config::spelled(&calls, |number| bound.text(number), add_literal)?;
-        // A value may be a name that matters.
-        (!matters_elsewhere(&words)).then(|| Text::Query(words.into()))
-    }
-
-    /// Whether texts have to be kept that are said again to open the transaction elsewhere.
-    pub(super) fn keeps_words(&self, batch: &Batch) -> bool {
-        self.roams() || batch.opens().is_some()
-    }
-}
-
-/// Whether a text may be about a setting that matters to the proxy, to the transaction itself, or to how the
-/// words are read that open it elsewhere.
-fn matters_elsewhere(sql: &[u8]) -> bool {
-    const NAMES: [&[u8]; 5] = [
-        b"transaction",
-        b"standard_conforming",
-        b"backslash_quote",
-        b"client_encoding",
-        b"names",
-    ];
-    own::is_mentioned(sql) || NAMES.iter().any(|name| lexer::contains(sql, name))
-}
-
-/// Whether a SHOW may show the proxy's own settings, or what differs on a standby.
-fn shows_node(sql: &[u8]) -> bool {
-    own::is_mentioned(sql) || lexer::contains(sql, b"all") || lexer::contains(sql, b"hot_standby")
-}
-
-/// Whether another transaction begins with the end of one.
-pub(super) fn chains(sql: &[u8]) -> bool {
-    lexer::contains(sql, b"chain")
-}
-
-/// Whether a statement of this kind has to be said again.
-pub(super) fn is_logged(verb: Verb) -> bool {
-    matches!(
-        verb,
-        Verb::Savepoint | Verb::RollbackTo | Verb::Release | Verb::Setting | Verb::SettingLocal
-    )
 }
 
 /// Why a batch can't run in a transaction that cannot leave its replica.
@@ -679,34 +273,5 @@ pub fn refusal() -> Complaint {
         advice: "The transaction keeps a snapshot, a cursor or a portal and cannot move to the primary. Begin it \
             with /* tidegate: primary */ to have it there."
             .to_owned(),
-    }
-}
-
-impl Batch {
-    /// The modes of the transaction that it begins with.
-    pub fn opens(&self) -> Option<Modes> {
-        match self.control {
-            Some(Control::Opens(modes)) => Some(modes),
-            _ => None,
-        }
-    }
-
-    /// What it is to a transaction on a replica.
-    pub fn within(&self) -> Within {
-        match self.portal.is_left {
-            true => self.within.max(Within::Ties),
-            false => self.within,
-        }
-    }
-
-    /// Whether it says nothing but that a transaction begins.
-    fn only_opens(&self) -> bool {
-        let runs = |step: &&Step| {
-            matches!(
-                step,
-                Step::Query { .. } | Step::Renamed { .. } | Step::Bind { .. }
-            )
-        };
-        self.opens().is_some() && self.steps.iter().filter(runs).count() == 1
     }
 }
