@@ -203,33 +203,8 @@ impl Session {
             }
             b'Z' => return self.hear_ready(body, at, server, answer),
             b'E' => return self.hear_error(body, at, server, answer),
-            b'S' => {
-                let (name, value) = message::parameter_status(body)?;
-                server.params.set(name, value);
-                if !hidden {
-                    answer.say(|out| self.show_param(name, value, server, out));
-                }
-                return Ok(());
-            }
-            b'1' => {
-                match server.queue.front().map(|e| &e.what) {
-                    Some(Expect::Parse { prepared, .. }) => prepared.prove(),
-                    // The name was free after all. By the client's name it can be nobody else's, and who
-                    // has loaded a library leaves its server to nobody either.
-                    Some(Expect::ParseTaken) => self.pins.touched(Pin::Load),
-                    _ => {}
-                }
-                pop(server, tag, |what| {
-                    matches!(
-                        what,
-                        Expect::Parse { .. }
-                            | Expect::ParseAgain { .. }
-                            | Expect::ParseUnnamed
-                            | Expect::ParseTaken
-                            | Expect::Prepare { .. }
-                    )
-                })?
-            }
+            b'S' => return self.hear_param(body, hidden, server, answer),
+            b'1' => self.hear_parsed(server)?,
             b'2' => {
                 self.note_portal(server);
                 pop(server, tag, |what| matches!(what, Expect::Bind { .. }))?
@@ -246,12 +221,7 @@ impl Session {
                     )
                 })?
             }
-            b'T' | b'n'
-                if matches!(
-                    server.queue.front().map(|e| &e.what),
-                    Some(Expect::Shape(_))
-                ) =>
-            {
+            b'T' | b'n' if owes_shape(server) => {
                 if let Some(Expect::Shape(prepared)) = server.queue.pop_front().map(|e| e.what) {
                     self.hear_shape(&prepared, message::row_shape(body)?, server);
                 }
@@ -264,36 +234,50 @@ impl Session {
                 Some(Expect::Fence { reached }) => *reached = true,
                 _ => {}
             },
-            b'G' => {
-                server.copy_in = Some(match server.queue.front().map(|e| &e.what) {
-                    Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
-                    Some(Expect::Query { .. }) => CopyIn::Simple { done: false },
-                    _ => return Err(ServerFault::Unexpected(tag.into())),
-                });
-                server.awaits_sync = matches!(server.copy_in, Some(CopyIn::Extended { .. }));
-                // A Sync that the client has sent already is ignored within the COPY.
-                let owed = server.owed();
-                server
-                    .queue
-                    .retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
-                server.sync_in_copy |= server.owed() < owed;
-            }
+            b'G' => hear_copy_in(server)?,
             b'H' | b'c' => {}
-            b'D' => {
-                let row = message::data_row(body)?;
-                if let [kind, name, value] = row[..] {
-                    server
-                        .facts
-                        .push([kind, name, value].map(|value| value.map(Box::from)));
-                }
-                return Ok(());
-            }
+            b'D' => return hear_fact(body, server),
             _ => return Err(ServerFault::Unexpected(tag.into())),
         }
         if !hidden {
             answer.forward(at);
         }
         Ok(())
+    }
+
+    fn hear_param(
+        &mut self,
+        body: &[u8],
+        hidden: bool,
+        server: &mut ServerState,
+        answer: &mut Answer,
+    ) -> Result<(), ServerFault> {
+        let (name, value) = message::parameter_status(body)?;
+        server.params.set(name, value);
+        if !hidden {
+            answer.say(|out| self.show_param(name, value, server, out));
+        }
+        Ok(())
+    }
+
+    fn hear_parsed(&mut self, server: &mut ServerState) -> Result<(), ServerFault> {
+        match server.queue.front().map(|e| &e.what) {
+            Some(Expect::Parse { prepared, .. }) => prepared.prove(),
+            // The name was free after all. By the client's name it can be nobody else's, and who
+            // has loaded a library leaves its server to nobody either.
+            Some(Expect::ParseTaken) => self.pins.touched(Pin::Load),
+            _ => {}
+        }
+        pop(server, b'1', |what| {
+            matches!(
+                what,
+                Expect::Parse { .. }
+                    | Expect::ParseAgain { .. }
+                    | Expect::ParseUnnamed
+                    | Expect::ParseTaken
+                    | Expect::Prepare { .. }
+            )
+        })
     }
 
     fn hear_complete(&mut self, body: &[u8], server: &mut ServerState) -> Result<(), ServerFault> {
@@ -412,6 +396,40 @@ fn is_goodbye(notice: &[u8]) -> bool {
             message::error_field(notice, b'C'),
             Some(b"57P01" | b"57P02")
         )
+}
+
+/// A server waits for COPY data.
+fn hear_copy_in(server: &mut ServerState) -> Result<(), ServerFault> {
+    server.copy_in = Some(match server.queue.front().map(|e| &e.what) {
+        Some(Expect::Execute(_)) => CopyIn::Extended { done: false },
+        Some(Expect::Query { .. }) => CopyIn::Simple { done: false },
+        _ => return Err(ServerFault::Unexpected('G')),
+    });
+    server.awaits_sync = matches!(server.copy_in, Some(CopyIn::Extended { .. }));
+    // A Sync that the client has sent already is ignored within the COPY.
+    let owed = server.owed();
+    server
+        .queue
+        .retain(|e| e.hidden || !matches!(e.what, Expect::Sync));
+    server.sync_in_copy |= server.owed() < owed;
+    Ok(())
+}
+
+/// A row of the answer to a question of the proxy's own.
+fn hear_fact(body: &[u8], server: &mut ServerState) -> Result<(), ServerFault> {
+    let row = message::data_row(body)?;
+    if let [kind, name, value] = row[..] {
+        server
+            .facts
+            .push([kind, name, value].map(|value| value.map(Box::from)));
+    }
+    Ok(())
+}
+
+/// Whether it tells next what rows a statement returns that it was made to prepare.
+fn owes_shape(server: &ServerState) -> bool {
+    let front = server.queue.front().map(|expected| &expected.what);
+    matches!(front, Some(Expect::Shape(_)))
 }
 
 fn is_hidden(server: &ServerState) -> bool {

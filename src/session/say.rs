@@ -16,7 +16,7 @@ use super::batch::{Batch, Of, Renames, Step};
 use super::own::{Complaint, Own};
 use super::pipeline::ClientFault;
 use super::server::{CopyIn, Expect, Fit, NOT_KNOWN, ServerState};
-use super::statements::NO_STATEMENT;
+use super::statements::{NO_STATEMENT, Prepared};
 use crate::wire::frame::{HEADER, Header, header, run};
 use crate::wire::message::{self, Status};
 use crate::wire::{FRAME_BUFFERED_BYTES_MAX, encode};
@@ -113,44 +113,16 @@ impl Session {
             Step::Query { at, tracked } => {
                 server.unnamed = None;
                 speech.forward(at);
-                server.expect(Expect::Query {
-                    tracked: tracked.clone(),
-                    statement: 0,
-                    renamed: Renames::new(),
-                    end: 0,
-                });
+                server.expect(Expect::query(tracked.clone(), Renames::new()));
             }
             Step::Renamed {
                 text,
                 names,
                 tracked,
             } => {
-                let apart = !server.owes_within_pipeline();
-                let mut missing = false;
-                // One that has failed says so whatever it has, in words that a Parse would not be answered in.
-                let needed = match server.status {
-                    Status::Failed if apart => &[][..],
-                    _ => names,
-                };
-                for rename in needed {
-                    missing |= self.ensure(server, &rename.prepared, speech.own()) == Ensured::Said;
-                }
-                // If one can't be prepared, the server is not to skip the Query over that. What it has
-                // been told before may make it skip all of them, as it would without the proxy.
-                if missing && apart {
-                    speech.own().extend_from_slice(encode::SYNC);
-                    server.expect_hidden(Expect::Sync);
-                }
-                let sql = speech.client.get(text.clone()).unwrap_or(&[]);
-                let sql = renamed(sql, names);
-                encode::query(speech.own(), &sql);
+                self.say_renamed(text, names, server, speech);
                 server.unnamed = None;
-                server.expect(Expect::Query {
-                    tracked: tracked.clone(),
-                    statement: 0,
-                    renamed: names.clone(),
-                    end: 0,
-                });
+                server.expect(Expect::query(tracked.clone(), names.clone()));
             }
             Step::ParseTaken { at } => {
                 speech.forward(at);
@@ -160,23 +132,7 @@ impl Session {
                 speech.forward(at);
                 server.expect(Expect::ClosePrepared(name.clone()));
             }
-            Step::Parse { name, prepared } => {
-                // Whether it takes a Parse in a failed transaction is for the server to say.
-                let has = server.statements.get(&prepared.id) == Some(&Fit::Fits);
-                if has && server.status != Status::Failed {
-                    server.expect(Expect::Parsed { name: name.clone() });
-                } else {
-                    self.ensure_named(server, prepared, speech.own());
-                    replace(server, prepared, Fit::Fits, speech.own());
-                    server.expect(Expect::Parse {
-                        prepared: prepared.clone(),
-                        name: name.clone(),
-                    });
-                    if !prepared.has_shape() {
-                        ask_shape(server, prepared, speech.own());
-                    }
-                }
-            }
+            Step::Parse { name, prepared } => self.say_parse(name, prepared, server, speech),
             Step::ParseAgain { name, existing } => {
                 self.ensure(server, existing, speech.own());
                 say_prepare(existing, speech.own());
@@ -217,26 +173,11 @@ impl Session {
                 }
             }
             Step::Describe { at, of } => {
-                match of {
-                    Of::Named(prepared) => {
-                        if !self.ensure_current(server, prepared, speech) {
-                            encode::statement_target(speech.own(), b'D', NO_STATEMENT);
-                            server.expect(Expect::Stale);
-                            return;
-                        }
-                        encode::statement_target(speech.own(), b'D', &prepared.server_name);
-                    }
-                    Of::Unnamed(unnamed) => {
-                        self.ensure_unnamed(server, unnamed, speech);
-                        speech.forward(at);
-                    }
-                    Of::Unknown => {
-                        let name = speech.client.get(at.start + HEADER + 1..at.end);
-                        ensure_none(server, name.unwrap_or(b"\0"), speech);
-                        speech.forward_unknown(at, HEADER + 1);
-                    }
-                }
-                server.expect(Expect::Describe(of.named().cloned()));
+                let is_said = self.say_describe(at, of, server, speech);
+                server.expect(match is_said {
+                    true => Expect::Describe(of.named().cloned()),
+                    false => Expect::Stale,
+                });
             }
             Step::DescribePortal { at } => {
                 speech.forward(at);
@@ -277,6 +218,90 @@ impl Session {
             }
             Step::Flush { at } => speech.forward(at),
         }
+    }
+
+    /// Says a Query that names statements, after what it names.
+    fn say_renamed(
+        &self,
+        text: &Range<usize>,
+        names: &Renames,
+        server: &mut ServerState,
+        speech: &mut Speech<'_>,
+    ) {
+        let apart = !server.owes_within_pipeline();
+        let mut missing = false;
+        // One that has failed says so whatever it has, in words that a Parse would not be answered in.
+        let needed = match server.status {
+            Status::Failed if apart => &[][..],
+            _ => names,
+        };
+        for rename in needed {
+            missing |= self.ensure(server, &rename.prepared, speech.own()) == Ensured::Said;
+        }
+        // If one can't be prepared, the server is not to skip the Query over that. What it has
+        // been told before may make it skip all of them, as it would without the proxy.
+        if missing && apart {
+            speech.own().extend_from_slice(encode::SYNC);
+            server.expect_hidden(Expect::Sync);
+        }
+        let sql = speech.client.get(text.clone()).unwrap_or(&[]);
+        let sql = renamed(sql, names);
+        encode::query(speech.own(), &sql);
+    }
+
+    /// Says a Parse of a named statement, unless the server has what it would prepare.
+    fn say_parse(
+        &self,
+        name: &[u8],
+        prepared: &Arc<Prepared>,
+        server: &mut ServerState,
+        speech: &mut Speech<'_>,
+    ) {
+        let name = name.into();
+        // Whether it takes a Parse in a failed transaction is for the server to say.
+        let has = server.statements.get(&prepared.id) == Some(&Fit::Fits);
+        if has && server.status != Status::Failed {
+            return server.expect(Expect::Parsed { name });
+        }
+        self.ensure_named(server, prepared, speech.own());
+        replace(server, prepared, Fit::Fits, speech.own());
+        server.expect(Expect::Parse {
+            prepared: prepared.clone(),
+            name,
+        });
+        if !prepared.has_shape() {
+            ask_shape(server, prepared, speech.own());
+        }
+    }
+
+    /// Says a Describe of a statement; `false` if what fails was said in its place.
+    #[inline]
+    fn say_describe(
+        &self,
+        at: &Range<usize>,
+        of: &Of,
+        server: &mut ServerState,
+        speech: &mut Speech<'_>,
+    ) -> bool {
+        match of {
+            Of::Named(prepared) => {
+                if !self.ensure_current(server, prepared, speech) {
+                    encode::statement_target(speech.own(), b'D', NO_STATEMENT);
+                    return false;
+                }
+                encode::statement_target(speech.own(), b'D', &prepared.server_name);
+            }
+            Of::Unnamed(unnamed) => {
+                self.ensure_unnamed(server, unnamed, speech);
+                speech.forward(at);
+            }
+            Of::Unknown => {
+                let name = speech.client.get(at.start + HEADER + 1..at.end);
+                ensure_none(server, name.unwrap_or(b"\0"), speech);
+                speech.forward_unknown(at, HEADER + 1);
+            }
+        }
+        true
     }
 
     /// Says a Bind; `false` if what fails was said in its place.
@@ -460,12 +485,7 @@ fn say_answer(step: &Step, server: &mut ServerState, speech: &mut Speech<'_>) ->
             encode::query(speech.own(), answer.unwrap_or(NO_SQL));
             server.expect(match answer {
                 None => Expect::RefusedQuery(unanswered()),
-                Some(_) => Expect::Query {
-                    tracked: None,
-                    statement: 0,
-                    renamed: Renames::new(),
-                    end: 0,
-                },
+                Some(_) => Expect::query(None, Renames::new()),
             });
         }
         Step::BindExplained {

@@ -323,6 +323,17 @@ pub(super) enum Expect {
 }
 
 impl Expect {
+    /// The answer to a Query of which no statement has succeeded yet.
+    #[inline]
+    pub fn query(tracked: Option<Tracked>, renamed: Renames) -> Expect {
+        Expect::Query {
+            tracked,
+            statement: 0,
+            end: 0,
+            renamed,
+        }
+    }
+
     /// Whether ReadyForQuery ends the answer.
     pub fn ends(&self) -> bool {
         matches!(

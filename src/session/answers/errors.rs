@@ -81,16 +81,7 @@ impl Session {
         }
         server.copy_in = None;
         if let Some(tag) = server.copy_broken.take() {
-            let is_by_that = is_broken_copy(body);
-            match is_by_that {
-                true => answer.say(|out| unexpected_in_copy(tag, body, out)),
-                false if server.sync_in_copy => answer.forward(at.clone()),
-                false => {}
-            }
-            // Where a Sync was sent too, there is no telling what the server does with what comes next.
-            if is_by_that || server.sync_in_copy {
-                return Err(ServerFault::Ended(OUT_OF_STEP.to_vec()));
-            }
+            answer_broken_copy(tag, body, &at, server, answer)?;
         }
         if let Some(misplaced) = Misplaced::of(body, server) {
             answer.clear();
@@ -203,6 +194,30 @@ fn stale(out: &mut BytesMut) {
     const WORDS: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
         Fplancache.c\0RRevalidateCachedQuery\0\0";
     encode::body(out, b'E', WORDS);
+}
+
+/// An error ends a COPY within which the client has sent a message of type `tag`: by that, or before it.
+///
+/// # Errors
+/// The connection's end, where PostgreSQL ends it, or nobody can tell what the server does next.
+fn answer_broken_copy(
+    tag: u8,
+    error: &[u8],
+    at: &Range<usize>,
+    server: &ServerState,
+    answer: &mut Answer,
+) -> Result<(), ServerFault> {
+    let is_by_that = is_broken_copy(error);
+    match is_by_that {
+        true => answer.say(|out| unexpected_in_copy(tag, error, out)),
+        false if server.sync_in_copy => answer.forward(at.clone()),
+        false => {}
+    }
+    // Where a Sync was sent too, there is no telling what the server does with what comes next.
+    match is_by_that || server.sync_in_copy {
+        true => Err(ServerFault::Ended(OUT_OF_STEP.to_vec())),
+        false => Ok(()),
+    }
 }
 
 /// What PostgreSQL ends a connection with that has sent a message out of place.
