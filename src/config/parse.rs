@@ -26,131 +26,89 @@ const WORKERS_MAX: i64 = 1024;
 const POOL_SIZE_MAX: i64 = 10_000;
 const PROBE_FAILURES_MAX: i64 = 1000;
 
-const ROOT: Keys = Keys {
-    known: &[
-        "listen",
-        "http",
-        "auth",
-        "console",
-        "pool",
-        "routing",
-        "consistency",
-        "lag",
-        "health",
-        "failover",
-        "log",
-        "cluster",
-    ],
-    later: &[],
-};
-const LISTEN: Keys = Keys {
-    known: &[
-        "address",
-        "unix_socket_dir",
-        "reuse_port",
-        "tls",
-        "max_clients",
-        "workers",
-        "workers_min",
-        "login_timeout",
-        "shutdown_grace",
-        "shutdown_timeout",
-    ],
-    later: &[],
-};
-const HTTP: Keys = Keys {
-    known: &["address"],
-    later: &[],
-};
-const CONSOLE: Keys = Keys {
-    known: &["database", "admins", "viewers"],
-    later: &[],
-};
-const POOL: Keys = Keys {
-    known: &[
-        "mode",
-        "size",
-        "checkout_timeout",
-        "idle_timeout",
-        "lifetime",
-        "connect_timeout",
-    ],
-    later: &[],
-};
-const ROUTING: Keys = Keys {
-    known: &[
-        "zone",
-        "read_primary",
-        "transaction_reads",
-        "safe_functions",
-        "unsafe_functions",
-        "catalog_interval",
-        "replication",
-    ],
-    later: &[],
-};
-const CONSISTENCY: Keys = Keys {
-    known: &[
-        "level",
-        "max_lag",
-        "poll_interval",
-        "gate_wait",
-        "on_no_replica",
-        "wait_timeout",
-        "primary_reads_raise_floor",
-        "override",
-        "redis",
-    ],
-    later: &[],
-};
-const REDIS: Keys = Keys {
-    known: &["url", "timeout", "prefix", "keep"],
-    later: &[],
-};
-const OVERRIDE: Keys = Keys {
-    known: &["database", "user", "level", "max_lag"],
-    later: &[],
-};
-const WISH: Keys = Keys {
-    known: &["level", "max_lag"],
-    later: &[],
-};
-const LAG: Keys = Keys {
-    known: &["max", "max_bytes"],
-    later: &[],
-};
-const HEALTH: Keys = Keys {
-    known: &["interval", "timeout", "failures"],
-    later: &[],
-};
-const FAILOVER: Keys = Keys {
-    known: &["hold"],
-    later: &[],
-};
-const LOG: Keys = Keys {
-    known: &["format", "level", "slow_query"],
-    later: &[],
-};
+const ROOT: Keys = &[
+    "listen",
+    "http",
+    "auth",
+    "console",
+    "pool",
+    "routing",
+    "consistency",
+    "lag",
+    "health",
+    "failover",
+    "log",
+    "cluster",
+];
+const LISTEN: Keys = &[
+    "address",
+    "unix_socket_dir",
+    "reuse_port",
+    "tls",
+    "max_clients",
+    "workers",
+    "workers_min",
+    "login_timeout",
+    "shutdown_grace",
+    "shutdown_timeout",
+];
+const HTTP: Keys = &["address"];
+const CONSOLE: Keys = &["database", "admins", "viewers"];
+const POOL: Keys = &[
+    "mode",
+    "size",
+    "checkout_timeout",
+    "idle_timeout",
+    "lifetime",
+    "connect_timeout",
+];
+const ROUTING: Keys = &[
+    "zone",
+    "read_primary",
+    "transaction_reads",
+    "safe_functions",
+    "unsafe_functions",
+    "catalog_interval",
+    "replication",
+];
+const CONSISTENCY: Keys = &[
+    "level",
+    "max_lag",
+    "poll_interval",
+    "gate_wait",
+    "on_no_replica",
+    "wait_timeout",
+    "primary_reads_raise_floor",
+    "override",
+    "redis",
+];
+const REDIS: Keys = &["url", "timeout", "prefix", "keep"];
+const OVERRIDE: Keys = &["database", "user", "level", "max_lag"];
+const WISH: Keys = &["level", "max_lag"];
+const LAG: Keys = &["max", "max_bytes"];
+const HEALTH: Keys = &["interval", "timeout", "failures"];
+const FAILOVER: Keys = &["hold"];
+const LOG: Keys = &["format", "level", "slow_query"];
 
 pub(super) fn config(source: Source<'_>) -> Result<Config> {
     let document = DeTable::parse(source.text)
         .map_err(|error| source.fault(&error.span().unwrap_or_default(), error.message()))?;
-    let root = Section::root(source, document.get_ref(), &ROOT)?;
+    let root = Section::root(source, document.get_ref(), ROOT)?;
     let (health_section, lag_section) =
-        (root.section("health", &HEALTH)?, root.section("lag", &LAG)?);
-    let http_section = root.section("http", &HTTP)?;
+        (root.section("health", HEALTH)?, root.section("lag", LAG)?);
+    let http_section = root.section("http", HTTP)?;
     let config = Config {
-        listen: listen(&root.section("listen", &LISTEN)?)?,
+        listen: listen(&root.section("listen", LISTEN)?)?,
         http: http(&http_section)?,
-        auth: auth::auth(&root.section("auth", &auth::AUTH)?)?,
-        console: console(&root.section("console", &CONSOLE)?)?,
-        pool: pool(&root.section("pool", &POOL)?)?,
-        routing: routing(&root.section("routing", &ROUTING)?)?,
-        consistency: consistency(&root.section("consistency", &CONSISTENCY)?)?,
+        auth: auth::auth(&root.section("auth", auth::AUTH)?)?,
+        console: console(&root.section("console", CONSOLE)?)?,
+        pool: pool(&root.section("pool", POOL)?)?,
+        routing: routing(&root.section("routing", ROUTING)?)?,
+        consistency: consistency(&root.section("consistency", CONSISTENCY)?)?,
         lag: lag(&lag_section)?,
         health: health(&health_section)?,
-        failover: failover(&root.section("failover", &FAILOVER)?)?,
-        log: log(&root.section("log", &LOG)?)?,
+        failover: failover(&root.section("failover", FAILOVER)?)?,
+        log: log(&root.section("log", LOG)?)?,
         clusters: cluster::clusters(&root)?,
     };
     if let Some(http) = config.http.address
@@ -178,8 +136,8 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         let message = format!(
             r#""consistency.redis.keep" ({keep:?}) must be more than {staleness:?}, which is "lag.max" and twice "health.interval" and "health.timeout", or replicas that lack what is no longer kept are read"#
         );
-        let section = root.section("consistency", &CONSISTENCY)?;
-        return Err(section.section("redis", &REDIS)?.fault_at("keep", message));
+        let section = root.section("consistency", CONSISTENCY)?;
+        return Err(section.section("redis", REDIS)?.fault_at("keep", message));
     }
     let names = config.console.admins.iter().chain(&config.console.viewers);
     let is_listed = |name: &&String| config.auth.users.iter().any(|user| user.name == **name);
@@ -192,7 +150,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         } else {
             "viewers"
         };
-        return Err(root.section("console", &CONSOLE)?.fault_at(key, message));
+        return Err(root.section("console", CONSOLE)?.fault_at(key, message));
     }
     let hides =
         |cluster: &&Cluster| (cluster.databases.iter()).any(|name| config.console.is_wanted(name));
@@ -201,7 +159,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
         let message = format!(
             r#"database "{database}" is the console's, so that of cluster "{name}" could not be reached; give "console.database" another name"#
         );
-        let section = root.section("console", &CONSOLE)?;
+        let section = root.section("console", CONSOLE)?;
         return Err(section.fault_at("database", message));
     }
     // Without these, nobody could ever show a certificate.
@@ -210,7 +168,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config> {
     if config.auth.method == AuthMethod::Cert && !shows {
         let message = r#"auth.method = "cert" needs "listen.tls" with a "client_ca" and the mode "require" or above"#;
         return Err(root
-            .section("auth", &auth::AUTH)?
+            .section("auth", auth::AUTH)?
             .fault_at("method", message));
     }
     Ok(config)
@@ -223,7 +181,7 @@ fn listen(section: &Section<'_>) -> Result<Listen> {
         unix_socket_dir: section.optional("unix_socket_dir", Value::socket_directory)?,
         reuse_port: section.get("reuse_port", default.reuse_port, Value::boolean)?,
         tls: section.get("tls", default.tls, |value| {
-            tls::listen(&value.section(&tls::LISTEN_TLS)?)
+            tls::listen(&value.section(tls::LISTEN_TLS)?)
         })?,
         max_clients: section.get("max_clients", default.max_clients, |value| {
             value.integer(1..=CLIENTS_MAX)
@@ -402,7 +360,7 @@ fn consistency(section: &Section<'_>) -> Result<Consistency> {
             Value::boolean,
         )?,
         overrides: overrides(section)?,
-        redis: section.optional("redis", |value| shared_keys(&value.section(&REDIS)?))?,
+        redis: section.optional("redis", |value| shared_keys(&value.section(REDIS)?))?,
     })
 }
 
@@ -442,7 +400,7 @@ fn wish(section: &Section<'_>) -> Result<Wish> {
 
 fn overrides(section: &Section<'_>) -> Result<Vec<Override>> {
     let mut overrides: Vec<Override> = Vec::new();
-    for section in section.sections("override", &OVERRIDE)? {
+    for section in section.sections("override", OVERRIDE)? {
         let new = Override {
             database: section.optional("database", Value::name)?,
             user: section.optional("user", Value::name)?,
@@ -557,7 +515,7 @@ pub(super) fn every_known_key() -> impl Iterator<Item = &'static str> {
         cluster::MONITOR,
         cluster::NODE,
     ];
-    tables.into_iter().flat_map(|keys| keys.known).copied()
+    tables.into_iter().flatten().copied()
 }
 
 #[cfg(test)]

@@ -21,11 +21,11 @@ const TYPO_EDITS_MAX: usize = 3;
 /// `/.s.PGSQL.65535`.
 const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - 15;
 
-/// The keys of a table: those that are read, and those that a later version will read.
-pub(super) struct Keys {
-    pub known: &'static [&'static str],
-    pub later: &'static [&'static str],
-}
+/// The keys of a table.
+pub(super) type Keys = &'static [&'static str];
+
+/// Keys that a later version will read, by their full names.
+const RESERVED: &[&str] = &["cluster.node.tags"];
 
 pub(super) struct Section<'a> {
     source: Source<'a>,
@@ -34,7 +34,7 @@ pub(super) struct Section<'a> {
     span: Range<usize>,
     /// `None` if the file leaves the table out: then every key has its default.
     table: Option<&'a DeTable<'a>>,
-    keys: &'static Keys,
+    keys: Keys,
     /// It is one of a list, and so written `[[path]]`.
     is_listed: bool,
     /// `None` in the file's root.
@@ -45,15 +45,11 @@ pub(super) struct Section<'a> {
 #[derive(Clone)]
 struct Parent {
     header: String,
-    keys: &'static Keys,
+    keys: Keys,
 }
 
 impl<'a> Section<'a> {
-    pub fn root(
-        source: Source<'a>,
-        table: &'a DeTable<'a>,
-        keys: &'static Keys,
-    ) -> Result<Section<'a>> {
+    pub fn root(source: Source<'a>, table: &'a DeTable<'a>, keys: Keys) -> Result<Section<'a>> {
         // A fault of the file as a whole has no place of its own: it is shown at the first line.
         let (path, span) = (String::new(), 0..0);
         Section {
@@ -69,7 +65,7 @@ impl<'a> Section<'a> {
     }
 
     /// The table under `key`, empty if it is left out.
-    pub fn section(&self, key: &'static str, keys: &'static Keys) -> Result<Section<'a>> {
+    pub fn section(&self, key: &'static str, keys: Keys) -> Result<Section<'a>> {
         match self.value(key) {
             Some(value) => value.section(keys),
             None => Ok(Section {
@@ -85,7 +81,7 @@ impl<'a> Section<'a> {
     }
 
     /// The tables under `key`, written `[[key]]` once for each.
-    pub fn sections(&self, key: &'static str, keys: &'static Keys) -> Result<Vec<Section<'a>>> {
+    pub fn sections(&self, key: &'static str, keys: Keys) -> Result<Vec<Section<'a>>> {
         match self.value(key) {
             Some(value) => match value.value {
                 DeValue::Array(_) => value
@@ -149,10 +145,7 @@ impl<'a> Section<'a> {
     }
 
     fn value(&self, key: &'static str) -> Option<Value<'a>> {
-        debug_assert!(
-            self.keys.known.contains(&key),
-            "{key} is not in the table's keys"
-        );
+        debug_assert!(self.keys.contains(&key), "{key} is not in the table's keys");
         let value = self.table?.get(key)?;
         Some(Value {
             source: self.source,
@@ -192,7 +185,7 @@ impl<'a> Section<'a> {
     fn checked(self) -> Result<Section<'a>> {
         let unknown = (self.table.into_iter().flatten())
             .map(|(key, _)| key)
-            .filter(|key| !self.keys.known.contains(&key.get_ref().as_ref()))
+            .filter(|key| !self.keys.contains(&key.get_ref().as_ref()))
             .min_by_key(|key| key.span().start);
         match unknown {
             None => Ok(self),
@@ -204,16 +197,16 @@ impl<'a> Section<'a> {
 
     fn unknown_key(&self, key: &str) -> String {
         let name = self.full_name(key);
-        if self.keys.later.contains(&key) {
+        if RESERVED.contains(&name.as_str()) {
             return format!(r#""{name}" is not supported yet"#);
         }
-        if let Some(near) = nearest(key, self.keys.known) {
+        if let Some(near) = nearest(key, self.keys) {
             return format!(r#"unknown key "{name}"; did you mean "{near}"?"#);
         }
         if let Some(place) = self.place_above(key) {
             return format!(r#"unknown key "{name}"; it belongs in {place}"#);
         }
-        let known = self.keys.known.join(", ");
+        let known = self.keys.join(", ");
         format!(r#"unknown key "{name}"; the keys known here are {known}"#)
     }
 
@@ -221,7 +214,7 @@ impl<'a> Section<'a> {
     fn place_above(&self, key: &str) -> Option<String> {
         let parent = self.parent.as_ref()?;
         let is_own_name = self.path.ends_with(&format!(".{key}"));
-        if is_own_name || !parent.keys.known.contains(&key) {
+        if is_own_name || !parent.keys.contains(&key) {
             return None;
         }
         let text = self.source.text.get(self.span.start..);
@@ -415,7 +408,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    pub fn section(&self, keys: &'static Keys) -> Result<Section<'a>> {
+    pub fn section(&self, keys: Keys) -> Result<Section<'a>> {
         let (source, path, span) = (self.source, self.name.clone(), self.span.clone());
         match self.value {
             DeValue::Table(table) => Section {

@@ -4,22 +4,16 @@ use super::super::section::{Keys, Section, Value};
 use super::super::{Auth, AuthMethod, Lookup, User};
 use super::Result;
 
-pub(super) const AUTH: Keys = Keys {
-    known: &[
-        "method",
-        "user",
-        "query_user",
-        "query_password",
-        "query_database",
-        "query",
-        "query_cache",
-    ],
-    later: &[],
-};
-pub(super) const USER: Keys = Keys {
-    known: &["name", "password", "verifier"],
-    later: &[],
-};
+pub(super) const AUTH: Keys = &[
+    "method",
+    "user",
+    "query_user",
+    "query_password",
+    "query_database",
+    "query",
+    "query_cache",
+];
+pub(super) const USER: Keys = &["name", "password", "verifier"];
 
 pub(super) fn auth(section: &Section<'_>) -> Result<Auth> {
     const METHODS: &[(&str, AuthMethod)] = &[
@@ -30,7 +24,7 @@ pub(super) fn auth(section: &Section<'_>) -> Result<Auth> {
     ];
     let method = section.get("method", AuthMethod::default(), |v| v.choice(METHODS))?;
     let mut users: Vec<User> = Vec::new();
-    for section in section.sections("user", &USER)? {
+    for section in section.sections("user", USER)? {
         let user = user(&section, method)?;
         if users.iter().any(|other| other.name == user.name) {
             let message = format!(r#"user "{}" is listed twice"#, user.name);

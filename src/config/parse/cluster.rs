@@ -6,32 +6,23 @@ use super::{Result, WISH, first_repeated, tls, wish};
 
 const WEIGHT_MAX: i64 = 1000;
 
-pub(super) const CLUSTER: Keys = Keys {
-    known: &[
-        "name",
-        "databases",
-        "monitor",
-        "consistency",
-        "sslmode",
-        "sslrootcert",
-        "sslcert",
-        "sslkey",
-        "node",
-    ],
-    later: &[],
-};
-pub(super) const MONITOR: Keys = Keys {
-    known: &["user", "password", "database"],
-    later: &[],
-};
-pub(super) const NODE: Keys = Keys {
-    known: &["name", "address", "zone", "weight"],
-    later: &["tags"],
-};
+pub(super) const CLUSTER: Keys = &[
+    "name",
+    "databases",
+    "monitor",
+    "consistency",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "node",
+];
+pub(super) const MONITOR: Keys = &["user", "password", "database"];
+pub(super) const NODE: Keys = &["name", "address", "zone", "weight"];
 
 pub(super) fn clusters(root: &Section<'_>) -> Result<Vec<Cluster>> {
     let mut clusters: Vec<Cluster> = Vec::new();
-    for section in root.sections("cluster", &CLUSTER)? {
+    for section in root.sections("cluster", CLUSTER)? {
         let cluster = cluster(&section)?;
         for other in &clusters {
             if other.name == cluster.name {
@@ -71,9 +62,9 @@ fn cluster(section: &Section<'_>) -> Result<Cluster> {
             format!(r#"database "{twice}" is listed twice"#),
         ));
     }
-    let monitor = section.optional("monitor", |value| monitor(&value.section(&MONITOR)?))?;
+    let monitor = section.optional("monitor", |value| monitor(&value.section(MONITOR)?))?;
     let mut nodes: Vec<Node> = Vec::new();
-    for section in section.sections("node", &NODE)? {
+    for section in section.sections("node", NODE)? {
         let node = node(&section)?;
         for other in &nodes {
             if (&other.host, other.port) == (&node.host, node.port) {
@@ -96,7 +87,7 @@ fn cluster(section: &Section<'_>) -> Result<Cluster> {
         databases,
         monitor,
         consistency: section.get("consistency", Wish::NONE, |value| {
-            wish(&value.section(&WISH)?)
+            wish(&value.section(WISH)?)
         })?,
         tls: tls::nodes(section)?,
         nodes,

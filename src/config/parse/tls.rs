@@ -4,10 +4,7 @@ use super::super::section::{Keys, Section, Value};
 use super::super::{ListenTls, NodeTls, OfferMode, SslMode};
 use super::Result;
 
-pub(super) const LISTEN_TLS: Keys = Keys {
-    known: &["mode", "cert", "key", "client_ca"],
-    later: &[],
-};
+pub(super) const LISTEN_TLS: Keys = &["mode", "cert", "key", "client_ca"];
 
 /// `None` under the mode "disable", whatever else is given.
 pub(super) fn listen(section: &Section<'_>) -> Result<Option<ListenTls>> {
