@@ -23,6 +23,9 @@ pub use tls::{ListenTls, NodeTls, OfferMode, SslMode};
 pub use units::{DURATION_FORM, DURATION_MAX, parse_duration, show_duration};
 pub use verifier::{Verifier, VerifierError};
 
+/// The longest name that PostgreSQL keeps, in bytes: `NAMEDATALEN - 1`. It cuts off the rest.
+pub const NAME_BYTES_MAX: usize = 63;
+
 /// One file's worth of configuration. Equal configs behave alike.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {

@@ -17,7 +17,7 @@ use tokio::runtime::{self, Handle};
 use crate::{net, telemetry};
 
 /// How often the workers' load is looked at.
-pub const BALANCE_INTERVAL: Duration = Duration::from_millis(100);
+const BALANCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// All workers. The first so many of them have work.
 pub struct Workers {
@@ -28,7 +28,7 @@ pub struct Workers {
 }
 
 /// One thread and its runtime.
-pub struct Worker {
+struct Worker {
     runtime: Handle,
     /// Where Linux says how long the thread has run.
     statistics: Arc<OnceLock<PathBuf>>,

@@ -13,7 +13,7 @@ use crate::config::Secret;
 /// How often a user is looked up afresh within the life of an answer. A password that was changed, or
 /// a role that was made, a moment ago counts for whoever logs in next; only a storm of logins is
 /// answered from memory.
-pub const FRESH_MAX: u32 = 10;
+const FRESH_MAX: u32 = 10;
 
 /// How many users are remembered; the least recently seen go first.
 const USERS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Source};
 use super::units;
-use super::{Secret, Verifier};
+use super::{NAME_BYTES_MAX, Secret, Verifier};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -250,8 +250,6 @@ impl<'a> Value<'a> {
 
     /// What a client may name, which PostgreSQL cuts after so many bytes: nobody could name what is longer.
     pub fn name(&self) -> Result<String> {
-        /// `NAMEDATALEN - 1`.
-        const NAME_BYTES_MAX: usize = 63;
         let name = self.string()?;
         match name.len() > NAME_BYTES_MAX {
             true => Err(self.fault(format!(

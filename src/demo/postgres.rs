@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Uid, User, chown, geteuid};
 use super::DemoError;
 
 /// The oldest major version that reports `in_hot_standby` and the state of a replay pause.
-pub const MAJOR_VERSION_MIN: u32 = 14;
+const MAJOR_VERSION_MIN: u32 = 14;
 
 /// What a cluster needs; an installation of the client alone lacks the first two.
 const PROGRAMS: [&str; 4] = ["postgres", "initdb", "pg_basebackup", "psql"];

@@ -11,7 +11,7 @@ pub const BUFFER_BYTES: usize = 16 << 10;
 
 /// The size of a buffer for a stream that fills the others, in bytes: a quarter of the system calls,
 /// and what it has is still in the processor's caches when it is passed on.
-pub const LARGE_BYTES: usize = 64 << 10;
+const LARGE_BYTES: usize = 64 << 10;
 
 /// The most buffers a thread keeps in stock, and the most large ones.
 const STOCK_MAX: usize = 256;

@@ -25,14 +25,14 @@ use super::sessions::{Handle, Who};
 use crate::auth::{AuthRequest, Channel, ClientAuth, Proven, Rejection, Step};
 use crate::cluster::Cluster;
 use crate::cluster::pool::PoolKey;
-use crate::config::{Config, ConsoleRight, Replication};
+use crate::config::{Config, ConsoleRight, NAME_BYTES_MAX, Replication};
 use crate::net::buffers;
 use crate::net::stream::{Peer, Stream};
 use crate::net::tls::Offer;
 use crate::session::own;
 use crate::session::params::Params;
 use crate::session::settings::Settings;
-use crate::sql::lexer::{NAME_MAX, clipped};
+use crate::sql::lexer::clipped;
 use crate::telemetry;
 use crate::wire::WireError;
 use crate::wire::encode::{self, Severity};
@@ -457,7 +457,7 @@ impl Authenticated<'_> {
 fn application_name(parameters: &Parameters) -> String {
     let name = parameters.get("application_name");
     let name = name.and_then(|name| std::str::from_utf8(name).ok());
-    let name = name.filter(|name| name.len() <= NAME_MAX);
+    let name = name.filter(|name| name.len() <= NAME_BYTES_MAX);
     name.unwrap_or_default().to_owned()
 }
 

@@ -283,9 +283,7 @@ impl Mark {
             ..self
         }
     }
-}
 
-impl Mark {
     /// Whether a replica that has replayed to there has all that was acknowledged by then.
     pub fn is_reached(self, primary: &Clock, replayed: Lsn) -> bool {
         let sample = self.resolved(primary).sample;

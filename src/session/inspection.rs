@@ -159,9 +159,7 @@ impl Session {
             }
         }
     }
-}
 
-impl Session {
     /// The server could not answer: something was dropped while it looked, say. What it was asked for
     /// is taken to be so.
     fn not_inspected(&mut self) {

@@ -11,8 +11,9 @@ use lru::LruCache;
 
 use super::batch::Renames;
 use super::settings::Settings;
+use crate::config::NAME_BYTES_MAX;
 use crate::sql::Class;
-use crate::sql::lexer::{self, NAME_MAX};
+use crate::sql::lexer;
 use crate::wire::PARSE_BYTES_MAX;
 
 /// A statement that servers can be asked to prepare, shared by every session that uses the same
@@ -121,7 +122,7 @@ pub fn server_id(name: &[u8]) -> Option<u64> {
 /// What servers tell the names in messages apart by: their first bytes. Only names in texts are cut
 /// where a character ends.
 pub(super) fn key(name: &[u8]) -> &[u8] {
-    name.get(..NAME_MAX).unwrap_or(name)
+    name.get(..NAME_BYTES_MAX).unwrap_or(name)
 }
 
 /// Whether the text of a statement may name another one. More than one at a time are not prepared.

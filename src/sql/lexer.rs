@@ -13,7 +13,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use content::{NAME_MAX, NESTING_MAX, clipped, mentions, string_content, string_value};
+pub use content::{NESTING_MAX, clipped, mentions, string_content, string_value};
 pub use cursor::Cursor;
 pub use split::{Statements, statements};
 

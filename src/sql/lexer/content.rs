@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use super::{Kind, Lexer, Token};
+use crate::config::NAME_BYTES_MAX;
 
 impl Token {
     /// The name that the token stands for, folded or unquoted as the server does. `None` for what
@@ -36,16 +37,13 @@ impl Token {
     }
 }
 
-/// The longest name the server keeps, in bytes; it cuts off the rest.
-pub const NAME_MAX: usize = 63;
-
 /// What the server keeps of a long name in a text: whole characters.
 pub fn clipped(name: &[u8]) -> &[u8] {
-    if name.len() <= NAME_MAX {
+    if name.len() <= NAME_BYTES_MAX {
         return name;
     }
-    let mut end = NAME_MAX;
-    while end > NAME_MAX - 4 && name[end] & 0xc0 == 0x80 {
+    let mut end = NAME_BYTES_MAX;
+    while end > NAME_BYTES_MAX - 4 && name[end] & 0xc0 == 0x80 {
         end -= 1;
     }
     &name[..end]
