@@ -209,6 +209,8 @@ impl Relay<'_> {
     }
 
     fn consume_said(&mut self) {
+        // What is direct is written before `to_server`, and gets behind it here: right only as one of them is empty.
+        debug_assert!(self.direct.is_empty() || self.to_server.is_empty());
         let rest = self.client.inbox.get(self.direct.clone()).unwrap_or(&[]);
         self.to_server.extend_from_slice(rest);
         self.direct = 0..0;
