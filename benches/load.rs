@@ -23,7 +23,6 @@ use tidegate::auth::Credential;
 use tidegate::cluster::connect::{self, Connection, Target};
 use tidegate::config::Secret;
 use tidegate::net::stream::Stream;
-use tidegate::net::tls::NodeSide;
 use tidegate::wire::encode;
 use tidegate::wire::frame::{Header, body, header};
 use tidegate::wire::message::error_field;
@@ -173,7 +172,7 @@ impl Client {
             &Target {
                 host: &arguments.host,
                 port: arguments.port,
-                tls: &NodeSide::default(),
+                tls: Arc::default(),
                 database: &arguments.name,
                 user: &arguments.name,
                 credential: Some(Credential::Password(Secret::new(&*arguments.password))),

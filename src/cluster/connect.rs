@@ -2,6 +2,7 @@
 //! decides what a failure means for the node.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -22,12 +23,27 @@ use crate::wire::{SERVER_CONTROL_BYTES_MAX, WireError, encode, startup};
 pub struct Target<'a> {
     pub host: &'a str,
     pub port: u16,
-    pub tls: &'a NodeSide,
+    pub tls: Arc<NodeSide>,
     pub database: &'a str,
     pub user: &'a str,
     pub credential: Option<Credential>,
     /// Shown in the server's `pg_stat_activity` until a session sets its own.
     pub application_name: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// A node, by what is configured of it now. As whom is for the caller to say.
+    pub fn at(node: &'a Node) -> Target<'a> {
+        Target {
+            host: &node.host,
+            port: node.port,
+            tls: node.tls.load_full(),
+            database: "",
+            user: "",
+            credential: None,
+            application_name: "",
+        }
+    }
 }
 
 /// A server connection that is logged in and waits for a query.
@@ -239,7 +255,7 @@ async fn log_in_over(
     hello: &[u8],
     encrypt: bool,
 ) -> Result<Connection, ConnectError> {
-    let mut stream = open(target.host, target.port, target.tls, encrypt).await?;
+    let mut stream = open(target.host, target.port, &target.tls, encrypt).await?;
     stream.write_all(hello).await?;
     let mut buf = BytesMut::new();
     let certificate = stream.tls().and_then(|tls| tls.peer_certificate());
@@ -515,7 +531,7 @@ mod tests {
         let target = Target {
             host: "127.0.0.1",
             port,
-            tls: &NodeSide::default(),
+            tls: Arc::default(),
             database: "app",
             user: "app",
             credential: None,

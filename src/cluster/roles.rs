@@ -293,15 +293,12 @@ struct Line {
 
 impl Line {
     async fn open(node: &Arc<Node>, lookup: &Lookup, limit: Duration) -> Result<Line, LookupError> {
-        let tls = node.tls.load_full();
         let target = Target {
-            host: &node.host,
-            port: node.port,
-            tls: &tls,
             database: &lookup.database,
             user: &lookup.user,
             credential: lookup.password.clone().map(Credential::Password),
             application_name: "tidegate roles",
+            ..Target::at(node)
         };
         // What is given up here must not go on there.
         let limit_there = format!("SET statement_timeout = {}", limit.as_millis().max(1));

@@ -4,6 +4,7 @@
 //! the answering node says it ran.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -11,7 +12,6 @@ use tokio::time::{sleep, timeout};
 use crate::auth::Credential;
 use crate::cluster::connect::{self, ConnectError, Connection, Target};
 use crate::config::Secret;
-use crate::net::tls::NodeSide;
 
 /// The longest that logging in or a query may take.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ impl Session {
         let target = Target {
             host: "127.0.0.1",
             port,
-            tls: &NodeSide::default(),
+            tls: Arc::default(),
             database: "app",
             user: "app",
             credential: Some(Credential::Password(Secret::new("app"))),

@@ -90,15 +90,10 @@ impl Upstream {
             };
             if let Some(node) = primary {
                 let passage = Passage::to(node.clone());
-                let tls = node.tls.load_full();
                 let target = Target {
-                    host: &node.host,
-                    port: node.port,
-                    tls: &tls,
-                    database: "",
                     user: &key.user,
                     credential: credential.credential.clone(),
-                    application_name: "",
+                    ..Target::at(&node)
                 };
                 let limit = config.pool.connect_timeout;
                 match connect::connect_with(&target, parameters, limit).await {

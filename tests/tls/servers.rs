@@ -74,7 +74,7 @@ fn log_in(cluster: &LocalCluster, host: &str, keys: &str) -> Result<(bool, Strin
     let target = Target {
         host: &node.host,
         port: node.port,
-        tls: &material.for_cluster("m"),
+        tls: material.for_cluster("m"),
         database: "app",
         user: "app",
         credential: Some(Credential::Password(Secret::new("app"))),

@@ -47,15 +47,12 @@ pub(super) async fn ask(cluster: &Cluster, watched: &Watched) -> Result<Answer, 
     };
     let rules = Rules::of(&config.routing);
     let (user, credential) = watched.lock_login().clone();
-    let tls = node.tls.load_full();
     let target = Target {
-        host: &node.host,
-        port: node.port,
-        tls: &tls,
         database: &watched.database,
         user: &user,
         credential: credential.credential,
         application_name: "tidegate catalog",
+        ..Target::at(&node)
     };
     let asked = async {
         let mut connection = connect::connect(&target, config.pool.connect_timeout).await?;
@@ -127,7 +124,7 @@ pub async fn ask_once(
         let target = Target {
             host: &node.host,
             port: node.port,
-            tls: &tls,
+            tls: tls.clone(),
             database,
             user: &monitor.user,
             credential: monitor.password.clone().map(Credential::Password),

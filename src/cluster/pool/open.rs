@@ -79,16 +79,13 @@ impl Pool {
         limit: Duration,
     ) -> Result<(Connection, Incarnation), ConnectError> {
         let credential = self.credential().credential;
-        let tls = self.node.tls.load_full();
         let target = Target {
-            host: &self.node.host,
-            port: self.node.port,
-            tls: &tls,
             database: &self.key.database,
             user: &self.key.user,
             credential,
             // As if the session had connected itself: its own name, if any, comes with its settings.
             application_name: "",
+            ..Target::at(&self.node)
         };
         let opened = async {
             let mut connection = connect::connect(&target, limit).await?;

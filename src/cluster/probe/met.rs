@@ -46,15 +46,12 @@ impl Met {
         // What others find from now on may be news.
         node.settle_doubt();
         let monitor = config.monitor(&cluster.name);
-        let tls = node.tls.load_full();
         let target = Target {
-            host: &node.host,
-            port: node.port,
-            tls: &tls,
             database: &monitor.database,
             user: &monitor.user,
             credential: monitor.password.clone().map(Credential::Password),
             application_name: "tidegate monitor",
+            ..Target::at(node)
         };
         let mut connection = connect::connect(&target, limit).await?;
         let life = match timeout(limit, incarnation(&mut connection)).await {
