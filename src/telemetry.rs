@@ -9,7 +9,10 @@ mod scrape;
 
 use std::sync::{LazyLock, OnceLock};
 
-use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use self::local::{LocalCounter, LocalHistogram};
@@ -32,7 +35,7 @@ pub fn install_recorder() -> Result<(), BuildError> {
     let suffix = Matcher::Suffix("_seconds".to_owned());
     let builder = PrometheusBuilder::new().set_buckets_for_metric(suffix, &SECONDS)?;
     let handle = builder.install_recorder()?;
-    describe();
+    describe_others();
     RECORDER.get_or_init(|| handle);
     Ok(())
 }
@@ -99,58 +102,189 @@ pub struct Metrics {
 
 impl Metrics {
     fn new() -> Metrics {
-        let bytes = |direction| {
-            let shown = counter!("tidegate_client_bytes_total", "direction" => direction);
-            LocalCounter::new(shown)
-        };
-        let gate = |result| counter!("tidegate_gate_waits_total", "result" => result);
-        let reloads = |result| counter!("tidegate_config_reloads_total", "result" => result);
-        let lookups = |result| counter!("tidegate_role_lookups_total", "result" => result);
-        let handshakes =
-            |result| counter!("tidegate_client_tls_handshakes_total", "result" => result);
+        let [tls_handshakes, tls_failures] = counters(
+            "tidegate_client_tls_handshakes_total",
+            "TLS handshakes with clients.",
+            "result",
+            ["ok", "failed"],
+        );
+        let bytes = counters(
+            "tidegate_client_bytes_total",
+            "Bytes exchanged with clients.",
+            "direction",
+            ["received", "sent"],
+        );
+        let [client_bytes_received, client_bytes_sent] = bytes.map(LocalCounter::new);
+        let [gate_passed, gate_missed] = counters(
+            "tidegate_gate_waits_total",
+            "Reads that waited for a replica that was nearly there.",
+            "result",
+            ["passed", "missed"],
+        );
+        let [reloads_applied, reloads_refused] = counters(
+            "tidegate_config_reloads_total",
+            "Reloads of the configuration.",
+            "result",
+            ["applied", "refused"],
+        );
+        let [server_connects, server_connect_failures] = counters(
+            "tidegate_server_connects_total",
+            "Connections opened to servers.",
+            "result",
+            ["ok", "failed"],
+        );
+        let [
+            role_lookups_found,
+            role_lookups_unknown,
+            role_lookups_failed,
+        ] = counters(
+            "tidegate_role_lookups_total",
+            "Roles looked up in the database for a login, by outcome.",
+            "result",
+            ["found", "unknown", "failed"],
+        );
         Metrics {
-            clients: gauge!("tidegate_clients"),
-            client_connects: counter!("tidegate_client_connects_total"),
-            client_moves: counter!("tidegate_client_moves_total"),
-            active_workers: gauge!("tidegate_active_workers"),
-            tls_handshakes: handshakes("ok"),
-            tls_failures: handshakes("failed"),
-            client_bytes_received: bytes("received"),
-            client_bytes_sent: bytes("sent"),
-            pinned_sessions: gauge!("tidegate_pinned_sessions"),
+            clients: gauge(
+                "tidegate_clients",
+                "Connections of clients, logged in or not.",
+            ),
+            client_connects: counter(
+                "tidegate_client_connects_total",
+                "Clients that have connected.",
+            ),
+            client_moves: counter(
+                "tidegate_client_moves_total",
+                "Clients that went on on another thread, for balance.",
+            ),
+            active_workers: gauge(
+                "tidegate_active_workers",
+                "Threads that clients are spread over.",
+            ),
+            tls_handshakes,
+            tls_failures,
+            client_bytes_received,
+            client_bytes_sent,
+            pinned_sessions: gauge(
+                "tidegate_pinned_sessions",
+                "Sessions whose reads stay on the primary until a replica has caught up.",
+            ),
             pin_seconds: LocalHistogram::new(
                 "tidegate_pin_seconds",
                 "How long sessions' reads stayed on the primary.",
                 None,
             ),
-            gate_passed: gate("passed"),
-            gate_missed: gate("missed"),
+            gate_passed,
+            gate_missed,
             gate_wait_seconds: LocalHistogram::new(
                 "tidegate_gate_wait_seconds",
                 "How long reads waited for a replica that was nearly there.",
                 None,
             ),
-            repairs_remembered: counter!("tidegate_repairs_remembered_total"),
-            transaction_moves: counter!("tidegate_transaction_moves_total"),
-            held: gauge!("tidegate_held"),
-            holds: counter!("tidegate_holds_total"),
-            failovers: counter!("tidegate_failovers_total"),
-            reloads_applied: reloads("applied"),
-            reloads_refused: reloads("refused"),
-            cancels: counter!("tidegate_cancels_total"),
-            server_connects: counter!("tidegate_server_connects_total", "result" => "ok"),
-            server_connect_failures: counter!("tidegate_server_connects_total", "result" => "failed"),
-            checkout_wait_seconds: histogram!("tidegate_checkout_wait_seconds"),
-            checkout_timeouts: counter!("tidegate_checkout_timeouts_total"),
-            role_lookups_found: lookups("found"),
-            role_lookups_unknown: lookups("unknown"),
-            role_lookups_failed: lookups("failed"),
-            role_lookups_spared: counter!("tidegate_role_lookups_spared_total"),
-            role_lookup_seconds: histogram!("tidegate_role_lookup_seconds"),
-            causal_floors_written: counter!("tidegate_causal_floors_written_total"),
-            log_lines_lost: counter!("tidegate_log_lines_lost_total"),
+            repairs_remembered: counter(
+                "tidegate_repairs_remembered_total",
+                "Texts that are taken for writes since a replica has refused them.",
+            ),
+            transaction_moves: counter(
+                "tidegate_transaction_moves_total",
+                "Transactions that went on on the primary after they had begun on a replica.",
+            ),
+            held: gauge("tidegate_held", "Batches that wait for a primary."),
+            holds: counter(
+                "tidegate_holds_total",
+                "Batches that had to wait for a primary.",
+            ),
+            failovers: counter("tidegate_failovers_total", "Changes of the primary."),
+            reloads_applied,
+            reloads_refused,
+            cancels: counter(
+                "tidegate_cancels_total",
+                "Cancel requests passed on to a server.",
+            ),
+            server_connects,
+            server_connect_failures,
+            checkout_wait_seconds: histogram(
+                "tidegate_checkout_wait_seconds",
+                "How long clients waited for a server, where none was free.",
+            ),
+            checkout_timeouts: counter(
+                "tidegate_checkout_timeouts_total",
+                "Clients that waited for a server in vain.",
+            ),
+            role_lookups_found,
+            role_lookups_unknown,
+            role_lookups_failed,
+            role_lookups_spared: counter(
+                "tidegate_role_lookups_spared_total",
+                "Logins that shared another's look-up, or were answered from memory.",
+            ),
+            role_lookup_seconds: histogram(
+                "tidegate_role_lookup_seconds",
+                "How long look-ups of roles took, each of all that waited together.",
+            ),
+            causal_floors_written: counter(
+                "tidegate_causal_floors_written_total",
+                "Floors of causal keys that were written to the store, for other proxies.",
+            ),
+            log_lines_lost: counter(
+                "tidegate_log_lines_lost_total",
+                "Lines of the log that were lost, since nobody read those before.",
+            ),
         }
     }
+}
+
+fn counter(name: &'static str, help: &'static str) -> Counter {
+    describe_counter!(name, help);
+    counter!(name)
+}
+
+/// Counters of one name, one for each of these values of a label.
+fn counters<const N: usize>(
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    describe_counter!(name, help);
+    values.map(|value| counter!(name, label => value))
+}
+
+fn gauge(name: &'static str, help: &'static str) -> Gauge {
+    describe_gauge!(name, help);
+    gauge!(name)
+}
+
+fn histogram(name: &'static str, help: &'static str) -> Histogram {
+    describe_histogram!(name, help);
+    histogram!(name)
+}
+
+/// Describes those whose handles are made as labels come up.
+fn describe_others() {
+    describe_counter!(
+        "tidegate_queries_total",
+        "Batches of queries, by where they went and why."
+    );
+    describe_counter!(
+        "tidegate_retries_total",
+        "Reads sent again to another server, with nothing of the answer seen, by what befell the first."
+    );
+    describe_counter!(
+        "tidegate_repairs_total",
+        "Reads that a replica could not run, run elsewhere instead, by the error."
+    );
+    describe_counter!(
+        "tidegate_errors_total",
+        "Errors sent to clients, servers' and the proxy's own, by class of SQLSTATE."
+    );
+    describe_counter!(
+        "tidegate_logins_refused_total",
+        "Logins refused, by SQLSTATE."
+    );
+    describe_histogram!(
+        "tidegate_catalog_refresh_seconds",
+        "How long it takes to ask a database for its catalog."
+    );
 }
 
 /// Counts a query that went by `route` for `reason`.
@@ -200,125 +334,6 @@ pub fn retries(reason: &'static str) -> Counter {
 /// Reads that were run on the primary, since a replica could not.
 pub fn repairs(reason: &'static str, sqlstate: &'static str) -> Counter {
     counter!("tidegate_repairs_total", "reason" => reason, "sqlstate" => sqlstate)
-}
-
-fn describe() {
-    use metrics::{
-        describe_counter as counter, describe_gauge as gauge, describe_histogram as histo,
-    };
-    counter!(
-        "tidegate_queries_total",
-        "Batches of queries, by where they went and why."
-    );
-    gauge!(
-        "tidegate_clients",
-        "Connections of clients, logged in or not."
-    );
-    counter!(
-        "tidegate_client_connects_total",
-        "Clients that have connected."
-    );
-    counter!(
-        "tidegate_client_moves_total",
-        "Clients that went on on another thread, for balance."
-    );
-    gauge!(
-        "tidegate_active_workers",
-        "Threads that clients are spread over."
-    );
-    counter!(
-        "tidegate_client_tls_handshakes_total",
-        "TLS handshakes with clients."
-    );
-    counter!(
-        "tidegate_client_bytes_total",
-        Unit::Bytes,
-        "Bytes exchanged with clients."
-    );
-    gauge!(
-        "tidegate_pinned_sessions",
-        "Sessions whose reads stay on the primary until a replica has caught up."
-    );
-    counter!(
-        "tidegate_gate_waits_total",
-        "Reads that waited for a replica that was nearly there."
-    );
-    counter!(
-        "tidegate_retries_total",
-        "Reads sent again to another server, with nothing of the answer seen, by what befell the first."
-    );
-    counter!(
-        "tidegate_repairs_total",
-        "Reads that a replica could not run, run elsewhere instead, by the error."
-    );
-    counter!(
-        "tidegate_repairs_remembered_total",
-        "Texts that are taken for writes since a replica has refused them."
-    );
-    counter!(
-        "tidegate_transaction_moves_total",
-        "Transactions that went on on the primary after they had begun on a replica."
-    );
-    gauge!("tidegate_held", "Batches that wait for a primary.");
-    counter!(
-        "tidegate_holds_total",
-        "Batches that had to wait for a primary."
-    );
-    counter!("tidegate_failovers_total", "Changes of the primary.");
-    counter!(
-        "tidegate_config_reloads_total",
-        "Reloads of the configuration."
-    );
-    counter!(
-        "tidegate_cancels_total",
-        "Cancel requests passed on to a server."
-    );
-    counter!(
-        "tidegate_server_connects_total",
-        "Connections opened to servers."
-    );
-    histo!(
-        "tidegate_checkout_wait_seconds",
-        Unit::Seconds,
-        "How long clients waited for a server, where none was free."
-    );
-    counter!(
-        "tidegate_checkout_timeouts_total",
-        "Clients that waited for a server in vain."
-    );
-    counter!(
-        "tidegate_role_lookups_total",
-        "Roles looked up in the database for a login, by outcome."
-    );
-    counter!(
-        "tidegate_role_lookups_spared_total",
-        "Logins that shared another's look-up, or were answered from memory."
-    );
-    histo!(
-        "tidegate_role_lookup_seconds",
-        Unit::Seconds,
-        "How long look-ups of roles took, each of all that waited together."
-    );
-    counter!(
-        "tidegate_causal_floors_written_total",
-        "Floors of causal keys that were written to the store, for other proxies."
-    );
-    histo!(
-        "tidegate_catalog_refresh_seconds",
-        "How long it takes to ask a database for its catalog."
-    );
-    counter!(
-        "tidegate_errors_total",
-        "Errors sent to clients, servers' and the proxy's own, by class of SQLSTATE."
-    );
-    counter!(
-        "tidegate_log_lines_lost_total",
-        "Lines of the log that were lost, since nobody read those before."
-    );
-    counter!(
-        "tidegate_logins_refused_total",
-        "Logins refused, by SQLSTATE."
-    );
 }
 
 #[cfg(test)]
