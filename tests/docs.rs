@@ -1,4 +1,4 @@
-//! What the documents point to is there, and what routing calls things is in them.
+//! What the documents point to is there, and what routing calls things and the code's files are in them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -94,4 +94,54 @@ fn names_are_explained() {
         .collect();
     let missing: Vec<_> = missing.iter().map(|(_, name)| name).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_file_is_on_the_map() {
+    let (mut files, mapped) = (BTreeSet::new(), mapped());
+    add_files(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        "",
+        &mut files,
+    );
+    let missing: Vec<_> = files.difference(&mapped).collect();
+    assert!(missing.is_empty(), "not in ARCHITECTURE.md: {missing:?}");
+    let gone: Vec<_> = mapped.difference(&files).collect();
+    assert!(gone.is_empty(), "in ARCHITECTURE.md, and no more: {gone:?}");
+}
+
+/// The modules in the map's table, and the files that stand below them, each as `module/file/part`.
+fn mapped() -> BTreeSet<String> {
+    let mut mapped = BTreeSet::new();
+    let mut path = Vec::new();
+    for line in prose(include_str!("../ARCHITECTURE.md")) {
+        let entry = line.trim_start();
+        let depth = match entry {
+            _ if line.starts_with("| `") || line.starts_with("### `") => 0,
+            _ if entry.starts_with("- `") && !path.is_empty() => 1 + (line.len() - entry.len()) / 2,
+            _ if line.starts_with("## ") => {
+                path.clear();
+                continue;
+            }
+            _ => continue,
+        };
+        path.truncate(depth);
+        path.extend(line.split('`').nth(1));
+        mapped.insert(path.join("/"));
+    }
+    mapped
+}
+
+/// Adds the files of a folder to those `found`, each by its place within `src`, but for tests and `lib.rs`.
+fn add_files(folder: &Path, within: &str, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let stem = path.file_stem().expect("a name").to_string_lossy();
+        match &*stem {
+            "tests" | "lib" => {}
+            "main" => drop(found.insert("main.rs".to_owned())),
+            _ if path.is_dir() => add_files(&path, &format!("{within}{stem}/"), found),
+            _ => drop(found.insert(format!("{within}{stem}"))),
+        }
+    }
 }
