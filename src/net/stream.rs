@@ -120,10 +120,21 @@ impl Stream {
     /// network loses it, or that end is gone. One that is there acknowledges also what its program does not read.
     /// Costs a system call; 0 where it can't be told.
     pub fn retransmissions(&self) -> u8 {
+        self.unacknowledged().retransmissions
+    }
+
+    /// Whether the other end, which has had no room for more, has not said whether it has any by now the last few times that
+    /// the system has asked, nor acknowledged anything for so long. One that is there always says so. As above.
+    pub fn is_asked_in_vain(&self, times: u8, since: Duration) -> bool {
+        let found = self.unacknowledged();
+        found.probes >= times && found.last >= since
+    }
+
+    fn unacknowledged(&self) -> Unacknowledged {
         match self {
-            Stream::Tcp(socket) => retransmissions(socket),
-            Stream::Tls(tls) => tls.socket().map_or(0, retransmissions),
-            Stream::Unix(_) | Stream::Closed => 0,
+            Stream::Tcp(socket) => unacknowledged(socket),
+            Stream::Tls(tls) => tls.socket().map(unacknowledged).unwrap_or_default(),
+            Stream::Unix(_) | Stream::Closed => Unacknowledged::default(),
         }
     }
 
@@ -350,15 +361,31 @@ fn is_ended(socket: &impl AsFd) -> bool {
     rustix::event::poll(&mut looked_at, Some(&at_once)).is_ok_and(|ended| ended > 0)
 }
 
+/// What the system waits for from the other end.
+#[derive(Default)]
+struct Unacknowledged {
+    retransmissions: u8,
+    probes: u8,
+    /// Since the last word.
+    last: Duration,
+}
+
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn retransmissions(socket: &TcpStream) -> u8 {
+fn unacknowledged(socket: &TcpStream) -> Unacknowledged {
     let info = nix::sys::socket::getsockopt(socket, TcpInfo);
-    info.map_or(0, |info| info.tcpi_retransmits)
+    info.map_or_else(
+        |_| Unacknowledged::default(),
+        |info| Unacknowledged {
+            retransmissions: info.tcpi_retransmits,
+            probes: info.tcpi_probes,
+            last: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+        },
+    )
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn retransmissions(_: &TcpStream) -> u8 {
-    0
+fn unacknowledged(_: &TcpStream) -> Unacknowledged {
+    Unacknowledged::default()
 }
 
 /// Reads what has come already. By rustix, whose system calls are no points where glibc lets a thread

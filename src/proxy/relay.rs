@@ -6,6 +6,7 @@ mod from_client;
 use std::io;
 use std::ops::Range;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -27,9 +28,14 @@ use crate::session::repair::Repairable;
 use crate::sql::Need;
 use crate::wire::message::Status;
 
-/// So often in a row the system has to send something again for the network to have lost a server: by then it has
-/// tried for half a minute or so, and would go on for a quarter of an hour.
+/// So often in a row the system has to send something again for the network to have lost a server or a client: by then it
+/// has tried for half a minute or so, and would go on for a quarter of an hour.
 const RETRANSMISSIONS_MAX: u8 = 7;
+
+/// So often in a row, and for so long, a client that reads slowly has not answered whether it has room by now: each question
+/// comes twice as long after the one before, up to two minutes.
+const PROBES_MAX: u8 = 3;
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// The client's side of an exchange.
 pub struct ClientSide<'a> {
@@ -294,8 +300,11 @@ impl<'a> Relay<'a> {
             }
             let took = self.take_from_client(cx, wrote_server)?;
             if !heard && !took {
-                if wrote_client && self.client.handle.takes_look() {
-                    self.look_at_server(wrote_server)?;
+                if self.client.handle.takes_look() {
+                    match wrote_client {
+                        true => self.look_at_server(wrote_server)?,
+                        false => self.look_at_client()?,
+                    }
                 }
                 return Poll::Pending;
             }
@@ -320,6 +329,17 @@ impl<'a> Relay<'a> {
                 Err(Broken::ServerIo(io::ErrorKind::TimedOut.into()))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Gives the client up if the network has lost it: it would keep its server for as long as the system tries.
+    fn look_at_client(&self) -> Result<(), Broken> {
+        let stream = &self.client.stream;
+        let is_lost = stream.retransmissions() >= RETRANSMISSIONS_MAX
+            || stream.is_asked_in_vain(PROBES_MAX, SILENCE_MAX);
+        match is_lost {
+            true => Err(Broken::Client),
+            false => Ok(()),
         }
     }
 
