@@ -813,7 +813,7 @@ fn slow_queries_are_logged_with_their_reason() {
             "node=",
         ],
         &["reason=\"open_pipeline\"", "sql=\"select $1 as fourth\""],
-        &["sql=\"copy pgbench_history from stdin(delimiter '' )\""],
+        &["sql=\"copy pgbench_history from stdin(delimiter '')\""],
     ] {
         wait_for("a line", || lines(with) > 0);
     }
