@@ -12,7 +12,7 @@ use bytes::BufMut;
 use support::client::Client;
 use support::raw::{Raw, VERSION_3_0, error};
 use support::{Gateway, wait_for};
-use tidegate::demo::{LocalCluster, Options};
+use tidegate::demo::{LocalCluster, Options, StopMode};
 use tidegate::wire::encode;
 use tidegate::wire::frame::body;
 
@@ -101,6 +101,14 @@ fn state(gateway: &Gateway, console: &Client, node: &str) -> String {
 fn is_waiting(gateway: &Gateway, console: &Client) -> bool {
     let clients = shown(gateway, console, "CLIENTS");
     clients.iter().any(|row| row["state"] == "waiting")
+}
+
+/// Whether so many clients wait, each for so many seconds or longer.
+fn wait_so_long(gateway: &Gateway, console: &Client, count: usize, seconds: f64) -> bool {
+    let clients = shown(gateway, console, "CLIENTS");
+    let waits = clients.iter().filter(|row| row["state"] == "waiting");
+    let long = waits.filter(|row| row["wait"].parse::<f64>().expect("seconds") > seconds);
+    long.count() == count
 }
 
 /// Sends a cancel request with the key that a client was told.
@@ -544,10 +552,7 @@ fn what_is_new_waits_while_a_database_is_paused() {
         wait_for("the pause", || is_paused("app"));
         let waiting = scope.spawn(|| (other.one(READ), other.rows(WRITE)));
         wait_for("the other to wait longer than for a server", || {
-            let clients = shown(&gateway, &watcher, "CLIENTS");
-            let waits = clients.iter().filter(|row| row["state"] == "waiting");
-            let mut waits = waits.map(|row| row["wait"].parse::<f64>().expect("seconds"));
-            waits.any(|wait| wait > 0.5)
+            wait_so_long(&gateway, &watcher, 1, 0.5)
         });
         assert!(!pause.is_finished() && !waiting.is_finished());
         client.rows(WRITE);
@@ -757,6 +762,76 @@ fn what_waits_through_a_switchover_goes_to_the_new_primary() {
     assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "2");
     let on_old = Client::direct(&old_primary).one("SELECT n FROM t WHERE id = 1");
     assert_eq!(on_old, "1", "nothing was written to the old primary");
+}
+
+#[test]
+fn a_write_that_comes_without_a_primary_waits_for_the_end_of_a_pause() {
+    let cluster = start(1);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[failover]\nhold = \"1s\"\n")
+    });
+    let (console, client) = (console(&gateway, "app"), Client::open(&gateway, "app", ""));
+    let mut raw = Raw::start(gateway.port, VERSION_3_0, &[]);
+    let key = raw.log_in();
+    let is_primary = |name: &str| {
+        let nodes = shown(&gateway, &console, "NODES");
+        nodes
+            .iter()
+            .any(|row| row["node"] == name && row["is_primary"] == "t")
+    };
+    let (old, new) = (cluster.primary(), cluster.replicas().swap_remove(0));
+    console.rows("PAUSE app");
+    old.stop(StopMode::Fast).expect("stopped");
+    wait_for("the primary to be missed", || !is_primary(&old.address()));
+    std::thread::scope(|scope| {
+        raw.send(|out| encode::query(out, WRITE.as_bytes()));
+        let writer = scope.spawn(|| client.rows(WRITE));
+        wait_for("the writes to wait longer than they are held", || {
+            wait_so_long(&gateway, &console, 2, 1.5)
+        });
+        cancel(&gateway, &key);
+        let frame = raw.next().expect("an error");
+        assert!(error(&frame).contains("57014"), "{}", error(&frame));
+        new.promote().expect("promoted");
+        wait_for("the new primary", || is_primary(&new.address()));
+        assert!(!writer.is_finished());
+        console.rows("RESUME app");
+        writer.join().expect("the write");
+    });
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "1");
+    // Without a pause it is held for as long as it may be, and no longer.
+    new.stop(StopMode::Fast).expect("stopped");
+    assert_eq!(client.error(WRITE).code().code(), "57P03");
+}
+
+#[test]
+fn a_hold_counts_only_what_there_was_no_primary_for() {
+    let cluster = start(0);
+    let gateway = Gateway::start_with(&cluster, |config| {
+        format!("{config}\n{CONSOLE}\n[failover]\nhold = \"3s\"\n")
+    });
+    let (console, client) = (console(&gateway, "app"), Client::open(&gateway, "app", ""));
+    let primary = cluster.primary().address();
+    console.rows(&format!("DRAIN {primary}"));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| client.rows(WRITE));
+        wait_for("the write to be held", || {
+            gateway.metric("tidegate_held", "") == 1.0
+        });
+        console.rows("PAUSE app");
+        console.rows(&format!("RESUME NODE {primary}"));
+        wait_for("the write to wait longer than it is held", || {
+            wait_so_long(&gateway, &console, 1, 3.5)
+        });
+        let waits_for_a_server = || gateway.metric("tidegate_pool_waiting", &primary) == 1.0;
+        assert!(waits_for_a_server());
+        console.rows(&format!("DRAIN {primary}"));
+        wait_for("the write to be held again", || !waits_for_a_server());
+        console.rows("RESUME app");
+        console.rows(&format!("RESUME NODE {primary}"));
+        writer.join().expect("the write");
+    });
+    assert_eq!(client.one("SELECT n FROM t WHERE id = 1"), "1");
 }
 
 #[test]

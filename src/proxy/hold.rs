@@ -1,10 +1,10 @@
 //! Owns: the hold: what a batch that needs the primary does while there is none. Never: holds one for longer than
-//! `failover.hold`.
+//! `failover.hold` at a stretch, but for a pause.
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::futures::Notified;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Client;
 use super::acquire::{Placed, writing};
@@ -21,6 +21,7 @@ pub(super) const HOLD_STEP: Duration = Duration::from_millis(50);
 
 /// A batch that waits for a primary, for as long as this lives.
 pub(super) struct Held {
+    /// From when on that counts.
     since: Instant,
 }
 
@@ -33,12 +34,32 @@ impl Held {
         }
     }
 
-    /// Waits for another primary, for a step at most.
+    /// Waits for another primary, for a step at most; in a pause of the `database` for as long as that lasts.
     ///
     /// # Errors
     /// When it has been waited for as long as that may be.
-    async fn wait(&self, cluster: &Cluster, changed: Notified<'_>) -> Result<(), Refusal> {
-        wait_since(self.since, cluster, changed).await
+    async fn wait(
+        &mut self,
+        cluster: &Cluster,
+        database: &str,
+        changed: Notified<'_>,
+    ) -> Result<(), Refusal> {
+        if !cluster.is_paused(database) {
+            return wait_since(self.since, cluster, changed).await;
+        }
+        let _ = timeout(HOLD_STEP, changed).await;
+        self.begin_anew();
+        Ok(())
+    }
+
+    /// There has been a primary, or nobody was to have one.
+    fn begin_anew(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// What has passed since `then` does not count.
+    fn leave_out(&mut self, then: Instant) {
+        self.since += self.since.max(then).elapsed();
     }
 }
 
@@ -85,14 +106,14 @@ impl Client {
         special: Option<&Special>,
     ) -> Result<Held, Refusal> {
         let cluster = &self.cluster;
-        let held = Held::begin();
+        let mut held = Held::begin();
         cluster.look_for_primary();
         loop {
             let changed = cluster.changed.notified();
             if !self.is_ahead(special) {
                 return Ok(held);
             }
-            held.wait(cluster, changed).await?;
+            held.wait(cluster, &self.key.database, changed).await?;
         }
     }
 
@@ -111,6 +132,7 @@ impl Client {
             };
             if let Some(node) = primary {
                 let pool = self.pool(&node, &config);
+                let asked = Instant::now();
                 match pool
                     .checkout(self.session.settings(), self.last_written)
                     .await
@@ -118,6 +140,7 @@ impl Client {
                     // It may have been waited for as long as a pause is.
                     Ok(server) if !cluster.is_primary(&node) => {
                         server.give_back();
+                        held.iter_mut().for_each(Held::begin_anew);
                         continue;
                     }
                     Ok(server) => match writing(server, &node) {
@@ -127,12 +150,19 @@ impl Client {
                     Err(CheckoutError::Connect { error, .. }) if error.is_node_away() => {
                         node.wake.notify_one();
                     }
-                    Err(CheckoutError::Leaving { .. }) => {}
+                    // It was the primary as long as it was waited for.
+                    Err(CheckoutError::Leaving { .. }) => {
+                        held.iter_mut().for_each(Held::begin_anew);
+                    }
                     Err(error) => return Err(error.into()),
                 }
+                // What it takes to connect in vain counts. What is longer was a wait for a free server, or for the end of a
+                // pause.
+                let connected = asked + config.pool.connect_timeout;
+                held.iter_mut().for_each(|held| held.leave_out(connected));
             }
             let held = held.get_or_insert_with(Held::begin);
-            held.wait(&cluster, changed).await?;
+            held.wait(&cluster, &self.key.database, changed).await?;
         }
     }
 }
