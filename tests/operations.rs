@@ -12,7 +12,7 @@ use support::client::Client;
 use support::raw::{Raw, VERSION_3_0};
 use support::tap::Tap;
 use support::{Gateway, free_port, wait_for};
-use tidegate::demo::{LocalCluster, Options, StopMode};
+use tidegate::demo::{LocalCluster, LocalNode, Options, StopMode};
 use tidegate::wire::encode;
 
 fn psql(cluster: &LocalCluster, url: &str, sql: &str) -> Output {
@@ -178,6 +178,65 @@ fn nodes_come_and_go_under_traffic() {
             .status
             .success()
     );
+}
+
+/// A proxy's configuration with another name for a node, and another name of its host.
+fn renamed(config: &str, node: &LocalNode, name: &str, host: &str) -> String {
+    let address = |host: &str| format!("address = \"{host}:{}\"\n", node.port());
+    let (before, after) = (address("127.0.0.1"), address(host));
+    assert!(config.contains(&before), "{config}");
+    config.replace(&before, &format!("name = \"{name}\"\n{after}"))
+}
+
+fn wait_for_primary(gateway: &Gateway, name: &str) {
+    let label = format!("node=\"{name}\"");
+    wait_for("the primary to be known", || {
+        gateway.metric("tidegate_role", &label) == 1.0
+    });
+}
+
+#[test]
+fn what_is_open_on_a_primary_goes_on_when_that_is_renamed() {
+    const SCHEMA: &str =
+        "CREATE TABLE t (n int); INSERT INTO t VALUES (0); GRANT SELECT, UPDATE ON t TO app;";
+    const WRITE: &str = "UPDATE t SET n = n + 1";
+    let cluster = support::cluster_of(1, &[], SCHEMA);
+    let gateway = Gateway::start(&cluster);
+    let primary = cluster.primary();
+    let config = std::fs::read_to_string(&gateway.config_path).expect("config");
+    let [open, pinned] = [(); 2].map(|()| Client::open(&gateway, "app", ""));
+    open.rows("BEGIN");
+    pinned.rows("CREATE TEMPORARY TABLE own AS SELECT 0 AS n");
+    let mut writes = 0;
+    let names = [("a", "127.0.0.1"), ("a", "localhost"), ("b", "localhost")];
+    for (name, host) in names {
+        gateway.reload(&renamed(&config, &primary, name, host));
+        // Before it has been asked, mostly, and when that has been.
+        for is_known in [false, true] {
+            if is_known {
+                wait_for_primary(&gateway, name);
+            }
+            writes += 1;
+            open.rows(WRITE);
+            pinned.rows("UPDATE own SET n = n + 1");
+        }
+    }
+    open.rows("COMMIT");
+    let n = "SELECT n FROM t";
+    let seen = [open.one(n), pinned.one("SELECT n FROM own")];
+    assert_eq!(seen, [writes.to_string(), writes.to_string()]);
+    // When another one has taken its place, what is open on it is lost whatever it is called.
+    open.rows("BEGIN");
+    open.rows(WRITE);
+    gateway.reload(&renamed(&config, &primary, "b", "127.0.0.1"));
+    cluster.node(1).promote().expect("promoted");
+    wait_for("the new primary", || {
+        gateway.metric("tidegate_failovers_total", "") == 1.0
+    });
+    gateway.reload(&renamed(&config, &primary, "c", "127.0.0.1"));
+    assert_eq!(open.error("COMMIT").code().code(), "57P01");
+    assert_eq!(pinned.error("UPDATE own SET n = 0").code().code(), "57P01");
+    assert_eq!(primary.sql("app", n).expect("read"), writes.to_string());
 }
 
 #[test]

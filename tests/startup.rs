@@ -401,6 +401,21 @@ fn a_replication_connection_ends_with_its_primary() {
     receive.stderr(Stdio::piped());
     let mut receive = receive.spawn().expect("pg_receivewal");
     wait_for_stream(&cluster, "pg_receivewal");
+    // Another name of it changes nothing.
+    let primary = cluster.primary();
+    let stream = "SELECT pid FROM pg_stat_replication WHERE application_name = 'pg_receivewal'";
+    let pid = primary.sql("postgres", stream).expect("a stream");
+    let config = fs::read_to_string(&gateway.config_path).expect("config");
+    let address = format!("address = \"{}\"", primary.address());
+    gateway.reload(&config.replace(&address, &format!("name = \"renamed\"\n{address}")));
+    wait_for("it to be known by that", || {
+        gateway.metric("tidegate_role", "node=\"renamed\"") == 1.0
+    });
+    let end = primary.write_marker().expect("a position");
+    let sent = format!("{stream} AND sent_lsn - '0/0' >= {end} AND pid = {pid}");
+    wait_for("WAL to be streamed on", || {
+        primary.sql("postgres", &sent).expect("asked") == pid
+    });
     // The former primary still runs; whoever follows it must not be left behind with it.
     cluster.node(1).promote().expect("a promotion");
     wait_for("the end of the stream", || {

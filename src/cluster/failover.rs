@@ -42,6 +42,9 @@ impl Cluster {
             (None, None) => {}
         }
         let last_primary = id(&primary).or(old.last_primary);
+        let last_life = primary
+            .as_ref()
+            .map_or(old.last_life, |new| new.last_life());
         let timeline = primary.as_ref().map_or(old.timeline, |new| new.timeline());
         let given_up = match timeline < old.timeline {
             true => old.given_up.max(old.timeline),
@@ -51,6 +54,7 @@ impl Cluster {
             primary: primary.clone(),
             primary_meetings: meetings,
             last_primary,
+            last_life,
             timeline,
             given_up,
             split_brain,

@@ -262,7 +262,9 @@ fn only_who_waits_for_the_end_of_a_pause_waits_for_a_node_that_is_down() {
 fn what_is_held_on_a_primary_that_has_been_left_is_lost() {
     let mut topology = rivals([7, 8]);
     let [old, new] = [0, 1].map(|at| topology.nodes[at].clone());
-    let held = |topology: &Topology| [&old, &new].map(|node| topology.may_hold(node.id()));
+    let may_hold =
+        |topology: &Topology, node: &Node| topology.may_hold(node.id(), node.last_life());
+    let held = |topology: &Topology| [&old, &new].map(|node| may_hold(topology, node));
     topology.primary = Some(old.clone());
     topology.last_primary = Some(old.id());
     assert_eq!(held(&topology), [true, false]);
@@ -275,6 +277,44 @@ fn what_is_held_on_a_primary_that_has_been_left_is_lost() {
     assert_eq!(held(&topology), [false, true], "the old one is fenced");
     topology.split_brain = true;
     assert_eq!(held(&topology), [false, false]);
+}
+
+#[test]
+fn what_is_held_on_a_primary_goes_on_when_that_is_renamed() {
+    let renamed = |name: &str, port: u16| {
+        let mut config = (*config(&["127.0.0.1:1", "127.0.0.1:2"])).clone();
+        let node = &mut config.clusters[0].nodes[0];
+        (node.name, node.port) = (name.to_owned(), port);
+        Arc::new(config)
+    };
+    let life = Incarnation(7);
+    for after in [renamed("a", 3), renamed("b", 1)] {
+        let unwatched = Unwatched::new(&renamed("a", 1));
+        let may_hold = |node: &Node, life| unwatched.cluster.topology().may_hold(node.id(), life);
+        let (old, other) = (unwatched.node(0), unwatched.node(1));
+        meet_writable(&old, life.0, 1);
+        other.set_probed();
+        unwatched.cluster.reconsider();
+        unwatched.reload(&after);
+        let new = unwatched.node(0);
+        assert!(old.is_leaving() && new.id() != old.id());
+        assert!(may_hold(&old, life), "nobody is known to be another one");
+        assert!(!may_hold(&old, Incarnation(6)) && !may_hold(&other, Incarnation(8)));
+        meet_writable(&new, life.0, 1);
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(new.id()));
+        assert!(may_hold(&old, life) && !may_hold(&old, Incarnation(6)));
+        new.forget_position();
+        assert!(may_hold(&old, life), "its probe reconnects");
+        // Another server answers there, or has been promoted.
+        new.meet(Incarnation(8));
+        assert!(!may_hold(&old, life));
+        new.meet(life);
+        meet_writable(&other, 9, 2);
+        unwatched.cluster.reconsider();
+        assert_eq!(unwatched.primary(), Some(other.id()));
+        assert!(!may_hold(&old, life) && !may_hold(&new, life));
+    }
 }
 
 #[test]

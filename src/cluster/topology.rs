@@ -10,7 +10,7 @@ use super::Cluster;
 use super::node::Node;
 use super::pool::{Pool, PoolKey};
 use crate::config::Config;
-use crate::session::consistency::{NodeId, Replica};
+use crate::session::consistency::{Incarnation, NodeId, Replica};
 
 /// What everybody sees of a cluster at one time.
 #[derive(Clone)]
@@ -23,6 +23,8 @@ pub struct Topology {
     pub(super) primary_meetings: u64,
     /// Who was the primary last, whether it still is or not.
     pub(super) last_primary: Option<NodeId>,
+    /// The life that its server was in then. By a reload it may have become another node, which is to be asked yet.
+    pub(super) last_life: Incarnation,
     /// The timeline that one was on; 0 if there was none. And the newest that has been given up: the configuration
     /// has nobody of it any more.
     pub(super) timeline: u32,
@@ -44,6 +46,7 @@ impl Topology {
             primary: None,
             primary_meetings: 0,
             last_primary: None,
+            last_life: Incarnation(0),
             timeline: 0,
             given_up: 0,
             config,
@@ -56,12 +59,24 @@ impl Topology {
         self.nodes.iter().flat_map(|node| node.pools.iter())
     }
 
-    /// Whether sessions may go on with the servers that they hold on this node: it is the primary, or was the last one
-    /// and nobody is known to have taken its place.
-    pub fn may_hold(&self, node: NodeId) -> bool {
+    /// Whether sessions may go on with the servers that they hold on this node, in this life of its server: it is the
+    /// primary, or was the last one and nobody is known to have taken its place; or a reload has given its server
+    /// another name or address.
+    pub fn may_hold(&self, node: NodeId, life: Incarnation) -> bool {
+        let is_same = |primary| primary == node || self.is_primary_in(life);
+        !self.split_brain && self.last_or_present().is_none_or(is_same)
+    }
+
+    /// Whether the primary, or the last one if it is still listed, is a server in this life as far as is known.
+    pub fn is_primary_in(&self, life: Incarnation) -> bool {
+        let primary = self.last_or_present();
+        let node = self.nodes.iter().find(|node| Some(node.id()) == primary);
+        !self.split_brain && self.last_life == life && node.is_some_and(|node| node.may_be_in(life))
+    }
+
+    fn last_or_present(&self) -> Option<NodeId> {
         let primary = self.primary.as_ref().map(|primary| primary.id());
-        let current = primary.or(self.last_primary);
-        !self.split_brain && current.is_none_or(|current| current == node)
+        primary.or(self.last_primary)
     }
 
     /// Whether what is of this timeline is of a newer history than the primary's.

@@ -253,7 +253,8 @@ impl Client {
         let topology = self.topology.load();
         let server = if let Some(server) = self.held.take() {
             let node = server.node();
-            if !topology.may_hold(node.id()) || !node.may_be_in(server.incarnation) {
+            let life = server.incarnation;
+            if !topology.may_hold(node.id(), life) || !node.may_be_in(life) {
                 // What it holds open on a server that is the primary no more must not be committed.
                 return Err(Refusal::PrimaryChanged {
                     node: server.node().name.clone(),

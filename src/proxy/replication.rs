@@ -170,7 +170,14 @@ async fn superseded(cluster: &Cluster, node: &Node) {
     loop {
         // Made before the look, so that no change after it is missed.
         let changed = cluster.changed.notified();
-        if node.is_leaving() || !cluster.topology().may_hold(node.id()) {
+        let (topology, life) = (cluster.topology(), node.last_life());
+        let may_stay = match node.is_leaving() {
+            // Its server may have another name or address now.
+            true => topology.is_primary_in(life),
+            false => topology.may_hold(node.id(), life),
+        };
+        drop(topology);
+        if !may_stay {
             return;
         }
         changed.await;
