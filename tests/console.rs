@@ -111,6 +111,13 @@ fn wait_so_long(gateway: &Gateway, console: &Client, count: usize, seconds: f64)
     long.count() == count
 }
 
+fn is_paused(gateway: &Gateway, console: &Client, database: &str) -> bool {
+    let databases = shown(gateway, console, "DATABASES");
+    databases
+        .iter()
+        .any(|row| row["name"] == database && row["paused"] == "t")
+}
+
 /// Sends a cancel request with the key that a client was told.
 fn cancel(gateway: &Gateway, (pid, secret): &(i32, Vec<u8>)) {
     let mut request = 80_877_102_i32.to_be_bytes().to_vec();
@@ -538,12 +545,7 @@ fn what_is_new_waits_while_a_database_is_paused() {
     );
     client.rows("BEGIN");
     client.rows(WRITE);
-    let is_paused = |name: &str| {
-        let databases = shown(&gateway, &watcher, "DATABASES");
-        databases
-            .iter()
-            .any(|row| row["name"] == name && row["paused"] == "t")
-    };
+    let is_paused = |name: &str| is_paused(&gateway, &watcher, name);
     assert_eq!(console.error("PAUSE nowhere").code().code(), "3D000");
     assert_eq!(console.error("RESUME").code().code(), "55000");
     assert_eq!(console.error("RESUME app").code().code(), "55000");
@@ -585,6 +587,49 @@ fn what_is_new_waits_while_a_database_is_paused() {
         r#"told by the console user=app command="RESUME""#,
     ] {
         assert!(log.contains(told), "{told}: {log}");
+    }
+}
+
+#[test]
+fn who_keeps_a_server_does_not_wait_for_a_pause_that_waits_for_that() {
+    let cluster = start(1);
+    let [primary, replica] = [0, 1].map(|index| cluster.node(index).port().to_string());
+    let begin = |raw: &mut Raw, sql: &str| raw.send(|out| encode::query(out, sql.as_bytes()));
+    // The only value of the only row.
+    let one = |raw: &mut Raw, sql: &str| {
+        begin(raw, sql);
+        let row = raw.until(b'D');
+        raw.until(b'Z');
+        String::from_utf8_lossy(&body(&row)[6..]).into_owned()
+    };
+    for mode in ["transaction", "session"] {
+        let gateway = Gateway::start_with(&cluster, |config| {
+            format!("{config}\n{CONSOLE}\n[pool]\nmode = \"{mode}\"\n")
+        });
+        let watcher = console(&gateway, "app");
+        let open = |more: &[(&str, &str)]| {
+            let mut raw = Raw::start(gateway.port, VERSION_3_0, more);
+            raw.log_in();
+            raw
+        };
+        let eventual = [("options", "-c tidegate.consistency=eventual")];
+        let (mut keeper, mut reader) = (open(&eventual), open(&eventual));
+        begin(&mut keeper, "CREATE TEMPORARY TABLE own AS SELECT 1 AS n");
+        keeper.until(b'Z');
+        assert_eq!(one(&mut reader, READ), replica);
+        let mut admin = open(&[("database", "tidegate")]);
+        begin(&mut admin, "PAUSE app");
+        wait_for("the pause", || is_paused(&gateway, &watcher, "app"));
+        // Where it keeps a server of a replica, it gives that up to wait.
+        begin(&mut reader, WRITE);
+        wait_for("the write to wait", || is_waiting(&gateway, &watcher));
+        assert_eq!(one(&mut keeper, READ), primary, "{mode}");
+        assert_eq!(one(&mut keeper, "UPDATE own SET n = 2 RETURNING n"), "2");
+        drop(keeper);
+        admin.until(b'Z');
+        assert!(is_waiting(&gateway, &watcher));
+        watcher.rows("RESUME app");
+        reader.until(b'Z');
     }
 }
 

@@ -108,6 +108,23 @@ pub struct Census {
     pub size: usize,
 }
 
+/// What is waited for by who wants a server, beside one that is lent now.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// One that the node does not give: it gives no more than there are.
+    pub for_room: bool,
+    /// The end of a pause.
+    pub for_resume: bool,
+}
+
+impl Patience {
+    /// Of who has nowhere else to go.
+    pub const ALL: Patience = Patience {
+        for_room: true,
+        for_resume: true,
+    };
+}
+
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckoutError {
@@ -117,6 +134,8 @@ pub enum CheckoutError {
     Connect { node: String, error: ConnectError },
     #[error("node {node} takes nothing new")]
     Leaving { node: String },
+    #[error("the database is paused")]
+    Paused,
 }
 
 impl CheckoutError {
@@ -125,7 +144,7 @@ impl CheckoutError {
         match self {
             CheckoutError::Timeout { .. } => true,
             CheckoutError::Connect { error, .. } => error.is_full(),
-            CheckoutError::Leaving { .. } => false,
+            CheckoutError::Leaving { .. } | CheckoutError::Paused => false,
         }
     }
 
@@ -241,26 +260,18 @@ impl Pool {
         wanted: &Settings,
         favourite: u64,
     ) -> Result<Box<Server>, CheckoutError> {
-        self.lend_in_turn(wanted, favourite, true).await
+        self.checkout_with(Patience::ALL, wanted, favourite).await
     }
 
-    /// The same for who has other nodes to go to: waits only if there are as many as the pool may have, and not
-    /// because the node gives no more.
+    /// The same for who has somewhere else to go.
     ///
     /// # Errors
-    /// As those of [`checkout`](Self::checkout).
-    pub async fn checkout_unless_short(
+    /// As those of [`checkout`](Self::checkout), and at once where that would wait for what is not waited for.
+    pub async fn checkout_with(
         self: &Arc<Self>,
-        wanted: &Settings,
-    ) -> Result<Box<Server>, CheckoutError> {
-        self.lend_in_turn(wanted, NO_FAVOURITE, false).await
-    }
-
-    async fn lend_in_turn(
-        self: &Arc<Self>,
+        patience: Patience,
         wanted: &Settings,
         favourite: u64,
-        waits_for_room: bool,
     ) -> Result<Box<Server>, CheckoutError> {
         // When it began to wait for a server, if it has: its turn is by that.
         let mut since = None;
@@ -274,7 +285,8 @@ impl Pool {
                     Some(server) => return Ok(server),
                     None => continue,
                 },
-                Ready::Wait(..) if !waits_for_room && self.lock().has_all_it_gets() => {
+                Ready::Wait(_, None) if !patience.for_resume => return Err(CheckoutError::Paused),
+                Ready::Wait(..) if !patience.for_room && self.lock().has_all_it_gets() => {
                     return Err(self.waited_in_vain(Duration::ZERO));
                 }
                 Ready::Wait(waiter, timeout) => (waiter, timeout),

@@ -12,6 +12,7 @@ use super::reads::{Otherwise, otherwise};
 use super::refusal::Refusal;
 use super::wishes::{Base, Special};
 use crate::cluster::node::{Node, Role};
+use crate::cluster::pool::Patience;
 use crate::cluster::topology::Topology;
 use crate::config::{Level, show_duration};
 use crate::session::batch::End;
@@ -120,7 +121,7 @@ impl Client {
                 return Ok(placed);
             }
             if let Ok(server) = self
-                .on_replica(&node, life, &topology.config, true, true)
+                .on_replica(&node, life, &topology.config, true, Patience::ALL)
                 .await
             {
                 return Ok(Placed {

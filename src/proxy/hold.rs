@@ -7,11 +7,11 @@ use tokio::sync::futures::Notified;
 use tokio::time::{sleep, timeout};
 
 use super::Client;
-use super::acquire::{Placed, writing};
+use super::acquire::{Placed, Side, writing};
 use super::refusal::Refusal;
 use super::wishes::Special;
 use crate::cluster::Cluster;
-use crate::cluster::pool::CheckoutError;
+use crate::cluster::pool::{CheckoutError, Patience};
 use crate::config::Level;
 use crate::session::route::Reason;
 use crate::telemetry;
@@ -126,6 +126,7 @@ impl Client {
         let cluster = self.cluster.clone();
         loop {
             let changed = cluster.changed.notified();
+            self.keep_nothing_of_replicas();
             let (primary, config) = {
                 let topology = cluster.topology();
                 (topology.primary.clone(), topology.config.clone())
@@ -133,10 +134,19 @@ impl Client {
             if let Some(node) = primary {
                 let pool = self.pool(&node, &config);
                 let asked = Instant::now();
+                let patience = Patience {
+                    for_resume: self.held_replica.is_none(),
+                    ..Patience::ALL
+                };
+                let settings = self.session.settings();
                 match pool
-                    .checkout(self.session.settings(), self.last_written)
+                    .checkout_with(patience, settings, self.last_written)
                     .await
                 {
+                    Err(CheckoutError::Paused) => {
+                        held.iter_mut().for_each(Held::begin_anew);
+                        continue;
+                    }
                     // It may have been waited for as long as a pause is.
                     Ok(server) if !cluster.is_primary(&node) => {
                         server.give_back();
@@ -163,6 +173,17 @@ impl Client {
             }
             let held = held.get_or_insert_with(Held::begin);
             held.wait(&cluster, &self.key.database, changed).await?;
+        }
+    }
+
+    /// In session mode: gives up the server of a replica that the session has beside what it waits for, if its database
+    /// is paused. The end of that is not to wait for who waits for it.
+    fn keep_nothing_of_replicas(&mut self) {
+        if self.held_replica.is_some() && self.cluster.is_paused(&self.key.database) {
+            let server = self.held_replica.take();
+            server
+                .into_iter()
+                .for_each(|server| self.clean(server, Side::Replica));
         }
     }
 }

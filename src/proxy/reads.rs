@@ -17,7 +17,7 @@ use super::wishes::{Base, Special};
 use crate::cluster::Cluster;
 use crate::cluster::node::Node;
 use crate::cluster::pool::server::Server;
-use crate::cluster::pool::{CheckoutError, NO_FAVOURITE};
+use crate::cluster::pool::{CheckoutError, NO_FAVOURITE, Patience};
 use crate::cluster::topology::Topology;
 use crate::config::{Config, OnNoReplica, ReadPrimary};
 use crate::session::consistency::{Floors, Incarnation, NodeId, Replica};
@@ -182,8 +182,12 @@ impl Client {
                     let repairable = repairable(&topology);
                     drop(topology);
                     wait.pass_gate();
-                    let (may_wait, is_patient) = (!wait.has_waited, wait.is_patient);
-                    let server = self.on_replica(&node, life, &wait.config, may_wait, is_patient);
+                    let may_wait = !wait.has_waited;
+                    let patience = Patience {
+                        for_room: wait.is_patient,
+                        for_resume: !self.goes_on_when_paused(&wait, special),
+                    };
+                    let server = self.on_replica(&node, life, &wait.config, may_wait, patience);
                     match server.await {
                         Ok(server) => {
                             return Ok(Placed {
@@ -193,6 +197,11 @@ impl Client {
                                 waited_us: 0,
                                 repairable,
                             });
+                        }
+                        Err(Some(CheckoutError::Paused)) => {
+                            return self
+                                .read_on_primary(Reason::PinnedServer, special, None)
+                                .await;
                         }
                         Err(error) => {
                             wait.miss(node.id(), error);
@@ -242,6 +251,12 @@ impl Client {
             cluster.hurry();
             let _ = timeout(left.min(HOLD_STEP), moved).await;
         }
+    }
+
+    /// Whether the read runs on the server of the primary that the session keeps, rather than wait for the end of a
+    /// pause, which would wait for the session.
+    fn goes_on_when_paused(&self, wait: &ReadWait, special: Option<&Special>) -> bool {
+        self.held.is_some() && !wait.only_on_replicas && may_read_primary(&wait.config, special)
     }
 
     /// Where the read goes by what is known now, with these replicas left out.
@@ -309,7 +324,7 @@ impl Client {
         life: Incarnation,
         config: &Config,
         may_wait: bool,
-        is_patient: bool,
+        patience: Patience,
     ) -> Result<Box<Server>, Option<CheckoutError>> {
         if let Some(server) = self
             .kept_replica(node.id())
@@ -323,10 +338,7 @@ impl Client {
         }
         let meetings = node.meetings();
         let settings = self.session.settings();
-        let checkout = match is_patient {
-            true => pool.checkout(settings, NO_FAVOURITE).await,
-            false => pool.checkout_unless_short(settings).await,
-        };
+        let checkout = pool.checkout_with(patience, settings, NO_FAVOURITE).await;
         let is_as_judged = || node.incarnation() == life && node.meetings() == meetings;
         match checkout {
             Ok(server) if server.incarnation == life && is_as_judged() => Ok(server),
@@ -427,7 +439,7 @@ pub(super) fn otherwise(config: &Config, reason: Reason, special: Option<&Specia
         Reason::Level | Reason::Shared | Reason::NamedPrimary
     );
     let is_named = special.is_some_and(|special| special.node.is_some());
-    let may_primary = !is_named && config.routing.read_primary != ReadPrimary::Never;
+    let may_primary = may_read_primary(config, special);
     match config.consistency.on_no_replica {
         _ if is_chosen => Otherwise::Primary,
         OnNoReplica::Primary if may_primary => Otherwise::Primary,
@@ -436,6 +448,12 @@ pub(super) fn otherwise(config: &Config, reason: Reason, special: Option<&Specia
             then_primary: may_primary && on_no_replica == OnNoReplica::Wait,
         },
     }
+}
+
+/// Whether the primary takes what a replica could.
+fn may_read_primary(config: &Config, special: Option<&Special>) -> bool {
+    let is_named = special.is_some_and(|special| special.node.is_some());
+    !is_named && config.routing.read_primary != ReadPrimary::Never
 }
 
 /// It waits, and then goes to the primary.
