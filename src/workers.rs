@@ -33,12 +33,18 @@ struct Worker {
     /// Where Linux says how long the thread has run.
     statistics: Arc<OnceLock<PathBuf>>,
     clients: AtomicUsize,
+    /// How many have come since its load was last looked at, which does not show in that yet.
+    newcomers: AtomicUsize,
     /// Its busy share when last looked at, in thousandths.
     busy: AtomicUsize,
     /// The last call for clients to move away: its number, and in the lowest ten bits which share of
     /// them it is for, in thousandths.
     call: AtomicU64,
 }
+
+/// So much of a thread's time, in thousandths, makes no difference between two workers: there it is the clients that are
+/// counted.
+const SAME_LOAD: usize = 50;
 
 const SHARE_BITS: u32 = 10;
 const ALL: u64 = 1000;
@@ -79,13 +85,22 @@ impl Workers {
     /// Takes a place for a client on the worker that has the most time.
     pub fn seat(self: &Arc<Self>) -> Seat {
         let active = self.active.load(Relaxed).clamp(1, self.all.len());
+        let workers = &self.all[..active];
+        let sum = |of: fn(&Worker) -> &AtomicUsize| -> usize {
+            workers.iter().map(|worker| of(worker).load(Relaxed)).sum()
+        };
+        // A client is taken to be as busy as those are that were there at the last look.
+        let known = sum(|worker| &worker.clients).saturating_sub(sum(|worker| &worker.newcomers));
+        let mean = sum(|worker| &worker.busy) / known.max(1);
         let load = |&index: &usize| {
-            let worker = &self.all[index];
-            (worker.busy.load(Relaxed), worker.clients.load(Relaxed))
+            let worker = &workers[index];
+            let busy = worker.busy.load(Relaxed) + worker.newcomers.load(Relaxed) * mean;
+            (busy / SAME_LOAD, worker.clients.load(Relaxed))
         };
         let index = (0..active).min_by_key(load).unwrap_or(0);
-        let worker = &self.all[index];
+        let worker = &workers[index];
         worker.clients.fetch_add(1, Relaxed);
+        worker.newcomers.fetch_add(1, Relaxed);
         Seat {
             workers: self.clone(),
             index,
@@ -118,6 +133,7 @@ impl Workers {
             before = now;
             for (worker, share) in self.all.iter().zip(&shares) {
                 worker.busy.store((share * 1000.0) as usize, Relaxed);
+                worker.newcomers.store(0, Relaxed);
             }
             self.apply(balance.next(&shares, self.active.load(Relaxed)));
         }
@@ -185,6 +201,7 @@ impl Worker {
             runtime: handle,
             statistics,
             clients: AtomicUsize::new(0),
+            newcomers: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
             call: AtomicU64::new(0),
         })
@@ -389,6 +406,32 @@ mod tests {
         assert_eq!(percent(spent(170, Some(40)), spent(100, Some(10))), 30);
         assert_eq!(percent(spent(200, Some(40)), spent(100, Some(10))), 30);
         assert_eq!(percent(spent(180, None), spent(100, None)), 80);
+    }
+
+    #[test]
+    fn clients_that_come_together_are_seated_apart() {
+        let workers = Workers::start(2, 2).unwrap();
+        let clients = |workers: &Workers| -> Vec<_> {
+            let all = workers.all.iter();
+            all.map(|worker| worker.clients.load(Relaxed)).collect()
+        };
+        // Nobody does anything yet, but for the probes on the first.
+        workers.all[0].busy.store(9, Relaxed);
+        let seats: Vec<_> = (0..64).map(|_| workers.seat()).collect();
+        assert_eq!(clients(&workers), [32, 32]);
+        // 64 clients need 800 of a thousand, and 64 more are to need as much: the first has time for 16 less of them.
+        workers.all[0].busy.store(500, Relaxed);
+        workers.all[1].busy.store(300, Relaxed);
+        workers
+            .all
+            .iter()
+            .for_each(|worker| worker.newcomers.store(0, Relaxed));
+        let more: Vec<_> = (0..64).map(|_| workers.seat()).collect();
+        let [first, second] = clients(&workers)[..] else {
+            panic!("two workers");
+        };
+        assert!((52..=60).contains(&first), "{first} and {second}");
+        drop((seats, more));
     }
 
     #[test]
