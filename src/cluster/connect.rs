@@ -476,12 +476,13 @@ const READ_BYTES: usize = 1024;
 /// request. It goes as encrypted as a login would.
 ///
 /// # Errors
-/// When the request could not be delivered.
+/// When the request could not be delivered within the `limit`. Whether it is on its way by then is `sent`.
 pub async fn cancel(
     node: &Node,
     pid: i32,
     secret: &[u8],
     limit: Duration,
+    sent: &mut bool,
 ) -> Result<(), ConnectError> {
     let deliver = async {
         let (tls, host, port) = (node.tls.load_full(), &node.host, node.port);
@@ -492,6 +493,7 @@ pub async fn cancel(
             }
             opened => opened?,
         };
+        *sent = true;
         stream
             .write_all(&startup::encode_cancel(pid, secret))
             .await?;

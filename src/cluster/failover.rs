@@ -16,9 +16,7 @@ impl Cluster {
         let update = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.settle();
         let (primary, split_brain) = elect(&old, self.clock.timeline());
-        if primary.is_none() {
-            self.tell_dispute(&old);
-        }
+        self.tell_dispute(primary.is_none().then_some(&old));
         let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id());
         let same = id(&primary) == id(&old.primary);
         let meetings = primary.as_ref().map_or(0, |node| node.meetings());
@@ -180,7 +178,7 @@ pub(super) fn unseen(topology: &Topology) -> Option<Unseen<'_>> {
     let may_be_ours = |node: &&Arc<Node>| [0, topology.system].contains(&node.system());
     let nodes = || topology.nodes.iter().filter(may_be_ours);
     let told_by = nodes()
-        .filter(|node| node.role() == Role::Replica)
+        .filter(|node| node.role() != Role::Primary && node.told_timeline() != 0)
         .max_by_key(|node| node.told_timeline())?;
     let is_away = |node: &&Arc<Node>| !node.is_up() && !node.is_leaving();
     let node = nodes()

@@ -128,9 +128,10 @@ impl Cluster {
         }
     }
 
-    /// Tells once why there is no primary, if it is for the systems that nodes are of.
-    pub(super) fn tell_dispute(&self, topology: &Topology) {
-        let dispute = topology.dispute();
+    /// Tells once why there is no primary in this topology, if it is for a [dispute](Topology::dispute). `None` where
+    /// there is one.
+    pub(super) fn tell_dispute(&self, topology: Option<&Topology>) {
+        let dispute = topology.and_then(Topology::dispute);
         let mut told = self.dispute.lock().unwrap_or_else(PoisonError::into_inner);
         if *told == dispute {
             return;

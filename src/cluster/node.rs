@@ -62,6 +62,8 @@ pub struct Node {
     timeline: AtomicU32,
     /// The timeline that it has last told of as a replica, whether that is the primary's or not; 0 if none.
     told_timeline: AtomicU32,
+    /// The life of its server in which it has told that.
+    told_in: AtomicU64,
     lag_us: AtomicU64,
     /// See [`Candidate::as_of`].
     as_of: AtomicU64,
@@ -149,6 +151,7 @@ impl Node {
             position: AtomicU64::new(0),
             timeline: AtomicU32::new(0),
             told_timeline: AtomicU32::new(0),
+            told_in: AtomicU64::new(0),
             lag_us: AtomicU64::new(LAG_UNKNOWN),
             as_of: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
@@ -320,9 +323,17 @@ impl Node {
         self.told_timeline.load(Ordering::SeqCst)
     }
 
-    /// It has told of this one. `true` if that is another than before.
-    pub fn tell_timeline(&self, timeline: u32) -> bool {
-        self.told_timeline.swap(timeline, Ordering::SeqCst) != timeline
+    /// It has told of this one. Returns the one that it is on: in one life a standby goes to newer ones only, whatever its
+    /// control file says while it is sent nothing. And whether that is another than before.
+    pub fn tell_timeline(&self, timeline: u32) -> (u32, bool) {
+        let life = self.incarnation().0;
+        let before = self.told_timeline();
+        let now = match self.told_in.swap(life, Ordering::SeqCst) == life {
+            true => timeline.max(before),
+            false => timeline,
+        };
+        self.told_timeline.store(now, Ordering::SeqCst);
+        (now, now != before)
     }
 
     pub fn set_timeline(&self, timeline: u32) {
@@ -381,7 +392,7 @@ impl Node {
         self.set_up(false);
         self.set_role(Role::Unknown);
         self.set_timeline(0);
-        self.tell_timeline(0);
+        self.told_timeline.store(0, Ordering::SeqCst);
         self.probed.store(false, Ordering::SeqCst);
     }
 

@@ -530,7 +530,8 @@ impl Probe {
                     .await?
             }
         };
-        if node.tell_timeline(timeline) {
+        let (timeline, is_news) = node.tell_timeline(timeline);
+        if is_news {
             cluster.reconsider();
         }
         if cluster.note_departure(node, timeline) {
@@ -550,7 +551,8 @@ impl Probe {
         limit: Duration,
     ) -> Result<(), ProbeError> {
         let timeline = self.ask_timeline(REPLAYED_TIMELINE, 10, limit).await?;
-        if node.tell_timeline(timeline) {
+        let (timeline, is_news) = node.tell_timeline(timeline);
+        if is_news {
             cluster.reconsider();
         }
         let before = node.timeline();

@@ -132,9 +132,9 @@ impl Delivery<'_> {
 
     async fn deliver(mut self, server: &CancelKey) {
         let node = &server.node;
-        // Until it is known: whoever waits for this may wait no more.
-        self.may_come = true;
-        match connect::cancel(node, server.pid, &server.secret, DELIVERY).await {
+        // Noted before it is known what comes of it: whoever waits for that may wait no more.
+        let may_come = &mut self.may_come;
+        match connect::cancel(node, server.pid, &server.secret, DELIVERY, may_come).await {
             Ok(()) => {
                 self.may_come = false;
                 telemetry::metrics().cancels.increment(1);

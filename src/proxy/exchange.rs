@@ -334,7 +334,8 @@ impl Client {
         let commits = match is_outside {
             true => did.wrote,
             false => {
-                server.state.may_outlive_transaction()
+                let is_on_primary = !self.session.roams_on_replica();
+                is_on_primary && server.state.may_outlive_transaction()
                     || !self.session.roams() && server.state.may_commit()
             }
         };

@@ -479,7 +479,8 @@ impl Session {
         let sets = effects.as_ref().map_or(Localised::No, Tracked::sets);
         batch.sets = batch.sets.max(sets);
         batch.reshapes |= effects.as_ref().is_some_and(Tracked::reshapes);
-        if effects.is_some() && self.portals.is_full() {
+        let is_one_more = effects.is_some() && self.portals.get(bind.portal).is_none();
+        if is_one_more && self.portals.is_full() {
             return Err(ClientFault::TooManyPortals);
         }
         let change = self.portals.change(bind.portal, effects);
