@@ -166,21 +166,11 @@ impl Entrance {
         match self {
             Entrance::Tcp(listener) => {
                 let listener = listener.into_std()?;
-                let accept = || {
-                    let (socket, _) = listener.accept()?;
-                    socket.set_nonblocking(true)?;
-                    Ok(Arrived::Tcp(socket))
-                };
-                accept_all(accept, hand_out)
+                accept_all(|| Ok(Arrived::Tcp(listener.accept()?.0)), hand_out)
             }
             Entrance::Unix(listener) => {
                 let listener = listener.into_std()?;
-                let accept = || {
-                    let (socket, _) = listener.accept()?;
-                    socket.set_nonblocking(true)?;
-                    Ok(Arrived::Unix(socket))
-                };
-                accept_all(accept, hand_out)
+                accept_all(|| Ok(Arrived::Unix(listener.accept()?.0)), hand_out)
             }
         }
     }
@@ -193,7 +183,10 @@ fn accept_all(
 ) -> io::Result<()> {
     loop {
         match accept() {
-            Ok(socket) => hand_out(socket),
+            Ok(socket) => {
+                socket.set_nonblocking()?;
+                hand_out(socket);
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(()),
                 io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
@@ -229,6 +222,14 @@ impl Door {
 }
 
 impl Arrived {
+    /// As a runtime needs it: one that no runtime has accepted is not so.
+    fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Arrived::Tcp(socket) => socket.set_nonblocking(true),
+            Arrived::Unix(socket) => socket.set_nonblocking(true),
+        }
+    }
+
     /// Makes it the current thread's.
     fn settle(self) -> io::Result<Stream> {
         match self {
@@ -507,10 +508,7 @@ async fn let_leave(proxy: &Proxy, signals: &mut Signals, path: &Path) {
     let started = Instant::now();
     // A reload may change it.
     let is_over = || started.elapsed() >= proxy.config.load().listen.shutdown_grace;
-    while !proxy.sessions.is_empty() {
-        if is_over() {
-            break;
-        }
+    while !proxy.sessions.is_empty() && !is_over() {
         tokio::select! {
             _ = signals.until_stop(proxy, path) => break,
             () = tokio::time::sleep(Duration::from_millis(100)) => {}

@@ -99,11 +99,7 @@ fn what_runs_behind_a_transactions_end_may_have_been_done() {
                 out.extend_from_slice(encode::SYNC);
             }
         });
-        let told = error(
-            &std::iter::from_fn(|| raw.next())
-                .find(|f| f[0] == b'E')
-                .expect("why"),
-        );
+        let told = error(&raw.until(b'E'));
         assert!(told.contains(&format!("C={code}")), "{text}: {told}");
     }
     // The client has been told that it is committed; what it says then is lost.
@@ -121,11 +117,7 @@ fn what_runs_behind_a_transactions_end_may_have_been_done() {
         extended(out, "INSERT INTO t VALUES (4)");
         out.extend_from_slice(encode::SYNC);
     });
-    let told = error(
-        &std::iter::from_fn(|| raw.next())
-            .find(|f| f[0] == b'E')
-            .expect("why"),
-    );
+    let told = error(&raw.until(b'E'));
     assert!(told.contains("C=08007"), "{told}");
     let rows = cluster
         .primary()

@@ -592,6 +592,16 @@ fn a_shutdown_lets_transactions_finish_and_a_second_signal_does_not() {
     }
 }
 
+/// How many sockets listen on this port of IPv4, as the operating system tells.
+fn listeners(port: u16) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("sockets");
+    let listens = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == "0A"
+    };
+    sockets.lines().skip(1).filter(listens).count()
+}
+
 #[test]
 fn another_process_takes_over_and_no_client_notices() {
     let cluster = with_items(1);
@@ -610,6 +620,7 @@ fn another_process_takes_over_and_no_client_notices() {
     wait_for("the old one to serve no health", || {
         old.get("/readyz").is_none()
     });
+    wait_for("the old one to listen no more", || listeners(port) == 1);
     for _ in 0..20 {
         assert_eq!(Client::open(&old, "app", "").one("SELECT 1"), "1");
     }

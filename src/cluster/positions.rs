@@ -40,6 +40,16 @@ impl Cluster {
         timeline == 0 || node.timeline() == timeline
     }
 
+    /// A replica has told of this timeline. Returns the one that it [is on](Node::tell_timeline), by which another node may
+    /// be the primary.
+    pub(super) fn note_timeline(&self, node: &Node, timeline: u32) -> u32 {
+        let (timeline, is_news) = node.tell_timeline(timeline);
+        if is_news {
+            self.reconsider();
+        }
+        timeline
+    }
+
     /// A replica has got to this timeline. `true` if it has left the primary's for it just now: then nothing counts
     /// that it has said before.
     pub(super) fn note_departure(&self, node: &Node, timeline: u32) -> bool {

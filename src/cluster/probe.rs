@@ -530,10 +530,7 @@ impl Probe {
                     .await?
             }
         };
-        let (timeline, is_news) = node.tell_timeline(timeline);
-        if is_news {
-            cluster.reconsider();
-        }
+        let timeline = cluster.note_timeline(node, timeline);
         if cluster.note_departure(node, timeline) {
             let expected = cluster.clock.timeline();
             let (cluster, node) = (&cluster.name, &node.name);
@@ -551,10 +548,7 @@ impl Probe {
         limit: Duration,
     ) -> Result<(), ProbeError> {
         let timeline = self.ask_timeline(REPLAYED_TIMELINE, 10, limit).await?;
-        let (timeline, is_news) = node.tell_timeline(timeline);
-        if is_news {
-            cluster.reconsider();
-        }
+        let timeline = cluster.note_timeline(node, timeline);
         let before = node.timeline();
         if timeline == before {
             return Ok(());

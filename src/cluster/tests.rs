@@ -180,8 +180,7 @@ fn nobody_is_the_primary_while_the_one_that_a_replica_follows_is_not_seen() {
     hear(&unwatched, 2, (1, 0), Role::Replica);
     let (old, away, follower) = (0, unwatched.node(1), unwatched.node(2));
     let tells = |timeline| {
-        follower.tell_timeline(timeline);
-        unwatched.cluster.reconsider();
+        unwatched.cluster.note_timeline(&follower, timeline);
     };
     let old_one = Some(unwatched.node(old).id());
     tells(1);
